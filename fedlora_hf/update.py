@@ -1,0 +1,224 @@
+"""The one noun that travels between clients and server: low-rank updates, with their algebra.
+
+A LoRA adapter changes a weight matrix by `W = scale * B @ A`, with A (r, in) and B (out, r). Everything here is
+frozen; an operation gives a new value. Sums are exact (ranks add up); only `truncated` loses anything, and says how
+much. Ranks and scales may differ from client to client.
+"""
+# SPDX-License-Identifier: Apache-2.0
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedlora_hf.errors import UpdateError
+from fedlora_hf.numerics import lowrank
+
+
+@dataclass(frozen=True, eq=False)
+class LoraFactors:
+    """One module's update `W = scale * B @ A`.
+
+    A: (r, in). B: (out, r). scale: alpha / r, or alpha / sqrt(r) for rslora; it travels with the factors, because
+    the same A and B mean another update under another scale.
+    """
+
+    A: Tensor
+    B: Tensor
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.A.ndim != 2 or self.B.ndim != 2 or self.A.shape[0] != self.B.shape[1]:
+            raise UpdateError(
+                f"A {tuple(self.A.shape)} and B {tuple(self.B.shape)}: A must be (r, in) and B (out, r) with one r; "
+                "pass the weights of lora_A and lora_B as PEFT stores them"
+            )
+
+    @property
+    def rank(self) -> int:
+        """r, the number of rows of A (not the numerical rank of the product)."""
+        return int(self.A.shape[0])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of the weight matrix that is changed."""
+        return int(self.B.shape[0]), int(self.A.shape[1])
+
+    def pair(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """(B, A) in `dtype` with the scale folded into B, so that `W = B @ A`: the form `numerics` works on."""
+        return self.B.to(dtype) * self.scale, self.A.to(dtype)
+
+    def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """W itself, (out, in). For tests and small matrices."""
+        B, A = self.pair(dtype)
+        return B @ A
+
+    def __add__(self, other: "LoraFactors") -> "LoraFactors":
+        """The exact sum, of rank r + r'; its scale is 1."""
+        if self.shape != other.shape:
+            raise UpdateError(
+                f"updates of shapes {self.shape} and {other.shape}: only updates of one module can be added"
+            )
+        (B, A), (other_B, other_A) = self.pair(), other.pair()
+        return LoraFactors(torch.cat([A, other_A]), torch.cat([B, other_B], dim=1))
+
+    def __mul__(self, factor: float) -> "LoraFactors":
+        return LoraFactors(self.A, self.B, self.scale * float(factor))
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> "LoraFactors":
+        return self * -1.0
+
+    def __sub__(self, other: "LoraFactors") -> "LoraFactors":
+        return self + -other
+
+    def norm(self) -> float:
+        """Frobenius norm of W, from the factors."""
+        B, A = self.pair(torch.float64)
+        return float(lowrank.inner(B, A, B, A).clamp_min(0).sqrt())
+
+    def rescaled(self, scale: float) -> "LoraFactors":
+        """The same update written with another scale (B takes up the difference)."""
+        if scale == self.scale:
+            return self
+        return LoraFactors(self.A, self.B * (self.scale / scale), scale)
+
+    def padded(self, rank: int) -> "LoraFactors":
+        """The same update with zero rows and columns up to `rank`."""
+        if rank < self.rank:
+            raise UpdateError(f"rank {rank}: below the factors' own {self.rank}; use truncated(rank) to lose rank")
+        missing = rank - self.rank
+        if not missing:
+            return self
+        A = torch.cat([self.A, self.A.new_zeros(missing, self.A.shape[1])])
+        return LoraFactors(A, torch.cat([self.B, self.B.new_zeros(self.B.shape[0], missing)], dim=1), self.scale)
+
+    def truncated(self, rank: int, scale: float = 1.0) -> tuple["LoraFactors", float]:
+        """(best update of at most `rank`, relative squared Frobenius norm that was discarded).
+
+        Exact in factor space (QR of both factors and a small SVD, in float64). Singular values are shared evenly
+        between A and B. Always `rank` rows, zero-padded if W has less.
+        """
+        B, A = self.pair(torch.float64)
+        low = lowrank.truncate(B, A, rank)
+        split = abs(scale) ** -0.5
+        factors = LoraFactors((low.A * split).float(), (low.B * split).float() * (1 if scale > 0 else -1), scale)
+        return factors.padded(rank), low.discarded
+
+    def to(self, *args: Any, **kwargs: Any) -> "LoraFactors":
+        return LoraFactors(self.A.to(*args, **kwargs), self.B.to(*args, **kwargs), self.scale)
+
+
+class AdapterState(Mapping[str, LoraFactors]):
+    """{module name: LoraFactors}, in sorted order, plus `extras`: tensors trained whole, such as a classification head.
+
+    `factors` may be any mapping; one that reads a module from disk when asked keeps a thousand clients out of memory.
+    """
+
+    __slots__ = ("_factors", "_names", "extras")
+
+    def __init__(self, factors: Mapping[str, LoraFactors], extras: Mapping[str, Tensor] | None = None) -> None:
+        if extras is None:
+            extras = factors.extras if isinstance(factors, AdapterState) else {}
+        self._factors = factors
+        self._names = tuple(sorted(factors))
+        self.extras: Mapping[str, Tensor] = extras
+
+    def __getitem__(self, module: str) -> LoraFactors:
+        return self._factors[module]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __repr__(self) -> str:
+        return f"AdapterState({len(self)} modules, {len(self.extras)} extras)"
+
+    def in_memory(self) -> "AdapterState":
+        """The same state with every tensor loaded."""
+        return AdapterState(dict(self), dict(self.extras))
+
+    def norm(self) -> float:
+        """Frobenius norm of the whole update, all modules together (extras left out)."""
+        return sum(factors.norm() ** 2 for factors in self.values()) ** 0.5
+
+    def nbytes(self) -> int:
+        """Bytes of every tensor, as sent over a wire in its own dtype."""
+        tensors = [tensor for factors in self.values() for tensor in (factors.A, factors.B)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in [*tensors, *self.extras.values()])
+
+
+def state_sum(*states: Mapping[str, LoraFactors]) -> AdapterState:
+    """The exact sum of adapters with the same modules: ranks add up, extras are the last one's."""
+    names = list(states[0])
+    total = {}
+    for name in names:
+        total[name] = states[0][name]
+        for state in states[1:]:
+            total[name] = total[name] + state[name]
+    last = states[-1]
+    return AdapterState(total, last.extras if isinstance(last, AdapterState) else None)
+
+
+@dataclass(frozen=True, eq=False)
+class ClientUpdate:
+    """What one client sends: its adapter, and how many examples it was trained on (None: not known).
+
+    The state is the whole adapter (relative to the frozen base model), not the change since the last round.
+    """
+
+    client_id: str
+    state: AdapterState
+    num_examples: int | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.state, AdapterState):
+            object.__setattr__(self, "state", AdapterState(self.state))
+
+
+class Evidence(NamedTuple):
+    """One kind of evidence against one client: flagged when `score` > `threshold` (None: kind not usable here)."""
+
+    score: float
+    threshold: float | None
+
+    @property
+    def flagged(self) -> bool:
+        return self.threshold is not None and self.score > self.threshold
+
+
+@dataclass(frozen=True, eq=False)
+class Aggregate:
+    """What a round's aggregation gives back.
+
+    state: the global adapter.
+    personalised: {client id: its refined adapter}, of the collaborative clients; empty when the method refines
+        nothing (a client then keeps its own update). May be lazy: an adapter is computed when it is asked for.
+    weights: {client id: weight in the global adapter}, summing to 1; 0 for a client left out.
+    flagged: sound but judged contaminated. quarantined: {client id: reason}, unusable. Both sorted.
+    evidence: {client id: {kind: Evidence}}; kinds are "subspace", "direction", "scale".
+    modules: {module: {"rank", "spectrum", "discarded_energy", ...}}, plain numbers.
+    diagnosis: what the method has to say about the whole cohort (identifiability, agreement), plain values.
+    """
+
+    state: AdapterState
+    personalised: Mapping[str, AdapterState] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
+    flagged: tuple[str, ...] = ()
+    quarantined: Mapping[str, str] = field(default_factory=dict)
+    evidence: Mapping[str, Mapping[str, Evidence]] = field(default_factory=dict)
+    modules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    diagnosis: Mapping[str, Any] = field(default_factory=dict)
+    n_iter: int = 1
+    converged: bool = True
+
+
+def sorted_updates(updates: Iterable[ClientUpdate]) -> tuple[ClientUpdate, ...]:
+    """The updates in the order of their ids, which is the order of every sum: a permuted cohort changes no bit."""
+    return tuple(sorted(updates, key=lambda update: update.client_id))

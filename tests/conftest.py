@@ -1,0 +1,24 @@
+"""What every test may lean on: a quiet, offline, single-threaded environment, and the real data where it stands beside."""
+# SPDX-License-Identifier: Apache-2.0
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+from pathlib import Path
+
+import pytest
+
+REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of published datasets (dolly/, natural_instructions/), or a skip that says where it was looked for."""
+    if not (REAL_DATA / "dolly").is_dir():
+        pytest.skip("no published datasets in ../shared/data beside the project")
+    return REAL_DATA
