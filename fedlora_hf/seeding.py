@@ -1,4 +1,4 @@
-"""Randomness as an argument: every random choice is drawn from a seed derived from (run seed, purpose, round, client)."""
+"""Randomness as an argument: every choice is drawn from a seed derived from (run seed, purpose, round, client)."""
 # SPDX-License-Identifier: Apache-2.0
 
 import hashlib
