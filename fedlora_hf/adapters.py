@@ -1,0 +1,180 @@
+"""A PEFT model's adapter <-> AdapterState: read out, and written back in place, without rebuilding anything."""
+# SPDX-License-Identifier: Apache-2.0
+
+import json
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
+from torch import Tensor, nn
+
+from fedlora_hf.dirmag import DirMagLoraConfig, write_factor
+from fedlora_hf.errors import AdapterError, ConfigError
+from fedlora_hf.update import AdapterState, LoraFactors
+
+DEFAULT = "default"
+CARRY = "carry"
+_TASKS = {"causal_lm": TaskType.CAUSAL_LM, "sequence_classification": TaskType.SEQ_CLS}
+
+
+def peft_config(
+    *,
+    adapter: str,
+    task: str,
+    r: int,
+    alpha: float,
+    dropout: float = 0.0,
+    rslora: bool = False,
+    target_modules: list[str] | None = None,
+) -> LoraConfig:
+    """The PEFT config of a run's adapter: stock LoRA, or direction/magnitude LoRA."""
+    kind = {"lora": LoraConfig, "dirmag": DirMagLoraConfig}.get(adapter)
+    if kind is None:
+        raise ConfigError(f"adapter={adapter!r}: must be lora or dirmag; choose one of these")
+    targets = target_modules[0] if target_modules == ["all-linear"] else target_modules
+    return kind(
+        r=r, lora_alpha=alpha, lora_dropout=dropout, use_rslora=rslora, target_modules=targets, task_type=_TASKS[task]
+    )
+
+
+def with_adapter(model: nn.Module, config: PeftConfig) -> PeftModel:
+    """`model` with the adapter of `config` added; ConfigError when the target modules match nothing."""
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        linear = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
+        targets = getattr(config, "target_modules", None)
+        if targets is not None and not isinstance(targets, str):
+            targets = ",".join(sorted(targets))
+        raise ConfigError(
+            f"target_modules={targets or 'not given'}: no adapter could be added ({str(error).splitlines()[0][:160]}); "
+            f"this model's linear layers end in {', '.join(linear[:12])}; pass --target_modules with some of them"
+        ) from None
+
+
+class AdapterSlot:
+    """One named adapter inside a PEFT model: states are read from it and written into it, in place.
+
+    Module names are the base model's own ("model.layers.0.self_attn.q_proj"). Writing keeps the parameters' identity,
+    so an optimizer or a wrapper that holds them goes on working.
+    """
+
+    def __init__(self, model: PeftModel, name: str = DEFAULT) -> None:
+        if name not in getattr(model, "peft_config", {}):
+            raise AdapterError(f"adapter {name!r}: not in the model ({', '.join(getattr(model, 'peft_config', {}))})")
+        self.model, self.name = model, name
+        self.layers: dict[str, LoraLayer] = dict(sorted(_lora_layers(model.get_base_model(), name)))
+        self.wrappers: dict[str, ModulesToSaveWrapper] = dict(
+            sorted(
+                (path, module)
+                for path, module in model.get_base_model().named_modules()
+                if isinstance(module, ModulesToSaveWrapper) and name in module.modules_to_save
+            )
+        )
+        if not self.layers:
+            raise AdapterError(f"adapter {name!r}: has no LoRA layers; use a LoraConfig or DirMagLoraConfig")
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The slot's trainable parameters, in module order."""
+        for layer in [*self.layers.values(), *self.wrappers.values()]:
+            for name, parameter in layer.named_parameters():
+                if parameter.requires_grad and f".{self.name}." in f".{name}.":
+                    yield parameter
+
+    def read(self) -> AdapterState:
+        """The adapter as it stands: detached float32 copies on the CPU."""
+        factors = {
+            module: LoraFactors(
+                _copy(layer.lora_A[self.name].weight), _copy(layer.lora_B[self.name].weight), layer.scaling[self.name]
+            )
+            for module, layer in self.layers.items()
+        }
+        return AdapterState(factors, {name: _copy(tensor) for name, tensor in self._extras()})
+
+    @torch.no_grad()
+    def write(self, state: AdapterState) -> None:
+        """Put `state` into the model. Lower ranks are padded with zeros; a higher rank is an AdapterError."""
+        if set(state) != set(self.layers):
+            odd = sorted(set(state) ^ set(self.layers))[0]
+            raise AdapterError(f"module {odd!r}: is in the state or in the model but not in both; load the right model")
+        for module, layer in self.layers.items():
+            lora_A, lora_B = layer.lora_A[self.name], layer.lora_B[self.name]
+            rank = lora_A.out_features
+            factors = state[module]
+            if factors.rank > rank:
+                raise AdapterError(
+                    f"{module}: rank {factors.rank} does not fit the model's {rank}; truncate it or raise lora_r"
+                )
+            factors = factors.rescaled(layer.scaling[self.name]).padded(rank)
+            write_factor(lora_A, factors.A)
+            write_factor(lora_B, factors.B)
+        for name, tensor in self._extras():
+            if name in state.extras:
+                tensor.copy_(state.extras[name])
+
+    def _extras(self) -> Iterator[tuple[str, Tensor]]:
+        for path, wrapper in self.wrappers.items():
+            for name, tensor in wrapper.modules_to_save[self.name].state_dict(keep_vars=True).items():
+                yield f"{path}.{name}", tensor
+
+    def config(self) -> dict[str, Any]:
+        """adapter_config.json of the slot, as stock PEFT writes it."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.model.peft_config[self.name].save_pretrained(folder)
+            content = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
+        content["inference_mode"] = True
+        for name, value in content.items():
+            if isinstance(value, list) and all(isinstance(item, str) for item in value):
+                content[name] = sorted(value)  # PEFT keeps sets; a set has no order to reproduce
+        return content
+
+
+def set_carry(model: PeftModel, state: Mapping[str, LoraFactors] | None, name: str = DEFAULT) -> None:
+    """Keep `state` as a second, frozen adapter under the trained one (None: take it away).
+
+    Its rank may be anything, so an exact aggregate of growing rank can stand under fresh factors of the usual rank.
+    """
+    if CARRY in model.peft_config:
+        model.delete_adapter(CARRY)
+    if state is None:
+        model.set_adapter(name)
+        return
+    config = model.peft_config[name]
+    rank = max(factors.rank for factors in state.values())
+    plain = LoraConfig(r=rank, lora_alpha=rank, target_modules=sorted(state), task_type=config.task_type)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT warns of several adapters on one model: that is what is wanted here
+        model.add_adapter(CARRY, plain)
+    AdapterSlot(model, CARRY).write(AdapterState(state, {}))
+    model.base_model.set_adapter([CARRY, name])
+    for module in model.modules():
+        if isinstance(module, LoraLayer) and CARRY in module.lora_A:
+            module.lora_A[CARRY].requires_grad_(False)
+            module.lora_B[CARRY].requires_grad_(False)
+
+
+def _lora_layers(base: nn.Module, name: str) -> Iterator[tuple[str, LoraLayer]]:
+    for path, module in base.named_modules():
+        if isinstance(module, LoraLayer):
+            if name in module.lora_embedding_A:
+                raise AdapterError(f"{path}: LoRA on an embedding cannot be aggregated; leave it out of target_modules")
+            if name in module.lora_A:
+                if not isinstance(module.get_base_layer(), nn.Module) or not hasattr(
+                    module.lora_A[name], "out_features"
+                ):
+                    raise AdapterError(
+                        f"{path}: LoRA on a {type(module).__name__} cannot be aggregated; target linear layers only"
+                    )
+                if module.use_dora.get(name) if hasattr(module, "use_dora") else False:
+                    raise AdapterError(f"{path}: DoRA magnitudes cannot be aggregated; use plain LoRA or dirmag")
+                yield path, module
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.float32, copy=True)

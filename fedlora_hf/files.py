@@ -1,0 +1,225 @@
+"""Adapters on disk: stock PEFT LoRA folders, read lazily and written whole; safetensors alone, no PEFT, no pickle."""
+# SPDX-License-Identifier: Apache-2.0
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor
+
+from fedlora_hf.errors import AdapterError
+from fedlora_hf.record import write_atomically
+from fedlora_hf.update import AdapterState, LoraFactors
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+MAX_CONFIG_BYTES = 4 * 1024 * 1024
+_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
+# Keys of adapters that are LoRA by name but not W + scale * B A of a linear layer.
+_REFUSED = {
+    "lora_magnitude_vector": "DoRA magnitudes",
+    "lora_embedding_": "an embedding's LoRA",
+    "lora_A.bias": "a LoRA bias",
+    "lora_B.bias": "a LoRA bias",
+}
+_TYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+
+
+class StoredFactors(Mapping[str, LoraFactors]):
+    """{module: LoraFactors} of one safetensors file; a module is read when it is asked for, and not kept."""
+
+    def __init__(self, path: Path, keys: Mapping[str, tuple[str, str]], scales: Mapping[str, float]) -> None:
+        self._path, self._keys, self._scales = path, keys, scales
+
+    def __getitem__(self, module: str) -> LoraFactors:
+        key_A, key_B = self._keys[module]
+        try:
+            with safe_open(self._path, framework="pt") as file:
+                return LoraFactors(file.get_tensor(key_A), file.get_tensor(key_B), self._scales[module])
+        except (OSError, SafetensorError) as error:
+            raise AdapterError(f"{self._path}: {_first_line(error)}; the file is damaged, copy it again") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+
+class StoredTensors(Mapping[str, Tensor]):
+    """{name: tensor} of one safetensors file, read when asked for."""
+
+    def __init__(self, path: Path, keys: Mapping[str, str]) -> None:
+        self._path, self._keys = path, keys
+
+    def __getitem__(self, name: str) -> Tensor:
+        key = self._keys[name]
+        try:
+            with safe_open(self._path, framework="pt") as file:
+                return file.get_tensor(key)
+        except (OSError, SafetensorError) as error:
+            raise AdapterError(f"{self._path}: {_first_line(error)}; the file is damaged, copy it again") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+
+def read_adapter(folder: str | os.PathLike[str]) -> tuple[AdapterState, dict[str, Any]]:
+    """(state read lazily, adapter_config.json as a dict) of a PEFT LoRA folder.
+
+    Raises AdapterError for anything that is not plain LoRA on linear layers in safetensors: another PEFT type, DoRA,
+    LoRA biases, embeddings, pickled weights, a damaged file.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    path = folder / WEIGHTS
+    if not path.is_file():
+        pickled = folder / "adapter_model.bin"
+        if pickled.exists():
+            raise AdapterError(
+                f"{pickled}: pickled weights can run code when loaded; save the adapter as safetensors instead"
+            )
+        raise AdapterError(f"{path}: no such file; give a folder written by save_pretrained of a LoRA adapter")
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = sorted(file.keys())
+            shapes = {name: _header(file, name) for name in names}
+    except (OSError, SafetensorError, ValueError) as error:
+        raise AdapterError(f"{path}: {_first_line(error)}; the file is damaged, copy it again") from None
+    return _state(path, names, shapes, config), config
+
+
+def _state(path: Path, names: list[str], shapes: Mapping[str, list[int]], config: Mapping[str, Any]) -> AdapterState:
+    factors: dict[str, dict[str, str]] = {}
+    extras: dict[str, str] = {}
+    for name in names:
+        for part, what in _REFUSED.items():
+            if part in name:
+                raise AdapterError(f"{path}: {name} holds {what}; only plain LoRA on linear layers can be aggregated")
+        match = _FACTOR.fullmatch(name.removeprefix(PREFIX))
+        if match:
+            factors.setdefault(match["module"], {})[match["factor"]] = name
+        else:
+            extras[name.removeprefix(PREFIX)] = name
+    keys, scales = {}, {}
+    for module, pair in sorted(factors.items()):
+        if set(pair) != {"A", "B"}:
+            raise AdapterError(
+                f"{path}: {module} has lora_{'/'.join(pair)} only; a LoRA module has both lora_A and lora_B"
+            )
+        A, B = shapes[pair["A"]], shapes[pair["B"]]
+        if len(A) != 2 or len(B) != 2 or A[0] != B[1]:
+            raise AdapterError(f"{path}: {module} has A {A} and B {B}; a linear layer has A (r, in) and B (out, r)")
+        keys[module] = (pair["A"], pair["B"])
+        scales[module] = module_scale(config, module, A[0], str(path))
+    if not keys:
+        raise AdapterError(f"{path}: no lora_A / lora_B weights; give a folder written by save_pretrained of LoRA")
+    return AdapterState(StoredFactors(path, keys, scales), StoredTensors(path, extras))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """adapter_config.json of `folder`, checked to be plain LoRA; AdapterError says what is not."""
+    path = folder / CONFIG
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise AdapterError(f"{path}: larger than {MAX_CONFIG_BYTES >> 20} MiB; it is not an adapter's config")
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise AdapterError(f"{path}: no such file; give a folder written by save_pretrained of an adapter") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise AdapterError(f"{path}: not readable as JSON ({type(error).__name__}); save the adapter again") from None
+    if not isinstance(config, dict):
+        raise AdapterError(f"{path}: holds a {type(config).__name__}; an adapter's config is a JSON object")
+    if config.get("peft_type") != "LORA":
+        raise AdapterError(
+            f"{path}: peft_type {str(config.get('peft_type'))!r}; only 'LORA' adapters can be aggregated"
+        )
+    for name in ("use_dora", "lora_bias"):
+        if config.get(name):
+            raise AdapterError(f"{path}: {name} is set; only plain LoRA (scale * B A) can be aggregated")
+    return config
+
+
+def module_scale(config: Mapping[str, Any], module: str, rank: int, where: str) -> float:
+    """alpha / r of one module, or alpha / sqrt(r) for rslora; rank_pattern and alpha_pattern as PEFT matches them."""
+    alpha = _patterned(config.get("alpha_pattern"), module, config.get("lora_alpha"))
+    declared = _patterned(config.get("rank_pattern"), module, config.get("r"))
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise AdapterError(f"{where}: lora_alpha {alpha!r}; must be a finite number; save the adapter again")
+    if declared != rank:
+        raise AdapterError(
+            f"{where}: {module} has rank {rank} but its config says {declared!r}; save the adapter again"
+        )
+    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _patterned(pattern: Any, module: str, default: Any) -> Any:
+    """PEFT's rule: the first key that is a regular expression for the name's end."""
+    if isinstance(pattern, dict):
+        for key, value in pattern.items():
+            try:
+                if re.match(rf"(.*\.)?({key})$", module):
+                    return value
+            except re.error:
+                continue
+    return default
+
+
+def write_adapter(folder: str | os.PathLike[str], state: AdapterState, config: Mapping[str, Any]) -> None:
+    """Write `state` as a stock PEFT folder, each file whole or not at all, tensors in float32.
+
+    `config` is an adapter_config.json as a dict; r and lora_alpha are set to what the state needs. Modules of lower
+    rank or another scale are padded and rescaled, which changes no update.
+    """
+    folder = Path(folder)
+    rank = max(factors.rank for factors in state.values())
+    scale = next(iter(state.values())).scale
+    tensors: dict[str, Tensor] = {}
+    for module, factors in state.items():
+        written = factors.to(torch.float32).rescaled(scale).padded(rank)
+        tensors[f"{PREFIX}{module}.lora_A.weight"] = written.A.contiguous()
+        tensors[f"{PREFIX}{module}.lora_B.weight"] = written.B.contiguous()
+    for name, tensor in state.extras.items():
+        tensors[PREFIX + name] = tensor.contiguous()
+    content = {**config, **rank_and_alpha(config, rank, scale)}
+    write_atomically(folder / WEIGHTS, safetensors_bytes(tensors, metadata={"format": "pt"}))
+    write_atomically(folder / CONFIG, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+
+
+def rank_and_alpha(config: Mapping[str, Any], rank: int, scale: float) -> dict[str, Any]:
+    """The fields of an adapter_config.json that say rank and scale; as they stand where they already say so."""
+    if config.get("r") == rank and not config.get("rank_pattern") and not config.get("alpha_pattern"):
+        root = math.sqrt(rank) if config.get("use_rslora") else rank
+        if math.isclose(float(config.get("lora_alpha", 0)) / root, scale, rel_tol=1e-12):
+            return {}
+    alpha = scale * rank
+    whole = round(alpha)
+    return {
+        "r": rank,
+        "lora_alpha": whole if math.isclose(alpha, whole, rel_tol=1e-12) else alpha,
+        "use_rslora": False,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+    }
+
+
+def _header(file: Any, name: str) -> list[int]:
+    part = file.get_slice(name)
+    if part.get_dtype() not in _TYPES:
+        raise ValueError(f"{name} has dtype {part.get_dtype()}, not one of {', '.join(_TYPES)}")
+    return list(part.get_shape())
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__
