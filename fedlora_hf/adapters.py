@@ -4,7 +4,8 @@
 import json
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from fedlora_hf.dirmag import DirMagLoraConfig, write_factor
+from fedlora_hf.dirmag import PARTS, DirMagLoraConfig, is_dirmag, set_trainable_parts, write_factor
 from fedlora_hf.errors import AdapterError, ConfigError
 from fedlora_hf.update import AdapterState, LoraFactors
 
@@ -46,7 +47,8 @@ def peft_config(
 def with_adapter(model: nn.Module, config: PeftConfig) -> PeftModel:
     """`model` with the adapter of `config` added; ConfigError when the target modules match nothing."""
     try:
-        return get_peft_model(model, config)
+        with _peft_quiet():
+            return get_peft_model(model, config)
     except ValueError as error:
         linear = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
         targets = getattr(config, "target_modules", None)
@@ -86,6 +88,16 @@ class AdapterSlot:
             for name, parameter in layer.named_parameters():
                 if parameter.requires_grad and f".{self.name}." in f".{name}.":
                     yield parameter
+
+    def train_only(self, factors: Iterable[str]) -> None:
+        """Leave trainable, of "A" and "B", the factors named (and any whole tensors, such as a head)."""
+        chosen = set(factors)
+        if is_dirmag(self.model, self.name):
+            set_trainable_parts(self.model, [part for part in PARTS if part[0] in chosen], self.name)
+            return
+        for layer in self.layers.values():
+            layer.lora_A[self.name].requires_grad_("A" in chosen)
+            layer.lora_B[self.name].requires_grad_("B" in chosen)
 
     def read(self) -> AdapterState:
         """The adapter as it stands: detached float32 copies on the CPU."""
@@ -142,14 +154,13 @@ def set_carry(model: PeftModel, state: Mapping[str, LoraFactors] | None, name: s
     """
     if CARRY in model.peft_config:
         model.delete_adapter(CARRY)
-    if state is None:
         model.set_adapter(name)
+    if state is None:
         return
     config = model.peft_config[name]
     rank = max(factors.rank for factors in state.values())
     plain = LoraConfig(r=rank, lora_alpha=rank, target_modules=sorted(state), task_type=config.task_type)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT warns of several adapters on one model: that is what is wanted here
+    with _peft_quiet():
         model.add_adapter(CARRY, plain)
     AdapterSlot(model, CARRY).write(AdapterState(state, {}))
     model.base_model.set_adapter([CARRY, name])
@@ -157,6 +168,15 @@ def set_carry(model: PeftModel, state: Mapping[str, LoraFactors] | None, name: s
         if isinstance(module, LoraLayer) and CARRY in module.lora_A:
             module.lora_A[CARRY].requires_grad_(False)
             module.lora_B[CARRY].requires_grad_(False)
+
+
+@contextmanager
+def _peft_quiet() -> Iterator[None]:
+    """Without two of PEFT's warnings: its own use of a deprecated name, and several adapters on one model, as wanted."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
+        yield
 
 
 def _lora_layers(base: nn.Module, name: str) -> Iterator[tuple[str, LoraLayer]]:

@@ -104,6 +104,8 @@ class FederatedConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # Processes train different clients: their batches have nothing to do with each other.
+        self.average_tokens_across_devices = False
         if isinstance(self.target_modules, list) and len(self.target_modules) == 1:
             self.target_modules = [part.strip() for part in self.target_modules[0].split(",")]
         self.aggregation_options = _parsed(self.aggregation_options)
@@ -117,6 +119,8 @@ class FederatedConfig(TrainingArguments):
         for name in ("validation_fraction", "test_fraction"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be in [0, 1); it is a share of the examples")
+        if self.keep_rounds == 1:
+            raise ConfigError("keep_rounds=1: must be 0 (all) or at least 2; a round's personal adapters need its start")
         if self.validation_fraction + self.test_fraction >= 1:
             raise ConfigError(
                 f"validation_fraction + test_fraction = {self.validation_fraction + self.test_fraction}: must stay "

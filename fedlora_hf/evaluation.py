@@ -66,16 +66,16 @@ def _scores(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def generate_answers(
-    model: Any, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int, max_length: int, batch_size: int = 8
+    model: Any, prompts: Sequence[list[int]], tokenizer: Any, *, max_new_tokens: int, batch_size: int = 8
 ) -> list[str]:
-    """Greedy answers to `prompts`, left-padded in batches, cut at the end-of-sequence token."""
-    answers = []
+    """Greedy answers to tokenised prompts, left-padded in batches, cut at the end-of-sequence token."""
+    answers: list[str] = []
     device = next(model.parameters()).device
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    was_training, cached = model.training, model.config.use_cache
+    was_training = model.training
     model.eval()
     for start in range(0, len(prompts), batch_size):
-        rows = [tokenizer(prompt)["input_ids"][-max_length:] for prompt in prompts[start : start + batch_size]]
+        rows = prompts[start : start + batch_size]
         width = max(len(row) for row in rows)
         ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
@@ -90,7 +90,6 @@ def generate_answers(
             )
         answers += tokenizer.batch_decode(generated[:, width:], skip_special_tokens=True)
     model.train(was_training)
-    model.config.use_cache = cached
     return answers
 
 

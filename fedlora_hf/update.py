@@ -61,7 +61,9 @@ class LoraFactors:
             raise UpdateError(
                 f"updates of shapes {self.shape} and {other.shape}: only updates of one module can be added"
             )
-        (B, A), (other_B, other_A) = self.pair(), other.pair()
+        # Never below float32: a sum in bfloat16 would not be the sum.
+        dtype = torch.promote_types(torch.promote_types(self.B.dtype, other.B.dtype), torch.float32)
+        (B, A), (other_B, other_A) = self.pair(dtype), other.pair(dtype)
         return LoraFactors(torch.cat([A, other_A]), torch.cat([B, other_B], dim=1))
 
     def __mul__(self, factor: float) -> "LoraFactors":
@@ -102,11 +104,18 @@ class LoraFactors:
         Exact in factor space (QR of both factors and a small SVD, in float64). Singular values are shared evenly
         between A and B. Always `rank` rows, zero-padded if W has less.
         """
-        B, A = self.pair(torch.float64)
-        low = lowrank.truncate(B, A, rank)
+        low = lowrank.truncate(*self.pair(torch.float64), rank)
+        return LoraFactors.from_low_rank(low, rank, scale), low.discarded
+
+    @classmethod
+    def from_low_rank(cls, low: lowrank.LowRank, rank: int, scale: float = 1.0) -> "LoraFactors":
+        """float32 factors of a truncated matrix, written with `scale` and zero-padded to `rank` rows.
+
+        The scale is shared evenly between the factors, as the singular values are; B takes its sign.
+        """
         split = abs(scale) ** -0.5
-        factors = LoraFactors((low.A * split).float(), (low.B * split).float() * (1 if scale > 0 else -1), scale)
-        return factors.padded(rank), low.discarded
+        B = low.B * (split if scale > 0 else -split)
+        return cls((low.A * split).float(), B.float(), scale).padded(rank)
 
     def to(self, *args: Any, **kwargs: Any) -> "LoraFactors":
         return LoraFactors(self.A.to(*args, **kwargs), self.B.to(*args, **kwargs), self.scale)
@@ -165,6 +174,18 @@ def state_sum(*states: Mapping[str, LoraFactors]) -> AdapterState:
     return AdapterState(total, last.extras if isinstance(last, AdapterState) else None)
 
 
+def fitted(state: AdapterState, rank: int) -> AdapterState:
+    """`state` with every module of a higher rank truncated to `rank`; the others as they are."""
+    factors = {m: f if f.rank <= rank else f.truncated(rank, f.scale)[0] for m, f in state.items()}
+    return AdapterState(factors, state.extras)
+
+
+def compressed(state: AdapterState) -> AdapterState:
+    """The same update without idle rank: no module needs more than min(out, in), so nothing is lost."""
+    factors = {m: f if f.rank <= min(f.shape) else f.truncated(min(f.shape), f.scale)[0] for m, f in state.items()}
+    return AdapterState(factors, state.extras)
+
+
 @dataclass(frozen=True, eq=False)
 class ClientUpdate:
     """What one client sends: its adapter, and how many examples it was trained on (None: not known).
@@ -221,4 +242,4 @@ class Aggregate:
 
 def sorted_updates(updates: Iterable[ClientUpdate]) -> tuple[ClientUpdate, ...]:
     """The updates in the order of their ids, which is the order of every sum: a permuted cohort changes no bit."""
-    return tuple(sorted(updates, key=lambda update: update.client_id))
+    return tuple(sorted(updates, key=lambda update: str(update.client_id)))

@@ -3,17 +3,39 @@
 
 from collections.abc import Iterable
 from dataclasses import fields, replace
-from typing import Any
+from numbers import Integral, Real
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from fedlora_hf.aggregation import fedavg
+import torch
+
+from fedlora_hf.aggregation import (
+    fedavg,
+    fedsa,
+    ffa,
+    geometric_median,
+    median,
+    multikrum,
+    product_mean,
+    stacking,
+    trimmed_mean,
+)
 from fedlora_hf.aggregation.cohort import Cohort
-from fedlora_hf.aggregation.door import screen
+from fedlora_hf.aggregation.door import PartialModules, screen
 from fedlora_hf.aggregation.method import Method
 from fedlora_hf.errors import ConfigError, UpdateError
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate
 
 METHODS: dict[str, Method] = {
     "fedavg": fedavg.METHOD,
+    "product_mean": product_mean.METHOD,
+    "stacking": stacking.METHOD,
+    "ffa": ffa.METHOD,
+    "fedsa": fedsa.METHOD,
+    "median": median.METHOD,
+    "trimmed_mean": trimmed_mean.METHOD,
+    "multikrum": multikrum.METHOD,
+    "geometric_median": geometric_median.METHOD,
 }
 
 
@@ -25,12 +47,17 @@ def method_named(name: str) -> Method:
 
 
 def method_options(method: Method, **options: Any) -> Any:
-    """The method's frozen options from keyword arguments; an unknown one is a ConfigError that lists the known ones."""
+    """The method's frozen options from keyword arguments; ConfigError for an unknown one, a wrong type or value."""
     known = [field.name for field in fields(method.options)]
     unknown = sorted(set(options) - set(known))
     if unknown:
         listing = ", ".join(known) if known else "none"
         raise ConfigError(f"option {unknown[0]!r} of method {method.name!r}: its options are: {listing}; remove it")
+    hints = get_type_hints(method.options)
+    for name, value in options.items():
+        if not _fits(value, hints[name]):
+            kind = getattr(hints[name], "__name__", str(hints[name]))
+            raise ConfigError(f"{name}={value!r}: must be of type {kind} (method {method.name!r}); change the value")
     return method.options(**options)
 
 
@@ -41,40 +68,70 @@ def aggregate(
     weight_by: str = "examples",
     target_rank: int | None = None,
     reference: AdapterState | None = None,
+    partial_modules: PartialModules = "quarantine",
     **options: Any,
 ) -> Aggregate:
     """Combine clients' updates into one global adapter and, where the method refines, personalised ones.
 
     Pure and in memory (or from disk, when the states read themselves lazily); needs no Trainer and no model.
 
-    updates: any order; the result does not depend on it, to the last bit. Unusable ones (NaN, wrong modules or
-        shapes) are quarantined with a reason and never touch a mean.
+    updates: any order; the result does not depend on it, to the last bit. Unusable ones (unreadable, NaN, wrong modules
+        or shapes, a name unfit as a folder) are quarantined with a reason and never touch a mean.
     method: a name in METHODS. options: that method's own options.
-    weight_by: "examples" (num_examples; uniform when no client tells it) or "uniform".
-    target_rank: rank of the global adapter; default the largest among the clients.
+    weight_by: "examples" (num_examples; uniform when any client does not tell it) or "uniform".
+    target_rank: rank of the global adapter; default the largest among the clients (stacking: the sum of the ranks).
     reference: the adapter the clients started from this round, when there was one.
+    partial_modules: "quarantine" clients that lack modules, or aggregate the "common" ones alone, those that all sound
+        clients have; `Aggregate.diagnosis` then lists what was left out.
 
     Raises ConfigError for a bad argument, UpdateError when no usable update is left or ids repeat.
     """
     chosen = method_named(method)
     settings = method_options(chosen, **options)
-    if target_rank is not None and target_rank < 1:
-        raise ConfigError(f"target_rank={target_rank}: must be at least 1; leave it out for the clients' largest rank")
-    usable, quarantined = screen(updates, reference)
-    if not usable:
-        reasons = "; ".join(f"{client}: {reason}" for client, reason in sorted(quarantined.items())[:3])
-        raise UpdateError(f"0 usable updates: at least one is needed; check the clients ({reasons or 'none came'})")
-    cohort = Cohort(usable, client_weights(usable, weight_by), tuple(usable[0].state), target_rank, reference)
-    return replace(chosen.rule(cohort, settings), quarantined=quarantined)
+    _one_of("weight_by", weight_by, ("examples", "uniform"))
+    _one_of("partial_modules", partial_modules, get_args(PartialModules))
+    if target_rank is not None and (not _fits(target_rank, int) or target_rank < 1):
+        raise ConfigError(
+            f"target_rank={target_rank!r}: must be a whole number above 0; leave it out for the largest of all"
+        )
+    with torch.no_grad():
+        found = screen(updates, reference, partial_modules)
+        if not found.usable:
+            reasons = "; ".join(f"{client}: {reason}" for client, reason in list(found.quarantined.items())[:3])
+            raise UpdateError(f"0 usable updates: at least one is needed; check the clients ({reasons or 'none came'})")
+        if not found.modules:
+            raise UpdateError("0 modules that all clients have: at least one is needed; train the same target modules")
+        weights = client_weights(found.usable, weight_by)
+        cohort = Cohort(found.usable, weights, found.modules, target_rank, reference, found.extras)
+        result = chosen.rule(cohort, settings)
+    left_out = {"modules_left_out": list(found.left_out)} if found.left_out else {}
+    return replace(result, quarantined=found.quarantined, diagnosis={**result.diagnosis, **left_out})
 
 
 def client_weights(updates: Iterable[ClientUpdate], weight_by: str) -> dict[str, float]:
     """{client id: share of the mean}, summing to 1: by number of examples where every client tells it, or uniform."""
     updates = list(updates)
-    if weight_by not in ("examples", "uniform"):
-        raise ConfigError(f"weight_by={weight_by!r}: must be 'examples' or 'uniform'; choose one of these")
+    _one_of("weight_by", weight_by, ("examples", "uniform"))
     counts = [update.num_examples for update in updates]
     if weight_by == "uniform" or None in counts:
         return {update.client_id: 1 / len(updates) for update in updates}
     total = sum(count for count in counts if count is not None)
     return {update.client_id: (update.num_examples or 0) / total for update in updates}
+
+
+def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        listing = " or ".join(repr(choice) for choice in choices)
+        raise ConfigError(f"{name}={value!r}: must be {listing}; choose one of these")
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a value is of an option's declared type: a class, a Literal, or a union of these."""
+    origin = get_origin(hint)
+    if origin is Literal:
+        return value in get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, part) for part in get_args(hint))
+    if isinstance(value, bool):  # True is an int to Python, never a count to a user
+        return hint is bool
+    return isinstance(value, {int: Integral, float: Real}.get(hint, hint))

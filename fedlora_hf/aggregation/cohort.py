@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors
@@ -14,9 +15,10 @@ class Cohort:
     """One round's sound updates.
 
     updates: sorted by client id. weights: {client id: share}, summing to 1 (by examples, or uniform).
-    modules: sorted names, the same in every update. target_rank: rank of the global adapter; None: the largest rank
-    among the clients. reference: the adapter the clients started the round from (None: they started from nothing, so
-    their updates are what they learned).
+    modules: sorted names that every update has; the only ones a method reads. target_rank: rank of the global adapter;
+    None: the largest rank among the clients. reference: the adapter the clients started the round from (None: they
+    started from nothing, so their updates are what they learned). extras: sorted names of the tensors trained whole (a
+    classification head) that every update has, in one shape.
     """
 
     updates: tuple[ClientUpdate, ...]
@@ -24,6 +26,7 @@ class Cohort:
     modules: tuple[str, ...]
     target_rank: int | None = None
     reference: AdapterState | None = None
+    extras: tuple[str, ...] = ()
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -51,15 +54,16 @@ class Cohort:
         kept = tuple(update for update in self.updates if update.client_id in set(ids))
         total = sum(self.weights[update.client_id] for update in kept)
         shares = {u.client_id: self.weights[u.client_id] / total if total else 1 / len(kept) for u in kept}
-        return Cohort(kept, shares, self.modules, self.target_rank, self.reference)
+        return replace(self, updates=kept, weights=shares)
 
     def mean_extras(self, weights: Mapping[str, float] | None = None) -> dict[str, Tensor]:
-        """Weighted mean of the tensors trained whole (a classification head), in float32, in client order."""
+        """Weighted mean of the tensors trained whole, summed in float64 in client order, given back in float32."""
         weights = self.weights if weights is None else weights
-        means: dict[str, Tensor] = {}
-        for update in self.updates:
-            if weights.get(update.client_id):
-                for name in sorted(update.state.extras):
-                    term = update.state.extras[name].float() * weights[update.client_id]
-                    means[name] = means[name] + term if name in means else term
+        kept = [update for update in self.updates if weights.get(update.client_id)]
+        means = {}
+        for name in self.extras if kept else ():
+            total = torch.zeros_like(kept[0].state.extras[name], dtype=torch.float64)
+            for update in kept:
+                total += update.state.extras[name].to(total) * weights[update.client_id]
+            means[name] = total.float()
         return means

@@ -3,92 +3,162 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from math import isfinite
+from numbers import Integral
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fedlora_hf.errors import UpdateError
-from fedlora_hf.update import AdapterState, ClientUpdate, sorted_updates
+from fedlora_hf.names import unfit_reason
+from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors, sorted_updates
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# No trained adapter holds such an entry; below it, products and squared norms stay finite in float32 and float64.
+LARGEST_ENTRY = 1e6
+LARGEST_SCALE = 1e6
+
+# {module: (out, in), name of a tensor trained whole: its shape}
+Shapes = Mapping[str, tuple[int, ...]]
+PartialModules = Literal["quarantine", "common"]
+
+
+class Screened(NamedTuple):
+    """Usable updates sorted by id; {client id: reason} of the others; names of the modules and of the tensors trained
+    whole that are to be aggregated, and of those that a usable client has and that will not be. All sorted."""
+
+    usable: tuple[ClientUpdate, ...]
+    quarantined: dict[str, str]
+    modules: tuple[str, ...]
+    extras: tuple[str, ...]
+    left_out: tuple[str, ...]
 
 
 def screen(
-    updates: Iterable[ClientUpdate], reference: AdapterState | None = None
-) -> tuple[tuple[ClientUpdate, ...], dict[str, str]]:
-    """(usable updates sorted by id, {client id: reason}).
+    updates: Iterable[ClientUpdate],
+    reference: AdapterState | None = None,
+    partial_modules: PartialModules = "quarantine",
+) -> Screened:
+    """Sort the cohort into usable and quarantined. Reads every tensor once, one module of one client at a time.
 
-    Modules and shapes are the reference's where there is one, else those that most clients have. A repeated id is
-    an UpdateError: nobody can say which of the two is the client.
+    Modules and shapes must be the reference's where there is one, else those that most sound clients have (a tie goes
+    to the larger set, then to the later in the alphabet). With partial_modules="common" every client needs only the
+    modules that all sound clients (and the reference) have, and the rest is left out for all.
+
+    A repeated id is an UpdateError: nobody can say which of the two is the client.
     """
     updates = sorted_updates(updates)
-    repeated = [client for client, n in Counter(update.client_id for update in updates).items() if n > 1]
+    counts = Counter(str(update.client_id) for update in updates)
+    repeated = [client_id for client_id in counts if counts[client_id] > 1]
     if repeated:
-        raise UpdateError(f"client id {repeated[0]!r} comes twice: ids must differ; rename one of the two")
+        raise UpdateError(f"client id {repeated[0][:40]!r} comes twice: ids must differ; rename one of the two")
     quarantined: dict[str, str] = {}
-    signatures = {}
+    found: dict[str, Shapes] = {}
     for update in updates:
-        reason, signature = _inspect(update)
-        if reason:
-            quarantined[update.client_id] = reason
+        result = examine(update)
+        if isinstance(result, str):
+            quarantined[str(update.client_id)] = result
         else:
-            signatures[update.client_id] = signature
-    if reference is not None:
-        expected = {name: reference[name].shape for name in reference}
-    elif signatures:
-        shapes = Counter(tuple(sorted(signature.items())) for signature in signatures.values())
-        expected = dict(max(shapes, key=lambda signature: (shapes[signature], signature)))
-    for client, signature in signatures.items():
-        reason = _mismatch(signature, expected)
+            found[update.client_id] = result
+    expected = expected_shapes(list(found.values()), reference, partial_modules)
+    for client_id, shapes in found.items():
+        reason = mismatch(shapes, expected, partial_modules)
         if reason:
-            quarantined[client] = reason
-    usable = tuple(update for update in updates if update.client_id not in quarantined)
-    return usable, dict(sorted(quarantined.items()))
+            quarantined[client_id] = reason
+    usable = tuple(update for update in updates if str(update.client_id) not in quarantined)
+    modules = set().union(*(update.state for update in usable))
+    extras = set().union(*(update.state.extras for update in usable))
+    kept = set(expected)
+    names = (tuple(sorted(part)) for part in (modules & kept, extras & kept, (modules | extras) - kept))
+    return Screened(usable, dict(sorted(quarantined.items())), *names)
 
 
-def _inspect(update: ClientUpdate) -> tuple[str | None, dict[str, tuple[int, int]]]:
-    """(why the update cannot be used or None, {module: (out, in)}); one module in memory at a time."""
-    shapes: dict[str, tuple[int, int]] = {}
+def examine(update: ClientUpdate) -> Shapes | str:
+    """The shapes of everything in the update, or why it cannot be used, in one line."""
+    reason = unfit_reason(update.client_id)
+    if reason:
+        return reason
+    count = update.num_examples
+    if count is not None and (not isinstance(count, Integral) or isinstance(count, bool) or not 0 < count < 2**53):
+        return f"num_examples={count!r}: must be a positive whole number, or None for not known"
+    shapes: dict[str, tuple[int, ...]] = {}
     try:
-        if update.num_examples is not None and not 0 < update.num_examples < 2**53:
-            return f"num_examples={update.num_examples}: must be a positive count", shapes
-        if not len(update.state):
-            return "no LoRA modules in the update", shapes
         for module, factors in update.state.items():
-            if not (factors.scale == factors.scale and 0 < abs(factors.scale) < 1e6):
-                return f"{module}: scale {factors.scale} is not a finite number other than 0", shapes
-            for name, tensor in (("A", factors.A), ("B", factors.B)):
-                reason = _unsound(tensor)
-                if reason:
-                    return f"{module}: {name} {reason}", shapes
-            if not factors.rank:
-                return f"{module}: rank 0", shapes
+            reason = unsound_factors(factors)
+            if reason:
+                return f"{module}: {reason}"
             shapes[module] = factors.shape
         for name, tensor in update.state.extras.items():
-            reason = _unsound(tensor)
+            reason = unsound(tensor)
             if reason:
-                return f"{name}: {reason}", shapes
-    except (UpdateError, OSError) as error:
-        return str(error), shapes
-    return None, shapes
+                return f"{name}: {reason}"
+            shapes[name] = tuple(tensor.shape)
+    except Exception as error:  # whatever reading a client's file raises, it is that client who cannot be used
+        return " ".join(f"cannot be read: {error or type(error).__name__}".split())[:300]
+    return shapes if len(update.state) else "no LoRA modules in the update"
 
 
-def _unsound(tensor: Tensor) -> str | None:
-    if tensor.dtype not in FLOATS:
-        return f"has dtype {tensor.dtype}; float16, bfloat16, float32 or float64 is needed"
-    # One pass: the sum of squares is finite only if every entry is finite and none is absurdly large.
-    if not torch.isfinite(tensor.to(torch.float64).square().sum()) or not torch.isfinite(tensor.abs().float().sum()):
-        return "is not finite (NaN or Inf)"
+def unsound_factors(factors: object) -> str | None:
+    """Why one module's factors cannot be used, or None."""
+    if not isinstance(factors, LoraFactors):
+        return f"is {type(factors).__name__}, not LoraFactors"
+    for name, tensor in (("A", factors.A), ("B", factors.B)):
+        reason = unsound(tensor)
+        if reason:
+            return f"{name} {reason}"
+    if not (isfinite(factors.scale) and 0 < abs(factors.scale) <= LARGEST_SCALE):
+        return f"scale {factors.scale} is not a number other than 0, of size at most {LARGEST_SCALE:g}"
+    if factors.rank > sum(factors.shape):
+        return (
+            f"rank {factors.rank} is above out + in = {sum(factors.shape)}: larger than any matrix of that shape needs"
+        )
     return None
 
 
-def _mismatch(found: Mapping[str, tuple[int, int]], expected: Mapping[str, tuple[int, int]]) -> str | None:
+def unsound(tensor: object) -> str | None:
+    """Why a tensor cannot be used, or None; one pass over its entries."""
+    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_meta:
+        return "is not a dense tensor with values"
+    if tensor.dtype not in FLOATS:
+        return f"has dtype {tensor.dtype}; float16, bfloat16, float32 or float64 is needed"
+    if not tensor.numel():
+        return f"is empty, of shape {tuple(tensor.shape)}"
+    low, high = (float(bound) for bound in tensor.detach().aminmax())
+    if not (isfinite(low) and isfinite(high)):
+        return "is not finite (NaN or Inf)"
+    if max(-low, high) > LARGEST_ENTRY:
+        return f"has an entry of size {max(-low, high):.3g}, above {LARGEST_ENTRY:g}: no trained adapter has"
+    return None
+
+
+def expected_shapes(found: list[Shapes], reference: AdapterState | None, partial_modules: PartialModules) -> Shapes:
+    """The shapes that an update must have: the reference's, else the clients' majority (see `screen`)."""
+    majority: Shapes = {}
+    if partial_modules == "common" and found:
+        votes = Counter(item for shapes in found for item in shapes.items())
+        common = set.intersection(*(set(shapes) for shapes in found))
+        majority = {name: max((votes[item], item[1]) for item in votes if item[0] == name)[1] for name in common}
+    elif found:
+        whole = Counter(tuple(sorted(shapes.items())) for shapes in found)
+        majority = dict(max((count, len(shapes), shapes) for shapes, count in whole.items())[2])
+    if reference is None:
+        return majority
+    fixed: dict[str, tuple[int, ...]] = {module: reference[module].shape for module in reference}
+    fixed |= {name: tuple(tensor.shape) for name, tensor in reference.extras.items()}
+    if partial_modules == "common":
+        return {name: shape for name, shape in fixed.items() if name in majority}
+    return fixed
+
+
+def mismatch(found: Shapes, expected: Shapes, partial_modules: PartialModules) -> str | None:
+    """Why an update's modules or shapes are not the expected ones, or None."""
     missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     if missing:
         return f"wrong modules: {len(missing)} missing, {missing[0]} for one"
-    if extra:
+    if extra and partial_modules == "quarantine":
         return f"wrong modules: {len(extra)} too many, {extra[0]} for one"
-    for module in expected:
-        if found[module] != expected[module]:
-            return f"wrong shape: {module} is {found[module]}, must be {expected[module]}"
+    for name, shape in expected.items():
+        if found[name] != shape:
+            return f"wrong shape: {name} is {found[name]}, must be {shape}"
     return None

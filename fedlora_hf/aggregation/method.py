@@ -1,4 +1,4 @@
-"""What a method says of itself: the record beside each aggregation rule, read by the registry, the card and the README."""
+"""What a method says of itself: the record beside each rule, read by the registry, the card and the README."""
 # SPDX-License-Identifier: Apache-2.0
 
 from collections.abc import Callable

@@ -1,17 +1,30 @@
-"""Low-rank matrices in factor space: products, norms, exact truncation, subspace distances.
+"""Low-rank matrices in factor space: inner products, exact sums and truncations, subspace distances.
 
-W = B @ A with B (out, r) and A (r, in). No function here forms an (out, in) matrix.
+W = B @ A with B (out, r) and A (r, in); a *pair* is (B, A), any scale folded in. Ranks may differ from pair to pair.
+Computed in the dtype given, except where a function says float64. Only `mean_truncated` may form an (out, in) matrix,
+and only when the factors it would otherwise have to hold are larger.
 """
 # SPDX-License-Identifier: Apache-2.0
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+Pair = tuple[Tensor, Tensor]
+
+# Columns that one matrix product handles at a time: wide enough to be fast, narrow enough to stay small.
+CHUNK = 1024
+# Up to this size a full SVD takes well under a second; above it only the leading part is computed.
+FULL_SVD = 512
+# Residual, relative to the largest singular value, at which a leading triplet counts as found: far below what float32
+# factors can hold, and the energy it leaves uncertain is its square.
+TOLERANCE = 1e-8
+
 
 class LowRank(NamedTuple):
-    """A truncated W: B (out, q) and A (q, in); all singular values found; squared norm discarded, relative."""
+    """A truncated W: B (out, q) and A (q, in); the singular values found, at least q; squared norm lost, relative."""
 
     B: Tensor
     A: Tensor
@@ -22,6 +35,36 @@ class LowRank(NamedTuple):
 def inner(B: Tensor, A: Tensor, other_B: Tensor, other_A: Tensor) -> Tensor:
     """<W, W'> = sum((B^T B') * (A A'^T)), a scalar tensor, without forming W (out, in)."""
     return ((B.T @ other_B) * (A @ other_A.T)).sum()
+
+
+def inner_products(pairs: Sequence[Pair], other: Sequence[Pair] | None = None) -> Tensor:
+    """G (K, K') float64 with G[j, k] = <W_j, W'_k>, from the factors alone; `other` defaults to `pairs` (G symmetric).
+
+    Pairs are stacked once, in float64 and zero-padded to the largest rank; cost O(K K' r^2 (out + in)).
+    """
+    left_B, left_A = stacked(pairs)
+    right_B, right_A = (left_B, left_A) if other is None else stacked(other)
+    (K, r), (width, s) = left_A.shape[:2], right_A.shape[:2]
+    G = left_A.new_zeros(K, width)
+    step = max(1, CHUNK // max(r, 1))
+    for start in range(0, K, step):
+        first = start if other is None else 0  # the lower triangle is the mirror of the upper one
+        rows = slice(start, start + step)
+        products = left_B[rows].flatten(0, 1) @ right_B[first:].flatten(0, 1).T
+        products *= left_A[rows].flatten(0, 1) @ right_A[first:].flatten(0, 1).T
+        G[rows, first:] = products.view(-1, r, width - first, s).sum((1, 3))
+    return G if other is not None else G.triu() + G.triu(1).T
+
+
+def stacked(pairs: Sequence[Pair]) -> Pair:
+    """All B^T (K, r, out) and all A (K, r, in), float64, zero-padded to the largest rank r, on the first's device."""
+    (B, A), rank = pairs[0], max(A.shape[0] for _, A in pairs)
+    all_B = torch.zeros(len(pairs), rank, B.shape[0], dtype=torch.float64, device=A.device)
+    all_A = torch.zeros(len(pairs), rank, A.shape[1], dtype=torch.float64, device=A.device)
+    for k, (B, A) in enumerate(pairs):
+        all_B[k, : A.shape[0]] = B.T
+        all_A[k, : A.shape[0]] = A
+    return all_B, all_A
 
 
 def output_root(B: Tensor, A: Tensor) -> Tensor:
@@ -36,24 +79,63 @@ def input_root(B: Tensor, A: Tensor) -> Tensor:
 
 
 def truncate(B: Tensor, A: Tensor, rank: int) -> LowRank:
-    """The best approximation of W of at most `rank`, by QR of both factors and an SVD of the (r, r) core.
+    """The best approximation of W of at most `rank` (Eckart-Young): QR of both factors, SVD of the (r, r) core.
 
     Singular values are split evenly between the factors. Signs are fixed (each left vector's largest entry is
     positive), so that equal input gives equal bytes.
     """
     Q_out, R_out = torch.linalg.qr(B)
     Q_in, R_in = torch.linalg.qr(A.T)
-    U, S, Vh = torch.linalg.svd(R_out @ R_in.T, full_matrices=False)
+    core = truncate_dense(R_out @ R_in.T, rank)
+    return LowRank(*_signed(Q_out @ core.B, core.A @ Q_in.T), core.spectrum, core.discarded)
+
+
+def truncate_dense(W: Tensor, rank: int) -> LowRank:
+    """The best approximation of a matrix W (out, in) of at most `rank`; signs as in `truncate`.
+
+    By a full SVD up to FULL_SVD rows or columns; above, the leading part alone is found, to TOLERANCE, and the
+    discarded energy is the exact total less what was kept.
+    """
+    U, S, Vh = _leading(W, rank)
     kept = min(rank, S.shape[0])
-    left, right = Q_out @ U[:, :kept], Vh[:kept] @ Q_in.T
-    if kept:
-        sign = left.gather(0, left.abs().argmax(0, keepdim=True)).squeeze(0).sign()
-        sign = torch.where(sign == 0, torch.ones_like(sign), sign)
-        left, right = left * sign, right * sign[:, None]
+    energy, total = S.square(), float(W.square().sum())
+    lost = float(energy[kept:].sum()) if S.shape[0] == min(W.shape) else total - float(energy[:kept].sum())
     root = S[:kept].sqrt()
-    energy = S.square()
-    total = float(energy.sum())
-    return LowRank(left * root, right * root[:, None], S, float(energy[kept:].sum()) / total if total > 0 else 0.0)
+    B, A = _signed(U[:, :kept] * root, Vh[:kept] * root[:, None])
+    return LowRank(B, A, S, max(lost, 0.0) / total if total > 0 else 0.0)
+
+
+def concatenated(pairs: Sequence[Pair], weights: Sequence[float]) -> Pair:
+    """(B, A) of rank n = sum r_k with B A = sum_k weights[k] W_k, float64, in the order of the pairs."""
+    (B, A), rank = pairs[0], sum(A.shape[0] for _, A in pairs)
+    all_B = torch.empty(B.shape[0], rank, dtype=torch.float64, device=A.device)
+    all_A = torch.empty(rank, A.shape[1], dtype=torch.float64, device=A.device)
+    end = 0
+    for (B, A), weight in zip(pairs, weights, strict=True):
+        start, end = end, end + A.shape[0]
+        all_B[:, start:end] = B
+        all_B[:, start:end] *= weight
+        all_A[start:end] = A
+    return all_B, all_A
+
+
+def mean_truncated(pairs: Sequence[Pair], weights: Sequence[float], rank: int) -> LowRank:
+    """sum_k weights[k] W_k, exactly, cut to the best approximation of at most `rank`; float64 inside and out.
+
+    Works on whichever is smaller: the concatenated factors (QR and a small SVD), or, once the total rank n makes
+    them hold more numbers than W itself, n (out + in) > out * in, the sum W. Either is held once, whatever the number
+    of pairs. The order of the pairs is the order of the sum.
+    """
+    (B, A), ranks = pairs[0], [A.shape[0] for _, A in pairs]
+    out, width = B.shape[0], A.shape[1]
+    if sum(ranks) * (out + width) <= out * width:
+        return truncate(*concatenated(pairs, weights), rank)
+    W = torch.zeros(out, width, dtype=torch.float64, device=A.device)
+    step = max(1, CHUNK // max(*ranks, 1))
+    for start in range(0, len(pairs), step):
+        chunk = slice(start, start + step)
+        W.addmm_(*concatenated(pairs[chunk], weights[chunk]))
+    return truncate_dense(W, rank)
 
 
 def subspace_distance(U: Tensor, V: Tensor) -> float:
@@ -63,3 +145,42 @@ def subspace_distance(U: Tensor, V: Tensor) -> float:
     """
     outside = U - V @ (V.T @ U)
     return float(torch.linalg.matrix_norm(outside, 2).clamp(max=1.0))
+
+
+def _signed(B: Tensor, A: Tensor) -> Pair:
+    """The same product with each column of B turned so that its largest entry is positive."""
+    if not B.numel():
+        return B, A
+    sign = B.gather(0, B.abs().argmax(0, keepdim=True)).squeeze(0).sign()
+    sign = torch.where(sign == 0, torch.ones_like(sign), sign)
+    return B * sign, A * sign[:, None]
+
+
+def _leading(W: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """U, S, Vh of W: all of them where that is cheap, else the leading `rank`.
+
+    The large case is a block Krylov iteration, Rayleigh-Ritz on a basis of the row space that grows by the residuals
+    (Golub and Van Loan, Matrix Computations, 10.4), from a fixed start, so that equal input gives equal bytes. When the
+    spectrum is too flat for it, the full SVD does the work.
+    """
+    size, block = min(W.shape), rank + 8
+    if size <= FULL_SVD or 4 * block > size:
+        return torch.linalg.svd(W, full_matrices=False)
+    start = torch.randn(W.shape[0], block, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    basis = torch.linalg.qr(W.T @ start.to(W))[0]
+    image = W @ basis
+    while True:
+        Q, R = torch.linalg.qr(image)
+        U, S, Vh = torch.linalg.svd(R)
+        left, right = Q @ U[:, :block], basis @ Vh[:block].T
+        residuals = W.T @ left - right * S[:block]
+        norms = torch.linalg.vector_norm(residuals, dim=0)
+        open_ = norms > TOLERANCE * S[0]
+        if not bool(open_[:rank].any()):
+            return left[:, :rank], S[:rank], right[:, :rank].T
+        if basis.shape[1] > size // 4:
+            return torch.linalg.svd(W, full_matrices=False)
+        new = residuals[:, open_]
+        for _ in range(2):  # twice is enough to be orthogonal to rounding
+            new = torch.linalg.qr(new - basis @ (basis.T @ new))[0]
+        basis, image = torch.cat([basis, new], dim=1), torch.cat([image, W @ new], dim=1)

@@ -1,0 +1,146 @@
+"""clair: the subspace a majority shares, clients far from it left out, the others refined: own part kept, rest averaged."""
+# SPDX-License-Identifier: Apache-2.0
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from fedlora_hf.aggregation.cohort import Cohort
+from fedlora_hf.aggregation.method import Method
+from fedlora_hf.numerics import clair as numerics
+from fedlora_hf.numerics import lowrank
+from fedlora_hf.numerics.clair.blocks import stack
+from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, Evidence, LoraFactors
+
+ClairOptions = numerics.ClairOptions
+Pair = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class CohortSource:
+    """A cohort as `numerics.clair` reads it: one module at a time, one client's file after another."""
+
+    cohort: Cohort
+
+    @property
+    def modules(self) -> Sequence[str]:
+        return self.cohort.modules
+
+    def whole(self, module: str) -> Pair:
+        """What the clients hold, stacked."""
+        return self._stacked(module, None)
+
+    def change(self, module: str) -> Pair:
+        """What they learned this round: W_k less the reference they started from, of rank r + r_ref."""
+        reference = self.cohort.reference
+        return self._stacked(module, None if reference is None else reference[module])
+
+    def _stacked(self, module: str, less: LoraFactors | None) -> Pair:
+        updates = self.cohort.updates
+        rank = max(update.state[module].rank for update in updates) + (less.rank if less is not None else 0)
+        factors = (update.state[module] for update in updates)
+        pairs = ((f if less is None else f - less).pair() for f in factors)
+        return stack(pairs, len(updates), rank)
+
+
+def clair(cohort: Cohort, options: ClairOptions) -> Aggregate:
+    """Global adapter: weighted mean over the collaborative clients, re-factored to the cohort's rank. Personalised: the
+    refined adapters of these clients, computed when asked for; tensors trained whole stay each client's own [our
+    choice]. Evidence is taken on the change since `cohort.reference`, refinement acts on the whole adapter.
+
+    Raises UpdateError for fewer than 3 usable clients.
+    """
+    source = CohortSource(cohort)
+    shares = torch.tensor([cohort.weights[client] for client in cohort.ids], dtype=torch.float64)
+    solution = numerics.solve(source, shares, cohort.target_rank, options)
+    weights = dict(zip(cohort.ids, solution.shares.tolist(), strict=True))
+    state, modules = {}, {}
+    for module, fit in solution.fits.items():
+        rank = cohort.rank(module)
+        low = numerics.turned_back(fit.total, options.side)
+        state[module] = LoraFactors.from_low_rank(low, rank, cohort.scale(module))
+        modules[module] = {
+            "rank": rank,
+            "subspace_rank": fit.rank,
+            "spectrum": fit.spectrum.tolist(),
+            "discarded_energy": fit.total.discarded,
+            "evidence": {
+                client: {kind: float(scores[k]) for kind, scores in solution.module_scores[module].items()}
+                for k, client in enumerate(cohort.ids)
+            },
+        }
+    flagged = [client for client, bad in zip(cohort.ids, solution.judgement.flagged.tolist(), strict=True) if bad]
+    personalised = {u.client_id: u for u in cohort.updates if u.client_id not in flagged and options.refine != "none"}
+    return Aggregate(
+        AdapterState(state, cohort.mean_extras(weights)),
+        personalised=numerics.LazyMapping(
+            tuple(personalised), partial(_personal, cohort, solution, options, personalised)
+        ),
+        weights=weights,
+        flagged=tuple(flagged),
+        evidence={client: _evidence(solution.judgement.of(k)) for k, client in enumerate(cohort.ids)},
+        modules=modules,
+        diagnosis=solution.judgement.described(cohort.ids),
+        n_iter=solution.n_iter,
+        converged=solution.converged,
+    )
+
+
+def _personal(
+    cohort: Cohort,
+    solution: numerics.Solution,
+    options: ClairOptions,
+    updates: Mapping[str, ClientUpdate],
+    client: str,
+) -> AdapterState:
+    """One client's refined adapter, itself computed module by module when read."""
+    state = updates[client].state
+    compute = partial(_personal_module, cohort, solution, options, state)
+    return AdapterState(numerics.LazyMapping(tuple(state), compute), state.extras)
+
+
+def _personal_module(
+    cohort: Cohort, solution: numerics.Solution, options: ClairOptions, state: AdapterState, module: str
+) -> LoraFactors:
+    low = personal_low_rank(cohort, solution, options, state, module)
+    return LoraFactors.from_low_rank(
+        low, low.A.shape[0] if options.exact else cohort.rank(module), cohort.scale(module)
+    )
+
+
+def personal_low_rank(
+    cohort: Cohort, solution: numerics.Solution, options: ClairOptions, state: AdapterState, module: str
+) -> lowrank.LowRank:
+    """The refined update of one module with the energy that re-factoring it discards."""
+    return numerics.refined(solution.fits[module], state[module].pair(torch.float64), options, cohort.rank(module))
+
+
+def _evidence(kinds: Mapping[str, numerics.Score]) -> dict[str, Evidence]:
+    return {kind: Evidence(*score) for kind, score in kinds.items()}
+
+
+def accumulated(
+    rounds: Iterable[Mapping[str, Mapping[str, Evidence]]], decay: float = 1.0
+) -> tuple[tuple[str, ...], dict[str, dict[str, Evidence]]]:
+    """(flagged client ids, {client: {kind: Evidence}}) from the evidence of several rounds, oldest first.
+
+    Per client and kind the mean over rounds of score / threshold, each held to [-4, 4], against 1; kinds and rounds in
+    which nothing could be said are left out. A pure function: the trainer keeps the rounds' evidence and asks again after each.
+    """
+    combined = {client: _evidence(kinds) for client, kinds in numerics.accumulate(list(rounds), decay).items()}
+    flagged = tuple(client for client, kinds in combined.items() if any(e.flagged for e in kinds.values()))
+    return flagged, combined
+
+
+METHOD = Method(
+    name="clair",
+    title="Collaborative low-rank alignment and identifiable recovery",
+    paper="arXiv 2605.21217, He, Chen, Feng 2026",
+    averages="product",
+    rule=clair,
+    options=ClairOptions,
+    robust=True,
+)

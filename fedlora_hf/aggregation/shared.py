@@ -1,0 +1,76 @@
+"""What several methods do with a cohort: fit a rank, describe a module, mean or combine products, compare clients."""
+# SPDX-License-Identifier: Apache-2.0
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedlora_hf.aggregation.cohort import Cohort
+from fedlora_hf.numerics import lowrank
+from fedlora_hf.update import AdapterState, LoraFactors
+
+# Singular values kept per module in the record.
+SPECTRUM = 32
+# Numbers in the one block of rows that a coordinate-wise statistic has in K copies (64 MiB in float64).
+BLOCK = 2**23
+
+ModuleInfo = dict[str, dict[str, Any]]
+
+
+def described(low: lowrank.LowRank, rank: int) -> dict[str, Any]:
+    """One module's entry in `Aggregate.modules`, plain numbers: discarded energy is a share of the squared norm."""
+    return {"rank": rank, "spectrum": low.spectrum[:SPECTRUM].tolist(), "discarded_energy": low.discarded}
+
+
+def fitted(factors: LoraFactors, target_rank: int | None) -> tuple[LoraFactors, dict[str, Any]]:
+    """(the factors, best-truncated where `target_rank` is below their rank, the module's entry for the record)."""
+    rank = factors.rank if target_rank is None else min(target_rank, factors.rank)
+    cut = rank < factors.rank
+    low = lowrank.mean_truncated([(factors.B, factors.A)], [factors.scale], rank if cut else min(rank, SPECTRUM))
+    if cut:
+        return LoraFactors.from_low_rank(low, rank, factors.scale), described(low, rank)
+    return factors, described(low._replace(discarded=0.0), rank)
+
+
+def weighted_products(cohort: Cohort, weights: Mapping[str, float]) -> tuple[AdapterState, ModuleInfo]:
+    """sum_k weights[k] W_k, exactly, re-factored to the cohort's rank; extras are meaned with the same weights."""
+    state, info = {}, {}
+    for module in cohort.modules:
+        rank, scale = cohort.rank(module), cohort.scale(module)
+        kept = [(f, weights[k]) for k, f in zip(cohort.ids, cohort.factors(module), strict=True) if weights[k]]
+        low = lowrank.mean_truncated([(f.B, f.A) for f, _ in kept], [weight * f.scale for f, weight in kept], rank)
+        state[module], info[module] = LoraFactors.from_low_rank(low, rank, scale), described(low, rank)
+    return AdapterState(state, cohort.mean_extras(weights)), info
+
+
+def coordinatewise(cohort: Cohort, statistic: Callable[[Tensor], Tensor]) -> tuple[AdapterState, ModuleInfo]:
+    """A statistic over clients, (K, ...) -> (...), of each entry of W_k, cut to the cohort's rank.
+
+    The products are formed for one block of rows at a time; only the result is ever a whole (out, in) matrix.
+    """
+    state, info = {}, {}
+    for module in cohort.modules:
+        factors, rank, scale = cohort.factors(module), cohort.rank(module), cohort.scale(module)
+        B, A = lowrank.stacked([(f.B, f.A) for f in factors])
+        B *= B.new_tensor([f.scale for f in factors])[:, None, None]
+        rows = max(1, BLOCK // (len(factors) * A.shape[2]))
+        W = torch.cat([statistic(block.mT @ A) for block in B.split(rows, dim=2)])
+        low = lowrank.truncate_dense(W, rank)
+        state[module], info[module] = LoraFactors.from_low_rank(low, rank, scale), described(low, rank)
+    extras = {}
+    for name in cohort.extras:
+        values = [update.state.extras[name].double() for update in cohort.updates]
+        extras[name] = statistic(torch.stack(values)).float()
+    return AdapterState(state, extras), info
+
+
+def gram(cohort: Cohort) -> Tensor:
+    """(K, K) float64: <w_j, w_k> of whole updates, all modules together, from the factors (extras left out)."""
+    total = torch.zeros(len(cohort.updates), len(cohort.updates), dtype=torch.float64)
+    for module in cohort.modules:
+        factors = cohort.factors(module)
+        scales = torch.tensor([f.scale for f in factors], dtype=torch.float64)
+        total += lowrank.inner_products([(f.B, f.A) for f in factors]).cpu() * scales[:, None] * scales
+    return total

@@ -1,0 +1,210 @@
+"""What goes into the run record, and what is read back from it: pure functions over records, updates and aggregates."""
+# SPDX-License-Identifier: Apache-2.0
+
+import datetime
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedlora_hf.aggregation.method import Method
+from fedlora_hf.errors import ConfigError, RecordError
+from fedlora_hf.evaluation import mean_metrics
+from fedlora_hf.numerics import lowrank
+from fedlora_hf.record import RunRecord, plain, versions
+from fedlora_hf.rounds import RoundStore
+from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate
+
+# Options that may differ between a run and its resumption, because they move no number of the rounds before.
+_FREE = {"num_rounds", "keep_rounds", "personalise", "personal_steps", "evaluate_rounds", "generation_examples"}
+_FREE |= {"max_new_tokens", "max_eval_examples", "resume_from", "server_min_clients"}
+MAX_SIMILARITY = 256
+
+
+def opening(
+    args: Any, method: Method, facts: Mapping[str, Any], num_examples: Mapping[str, int], adapter: Mapping[str, Any]
+) -> RunRecord:
+    """The record of a run that is about to begin. `facts`: what only the caller knows; its keys are record fields."""
+    record = RunRecord(
+        kind="train",
+        method=method.name,
+        seed=args.seed,
+        method_info={"title": method.title, "paper": method.paper, "averages": method.averages},
+        options=plain(args.changed()),
+        command=[Path(sys.argv[0]).name, *sys.argv[1:]],
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        versions=versions(),
+        adapter=dict(adapter),
+        clients={
+            client: {"collaborative": True, "weight": 0.0, "num_examples": count, "evidence": {}, "metrics": {}}
+            for client, count in num_examples.items()
+        },
+    )
+    for name, value in facts.items():
+        setattr(record, name, value)
+    return record
+
+
+def check_overwrite(output_dir: str | None, store: RoundStore) -> None:
+    """A finished run may be run again; an unfinished one is not thrown away without being told."""
+    committed = store.committed()
+    if not committed or not output_dir:
+        return
+    try:
+        finished = len(RunRecord.load(output_dir).rounds) >= committed[-1]
+    except RecordError:
+        finished = False
+    if not finished:
+        raise ConfigError(
+            f"output_dir={output_dir!r}: holds an unfinished run (round {committed[-1]} is committed); pass "
+            "--resume_from last to go on, another --output_dir, or delete its folder rounds"
+        )
+
+
+def check_same_run(earlier: RunRecord, now: RunRecord) -> None:
+    """Refuse to go on from a run with other data, clients, seed or options: its rounds would not be this run's."""
+    for name in sorted((set(earlier.options) | set(now.options)) - _FREE):
+        if earlier.options.get(name) != now.options.get(name):
+            raise ConfigError(
+                f"{name}={now.options.get(name)!r}: the run to resume has {earlier.options.get(name)!r}; pass the same"
+            )
+    for what, old, new in (
+        ("seed", earlier.seed, now.seed),
+        ("clients", sorted(earlier.clients), sorted(now.clients)),
+    ):
+        if old != new:
+            raise ConfigError(f"{what}: {str(new)[:80]}; the run to resume has {str(old)[:80]}; pass the same")
+
+
+def add_round(
+    record: RunRecord,
+    number: int,
+    cohort: Sequence[str],
+    updates: Sequence[ClientUpdate],
+    combined: Aggregate,
+    quarantined: Mapping[str, str],
+    start: AdapterState,
+    shared: Sequence[str],
+    seconds: Mapping[str, float],
+) -> None:
+    """Append what a round did, and bring the verdict on every client up to date.
+
+    start: the adapter the round began with. shared: the factors that travel ("A", "B"), for the count of bytes.
+    """
+    record.rounds.append(
+        {
+            "round": number,
+            "stage": "federated",
+            "cohort": list(cohort),
+            "collaborative": [u.client_id for u in updates if u.client_id not in combined.flagged],
+            "flagged": list(combined.flagged),
+            "quarantined": dict(quarantined),
+            "weights": dict(combined.weights),
+            "train_loss": {u.client_id: u.metrics["train_loss"] for u in updates if "train_loss" in u.metrics},
+            "update_norm": {u.client_id: change_norm(u.state, start) for u in updates},
+            "evidence": _evidence(combined),
+            "diagnosis": plain(combined.diagnosis),
+            "n_iter": combined.n_iter,
+            "converged": combined.converged,
+            "bytes_up": {u.client_id: travelling_bytes(u.state, shared) for u in updates},
+            "bytes_down": dict.fromkeys(cohort, travelling_bytes(start, shared)),
+            "seconds": dict(seconds),
+            "metrics": {},
+        }
+    )
+    record.modules = plain(combined.modules)
+    record.diagnosis = plain(combined.diagnosis)
+    record.similarity = similarity(updates, start)
+    judge(record)
+
+
+def judge(record: RunRecord) -> None:
+    """Set flagged, quarantined and every client's standing from the last round that each client took part in."""
+    flagged: set[str] = set()
+    quarantined: dict[str, str] = {}
+    for entry in record.rounds:
+        for client in entry["cohort"]:
+            facts = record.clients[client]
+            flagged.discard(client)
+            quarantined.pop(client, None)
+            if client in entry["quarantined"]:
+                quarantined[client] = entry["quarantined"][client]
+            elif client in entry["flagged"]:
+                flagged.add(client)
+            facts["weight"] = entry["weights"].get(client, 0.0)
+            facts["evidence"] = entry["evidence"].get(client, {})
+    for client, facts in record.clients.items():
+        facts["collaborative"] = client not in flagged and client not in quarantined
+    record.flagged, record.quarantined = sorted(flagged), dict(sorted(quarantined.items()))
+
+
+def collaborative(record: RunRecord) -> list[str]:
+    """Sorted ids of the clients that are neither flagged nor quarantined."""
+    return sorted(client for client, facts in record.clients.items() if facts["collaborative"])
+
+
+def last_rounds(record: RunRecord) -> dict[str, int]:
+    """{client id: the last round it left a usable update in}."""
+    last = {}
+    for entry in record.rounds:
+        for client in entry["cohort"]:
+            if client not in entry["quarantined"]:
+                last[client] = entry["round"]
+    return last
+
+
+def mean_over_collaborative(record: RunRecord, per_client: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Mean metrics over the collaborative clients: a contaminated client's own data says nothing of the adapter."""
+    return mean_metrics(per_client[client] for client in collaborative(record) if client in per_client)
+
+
+def round_log(entry: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a round that trackers get."""
+    losses = list(entry["train_loss"].values())
+    logs = {"round": entry["round"], "flagged": len(entry["flagged"]), "quarantined": len(entry["quarantined"])}
+    if losses:
+        logs["loss"] = sum(losses) / len(losses)
+    logs["seconds"] = sum(entry["seconds"].values())
+    logs |= {f"eval_global_{name}": value for name, value in entry["metrics"].get("global", {}).items()}
+    return logs
+
+
+def round_line(entry: Mapping[str, Any], num_rounds: int) -> str:
+    """A round in one line for the terminal."""
+    logs = round_log(entry)
+    parts = [f"round {entry['round']}/{num_rounds}: {len(entry['cohort'])} clients"]
+    parts += [f"train loss {logs['loss']:.3f}"] if "loss" in logs else []
+    parts += [f"{kind} {', '.join(sorted(entry[kind]))}" for kind in ("flagged", "quarantined") if entry[kind]]
+    return ", ".join([*parts, f"{logs['seconds']:.1f} s"])
+
+
+def travelling_bytes(state: AdapterState, shared: Iterable[str]) -> int:
+    """Bytes of the factors in `shared`, and of the extras, in the dtype they are stored in."""
+    shared = set(shared)
+    tensors = [getattr(factors, name) for factors in state.values() for name in ("A", "B") if name in shared]
+    return sum(tensor.numel() * tensor.element_size() for tensor in [*tensors, *state.extras.values()])
+
+
+def change_norm(state: AdapterState, start: AdapterState) -> float:
+    """Frobenius norm of what a client changed since the round's start, all modules together."""
+    return sum((state[module] - start[module]).norm() ** 2 for module in state) ** 0.5
+
+
+def similarity(updates: Sequence[ClientUpdate], start: AdapterState) -> dict[str, Any]:
+    """Cosines between the clients' changes, all modules together; left out above MAX_SIMILARITY clients."""
+    if not 1 < len(updates) <= MAX_SIMILARITY:
+        return {}
+    total: Any = None
+    for module in start:
+        products = lowrank.inner_products([(update.state[module] - start[module]).pair() for update in updates])
+        total = products if total is None else total + products
+    norm = total.diagonal().clamp_min(1e-300).sqrt()
+    cosine = total / (norm[:, None] * norm)
+    return {"ids": [u.client_id for u in updates], "cosine": [[round(v, 4) for v in row] for row in cosine.tolist()]}
+
+
+def _evidence(combined: Aggregate) -> dict[str, dict[str, dict[str, float | None]]]:
+    return {
+        client: {kind: {"score": item.score, "threshold": item.threshold} for kind, item in kinds.items()}
+        for client, kinds in combined.evidence.items()
+    }

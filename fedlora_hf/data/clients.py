@@ -1,0 +1,133 @@
+"""From examples to clients, each with a train, a validation and a test split that share no record."""
+# SPDX-License-Identifier: Apache-2.0
+
+import logging
+from collections import Counter
+from collections.abc import Hashable
+
+import datasets
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlora_hf.data import partition
+from fedlora_hf.errors import ConfigError, DataError
+from fedlora_hf.seeding import derive_seed
+
+logger = logging.getLogger(__name__)
+
+PARTITIONS = ("category", "task", "group", "dirichlet", "iid", "client")
+SPLITS = ("train", "validation", "test")
+
+
+def make_clients(
+    examples: datasets.Dataset,
+    *,
+    partition_by: str,
+    num_clients: int | None = None,
+    dirichlet_alpha: float = 0.5,
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.1,
+    max_examples_per_client: int | None = None,
+    seed: int = 0,
+) -> dict[str, datasets.DatasetDict]:
+    """{client id: {"train", "validation", "test"}} of examples as `load_examples` gives them; a function of the seed.
+
+    partition_by: "category", "task" and "group" are one thing, the group column; "client" is the client column;
+        "iid" and "dirichlet" make `num_clients` clients, the latter skewed by class label, or by group without one.
+    validation_fraction, test_fraction: of each client's examples, rounded, and at least one example unless 0.
+    max_examples_per_client: a random choice of so many, before the split.
+
+    Records that repeat word for word are removed first (`deduplicate`), so none is in two splits or two clients. A
+    text that remains twice, under two groups for instance, is used for training only: no test text was seen before.
+
+    Raises DataError for a column that is not there and a client too small to split; ConfigError for bad options.
+    """
+    _check_options(partition_by, num_clients, validation_fraction, test_fraction, max_examples_per_client)
+    unique, removed = deduplicate(examples)
+    if removed:
+        logger.info("removed %d of %d records: word for word repeats of another", removed, len(examples))
+    fractions = (validation_fraction, test_fraction)
+    needed = 1 + sum(fraction > 0 for fraction in fractions)
+    parts = _partition(unique, partition_by, num_clients, dirichlet_alpha, needed, seed)
+    text_counts = Counter(_texts(unique))
+    repeated = np.array([text_counts[text] > 1 for text in _texts(unique)])
+    clients = {}
+    for client_id, indices in parts.items():
+        rng = np.random.default_rng(derive_seed(seed, "split", client_id))
+        chosen = rng.permutation(indices)[:max_examples_per_client]
+        clients[client_id] = datasets.DatasetDict(
+            {name: unique.select(rows) for name, rows in _split(chosen, repeated[chosen], fractions, client_id).items()}
+        )
+    return clients
+
+
+def deduplicate(examples: datasets.Dataset) -> tuple[datasets.Dataset, int]:
+    """The examples without word for word repeats (all columns equal; the first is kept), and how many were removed."""
+    columns = [examples[name][:] for name in examples.column_names]
+    first: dict[Hashable, int] = {}
+    for position, values in enumerate(zip(*columns, strict=True)):
+        first.setdefault(tuple(tuple(value) if isinstance(value, list) else value for value in values), position)
+    removed = len(examples) - len(first)
+    return (examples.select(list(first.values())) if removed else examples), removed
+
+
+def _check_options(
+    partition_by: str, num_clients: int | None, validation: float, test: float, max_examples: int | None
+) -> None:
+    if partition_by not in PARTITIONS:
+        raise ConfigError(f"partition_by {partition_by!r}: must be one of {', '.join(PARTITIONS)}; choose one")
+    if partition_by in ("iid", "dirichlet") and num_clients is None:
+        raise ConfigError(f"partition_by {partition_by!r}: needs the number of clients; set num_clients")
+    if not (validation >= 0 and test >= 0 and validation + test < 1):
+        raise ConfigError(
+            f"validation_fraction {validation} and test_fraction {test}: must be 0 or more and less than 1 together; "
+            "0.1 each is usual"
+        )
+    if max_examples is not None and max_examples < 1:
+        raise ConfigError(f"max_examples_per_client {max_examples}: must be 1 or more; raise it, or leave it out")
+
+
+def _partition(
+    examples: datasets.Dataset, rule: str, num_clients: int | None, alpha: float, minimum: int, seed: int
+) -> partition.Partition:
+    if rule == "client":
+        if "client" not in examples.column_names:
+            raise DataError("partition_by 'client': the data names no clients; say which column does by client_column")
+        return partition.by_column(examples["client"][:])
+    if rule == "iid":
+        return partition.iid(len(examples), num_clients or 0, seed)
+    if rule == "dirichlet" and "label" in examples.column_names:
+        return partition.dirichlet(examples["label"][:], num_clients or 0, alpha, seed, minimum)
+    groups = examples["group"][:]
+    if not any(groups):
+        raise DataError(
+            f"partition_by {rule!r}: the data has no category, task, task_name or group column; partition by iid, or "
+            "rename the column that holds it"
+        )
+    if rule == "dirichlet":
+        return partition.dirichlet(groups, num_clients or 0, alpha, seed, minimum)
+    return partition.by_group(groups)
+
+
+def _texts(examples: datasets.Dataset) -> list[Hashable]:
+    """What an example says, without whose or of which group it is."""
+    if "text" in examples.column_names:
+        return list(examples["text"][:])
+    return list(zip(examples["prompt"][:], examples["completion"][:], strict=True))
+
+
+def _split(
+    indices: NDArray[np.int64], repeated: NDArray[np.bool_], fractions: tuple[float, float], client_id: str
+) -> dict[str, NDArray[np.int64]]:
+    """Cut shuffled indices into train, validation and test; `repeated` ones stay in train. Each split is sorted."""
+    validation, test = (max(1, round(fraction * len(indices))) if fraction > 0 else 0 for fraction in fractions)
+    free = indices[~repeated]
+    if len(indices) <= validation + test or len(free) < validation + test:
+        raise DataError(
+            f"client {client_id!r}: has {len(indices)} examples ({len(free)} of them unrepeated), and {validation} for "
+            f"validation, {test} for test and at least 1 for training must come of them; give it more, merge it with "
+            "another, or set the fractions to 0"
+        )
+    held_out = free[: validation + test]
+    train = np.setdiff1d(indices, held_out)
+    return {"train": train, "validation": np.sort(held_out[:validation]), "test": np.sort(held_out[validation:])}

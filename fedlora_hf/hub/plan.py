@@ -1,0 +1,147 @@
+"""What of an output folder may leave this machine: an allow-list, checked file by file, before anything is sent."""
+# SPDX-License-Identifier: Apache-2.0
+
+import json
+import re
+import stat
+import struct
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+from fedlora_hf.errors import AdapterError, ConfigError
+from fedlora_hf.hub.card import render_card
+from fedlora_hf.hub.text import TOKEN, one_line, redacted, without_tokens
+from fedlora_hf.names import unfit_reason
+from fedlora_hf.record import FILE_NAME, RunRecord, plain
+
+CONFIG, WEIGHTS, SIDE_CAR = "adapter_config.json", "adapter_model.safetensors", "dirmag_config.json"
+PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth", "adapter_model.pkl", "pytorch_model.bin")
+_REPORT_FILE = re.compile(r"[A-Za-z0-9][\w.-]*\.(?:png|html)", re.ASCII)
+# What a push owns in a repository, and therefore takes away when the run no longer has it.
+_OWNED = re.compile(rf"clients/.+|report/{_REPORT_FILE.pattern}|{re.escape(SIDE_CAR)}", re.ASCII)
+_MAX_HEADER = 64 * 1024 * 1024
+
+Plan = dict[str, Path | bytes]
+
+
+def make_plan(folder: Path, record: RunRecord, repo_id: str, with_clients: bool) -> Plan:
+    """{path in the repository: file, or content} of the output folder `folder`.
+
+    The global adapter, the record, a card rendered for `repo_id`, the report; client adapters only when asked, and
+    never one that was flagged or quarantined, whatever lies on the disk. Raises AdapterError or ConfigError for
+    links, pickled weights, a missing adapter, or an access token inside a text file.
+    """
+    root = folder.resolve()
+    plan: Plan = dict(_adapter(root, PurePosixPath()))
+    clients = sendable_clients(root, record) if with_clients else []
+    for client_id in clients:
+        plan.update(_adapter(root, PurePosixPath("clients", client_id)))
+    plan.update(_report(root))
+    public = public_record(record)
+    figures = sorted(name for name in plan if name.endswith(".png"))
+    plan[FILE_NAME] = public.to_json().encode()
+    plan["README.md"] = render_card(public, repo_id, figures=figures, clients=clients).encode()
+    return dict(sorted(plan.items()))
+
+
+def stale(remote_paths: list[str], plan: Mapping[str, object]) -> list[str]:
+    """Files of an earlier push that this one does not have: adapters of clients since flagged, old figures."""
+    return sorted(path for path in remote_paths if _OWNED.fullmatch(path) and path not in plan)
+
+
+def sendable_clients(root: Path, record: RunRecord) -> list[str]:
+    """Sorted ids of the collaborative clients that have an adapter on disk and nothing against them."""
+    barred = {*record.flagged, *record.quarantined}
+    return sorted(
+        client_id
+        for client_id, client in record.clients.items()
+        if client.get("collaborative") is True
+        and client_id not in barred
+        and unfit_reason(client_id) is None
+        and (root / "clients" / client_id).is_dir()
+    )
+
+
+def public_record(record: RunRecord) -> RunRecord:
+    """The record without secrets: tokens in the command or in any option are replaced."""
+    content = json.loads(without_tokens(record.to_json()))
+    content["command"] = redacted(record.command)
+    content["options"] = {
+        name: value if not re.search(r"(?i)token$|secret|password", name) else "***"
+        for name, value in plain(record.options).items()
+    }
+    return RunRecord.from_dict(content)
+
+
+def check_weights(path: Path) -> None:
+    """AdapterError unless `path` has the header of a safetensors file whose tensors lie inside the file."""
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > min(_MAX_HEADER, size - 8):
+                raise ValueError("its header is longer than the file")
+            header = json.loads(file.read(length))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        if not ends or max(ends) != size - 8 - length:
+            raise ValueError("its tensors do not fill the file")
+    except (
+        OSError,
+        struct.error,
+        ValueError,
+        KeyError,
+        TypeError,
+        IndexError,
+        AttributeError,
+        RecursionError,
+    ) as error:
+        raise AdapterError(f"{path}: not a safetensors file ({one_line(error, 80)}); save the adapter again") from None
+
+
+def _adapter(root: Path, part: PurePosixPath) -> Plan:
+    """The adapter files of one folder."""
+    folder = root / part
+    if not (folder / WEIGHTS).exists():
+        pickled = [name for name in PICKLES if (folder / name).exists()]
+        if pickled:
+            raise AdapterError(f"{folder / pickled[0]}: pickled weights can run code; save the adapter as safetensors")
+        raise AdapterError(f"{folder / WEIGHTS}: no such file; give the output folder of a finished run")
+    files = {
+        str(part / name): _own_file(root, part / name)
+        for name in (CONFIG, WEIGHTS, SIDE_CAR)
+        if name != SIDE_CAR or (folder / name).exists()
+    }
+    check_weights(folder / WEIGHTS)
+    for name in (CONFIG, SIDE_CAR):
+        if str(part / name) in files:
+            _no_token(folder / name)
+    return dict(files)
+
+
+def _report(root: Path) -> Plan:
+    """The figures and pages of the report."""
+    if not (root / "report").is_dir():
+        return {}
+    names = sorted(path.name for path in (root / "report").iterdir() if _REPORT_FILE.fullmatch(path.name))
+    plan: Plan = {f"report/{name}": _own_file(root, PurePosixPath("report", name)) for name in names}
+    for name in names:
+        if name.endswith(".html"):
+            _no_token(root / "report" / name)
+    return plan
+
+
+def _own_file(root: Path, part: PurePosixPath) -> Path:
+    """root/part, when it is a plain file and no step on the way is a link that could lead elsewhere."""
+    path = root
+    for step in part.parts:
+        path = path / step
+        if path.is_symlink():
+            raise AdapterError(f"{path}: is a link, and only files of the folder itself are pushed; copy it in place")
+    if not path.exists() or not stat.S_ISREG(path.stat().st_mode):
+        raise AdapterError(f"{path}: must be a plain file; write the output folder again")
+    return path
+
+
+def _no_token(path: Path) -> None:
+    if TOKEN.search(path.read_text(encoding="utf-8", errors="replace")):
+        raise ConfigError(f"{path}: holds what looks like an access token; remove it, and revoke the token")

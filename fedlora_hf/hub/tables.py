@@ -1,0 +1,140 @@
+"""What a card tells of a run, drawn from its record: numbers and short texts, whatever the record holds.
+
+A record may come from somebody else's repository: a value of an unexpected type is left out, never an error.
+"""
+# SPDX-License-Identifier: Apache-2.0
+
+import math
+from collections.abc import Mapping
+from typing import Any, TypeGuard
+
+from fedlora_hf.hub.text import markdown
+from fedlora_hf.record import RunRecord
+
+MAX_ROWS = 50
+EVIDENCE = ("subspace", "direction", "scale")
+_STATES = {
+    ("before", "global"): "before",
+    ("after", "local"): "each client alone",
+    ("after", "global"): "global adapter",
+    ("after", "personalised"): "personal adapters",
+}
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether `value` is a finite number (True and False are not)."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def mapping(value: object) -> Mapping[str, Any]:
+    """`value` when it is a mapping, else an empty one."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def sequence(value: object) -> list[Any]:
+    """`value` when it is a list, the keys of a mapping, else nothing."""
+    return list(value) if isinstance(value, list | Mapping) else []
+
+
+def numbers(value: object) -> dict[str, float]:
+    """The entries of a mapping that are numbers."""
+    return {name: item for name, item in mapping(value).items() if is_number(item)}
+
+
+def number(value: object) -> str:
+    """A number as shown in tables: four significant digits; a dash for what is missing."""
+    if not is_number(value):
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
+
+
+def plain_items(value: object) -> list[tuple[str, str]]:
+    """The entries of a mapping that can be shown in a line: scalars, and short lists of them."""
+    shown = []
+    for name, entry in mapping(value).items():
+        items = entry if isinstance(entry, list) else [entry]
+        if entry is None or entry == [] or not all(isinstance(item, str | int | float) for item in items):
+            continue
+        text = ", ".join(number(item) if isinstance(item, float) else str(item) for item in items[:20])
+        shown.append((name, text + (" ..." if len(items) > 20 else "")))
+    return shown
+
+
+def results(record: RunRecord) -> dict[str, Any]:
+    """{"states": column titles, "rows": [(metric, [value or None])]} of the means over the collaborative clients."""
+    columns = {title: numbers(mapping(record.metrics.get(stage)).get(kind)) for (stage, kind), title in _STATES.items()}
+    columns = {title: values for title, values in columns.items() if values}
+    metrics = sorted({metric for values in columns.values() for metric in values})
+    return {
+        "states": list(columns),
+        "rows": [(metric, [values.get(metric) for values in columns.values()]) for metric in metrics],
+    }
+
+
+def rejected(record: RunRecord) -> list[dict[str, Any]]:
+    """One row a client left out: what speaks against it."""
+    flagged = [str(name) for name in record.flagged]
+    names = [*flagged, *(name for name in record.quarantined if name not in flagged)]
+    return [
+        {
+            "id": name,
+            "judged": "quarantined" if name in record.quarantined else "flagged",
+            "reason": record.quarantined.get(name, ""),
+            "evidence": _evidence(mapping(record.clients.get(name)).get("evidence")),
+        }
+        for name in names
+    ]
+
+
+def _evidence(value: object) -> str:
+    """Each kind's score against its threshold, as inert Markdown."""
+    evidence = mapping(value)
+    parts = []
+    for kind in [*EVIDENCE, *sorted(set(evidence) - set(EVIDENCE))]:
+        score, threshold = (mapping(evidence.get(kind)).get(name) for name in ("score", "threshold"))
+        if not is_number(score):
+            continue
+        shown = f"{markdown(kind, 40)} {number(score)}"
+        if is_number(threshold) and score > threshold:
+            shown = f"**{shown} &gt; {number(threshold)}**"
+        elif is_number(threshold):
+            shown = f"{shown} ≤ {number(threshold)}"
+        parts.append(shown)
+    return "; ".join(parts)
+
+
+def rounds(record: RunRecord) -> list[dict[str, Any]]:
+    """One row a round, the last MAX_ROWS of them."""
+    return [_round(entry) for entry in record.rounds[-MAX_ROWS:]]
+
+
+def _round(entry: Mapping[str, Any]) -> dict[str, Any]:
+    losses = list(numbers(entry.get("train_loss")).values())
+    sent = [amount for name in ("bytes_up", "bytes_down") for amount in _amounts(entry.get(name))]
+    return {
+        "round": entry.get("round"),
+        "stage": entry.get("stage") or "-",
+        "clients": len(sequence(entry.get("cohort"))),
+        "flagged": ", ".join(map(str, sequence(entry.get("flagged")))) or "-",
+        "quarantined": ", ".join(map(str, sequence(entry.get("quarantined")))) or "-",
+        "loss": sum(losses) / len(losses) if losses else None,
+        "megabytes": sum(sent) / 1e6 if sent else None,
+        "seconds": entry.get("seconds"),
+    }
+
+
+def _amounts(value: object) -> list[float]:
+    """A total, or amounts by client."""
+    return [value] if is_number(value) else list(numbers(value).values())
+
+
+def modules(record: RunRecord) -> dict[str, Any]:
+    """Count, range of the ranks and the largest discarded energy of the adapted modules."""
+    ranks = [entry["rank"] for entry in record.modules.values() if is_number(entry.get("rank"))]
+    lost = [entry["discarded_energy"] for entry in record.modules.values() if is_number(entry.get("discarded_energy"))]
+    low, high = (min(ranks), max(ranks)) if ranks else (None, None)
+    return {
+        "count": len(record.modules),
+        "ranks": None if low is None else number(low) if low == high else f"{number(low)} to {number(high)}",
+        "discarded": max(lost) if lost else None,
+    }

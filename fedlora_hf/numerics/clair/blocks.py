@@ -1,0 +1,144 @@
+"""One module's updates made small: block coordinates in a common basis, and inner products of the products.
+
+An update W_k = B_k A_k enters subspace questions only through X_k with X_k X_k^T = W_k W_k^T. The stack [X_1 ... X_K]
+is kept as coordinates in a basis of at most `WIDTH` directions, so that what stays in memory between two passes over
+the clients does not depend on the width of the layer.
+"""
+# SPDX-License-Identifier: Apache-2.0
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Basis directions kept per module: more for few clients; for many, a shared direction stands out of the others by
+# the number of clients that use it, so fewer do.
+WIDTH, WIDTH_MANY, MANY = 192, 64, 200
+# Largest stacked rank for which all pairs are compared exactly; beyond it, through a random projection.
+GRAM_LIMIT = 1024
+SKETCH = 64
+SMALL = 2_000_000  # numbers in a stack that is worth float64
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """basis: (out, d) orthonormal, None for the identity (d = out). coords: (K, d, r), unit-energy clients:
+    coords_k = basis^T X_k / ||W_k||. energy: (K,) = ||W_k||^2, exact. out: dimension of the judged side.
+
+    Exact when d reaches min(out, sum of ranks); otherwise energy outside the basis counts as not shared.
+    """
+
+    basis: Tensor | None
+    coords: Tensor
+    energy: Tensor
+    out: int
+
+
+def stack(
+    pairs: Iterable[tuple[Tensor, Tensor]], count: int, rank: int, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """(B (count, out, rank), A (count, rank, in)) of pairs that come one at a time, zero-padded to `rank`.
+
+    dtype: by default float64 for what is small, float32 for large layers.
+    """
+    B = A = torch.empty(0)
+    for k, (left, right) in enumerate(pairs):
+        if k == 0:
+            size = count * rank * (left.shape[0] + right.shape[1])
+            dtype = dtype or (torch.float64 if size <= SMALL else torch.float32)
+            B = torch.zeros(count, left.shape[0], rank, dtype=dtype)
+            A = torch.zeros(count, rank, right.shape[1], dtype=dtype)
+        B[k, :, : left.shape[1]] = left
+        A[k, : right.shape[0]] = right
+    return B, A
+
+
+def flat(X: Tensor) -> Tensor:
+    """(K, out, r) -> (out, K r), clients side by side."""
+    return X.permute(1, 0, 2).reshape(X.shape[1], -1)
+
+
+def roots(A: Tensor) -> Tensor:
+    """(K, r, r) R_k with A_k A_k^T = R_k R_k^T, so that X_k = B_k R_k. In float64 inside."""
+    A = A if A.dtype == torch.float64 else A.float()
+    values, vectors = torch.linalg.eigh((A @ A.transpose(1, 2)).double())
+    return (vectors * values.clamp_min(0).sqrt()[:, None, :]).to(A.dtype)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    """Fixed seed: a projection is part of the method's definition, not a random choice of the run."""
+    return torch.Generator().manual_seed(seed)
+
+
+def summarise(B: Tensor, A: Tensor) -> tuple[Blocks, Tensor]:
+    """(blocks, inner products (K, K) of W_j and W_k) of one module from B (K, out, r) and A (K, r, in)."""
+    K, out, r = B.shape
+    small = out * A.shape[2] <= r * (out + A.shape[2])
+    R = roots(A)
+    gram = None
+    if small:
+        W = (B @ A).reshape(K, -1)
+        inner = W @ W.T
+    elif K * r <= GRAM_LIMIT:
+        stacked_B, stacked_A = flat(B), A.reshape(K * r, -1)
+        gram = stacked_B.T @ stacked_B
+        inner = (gram * (stacked_A @ stacked_A.T)).reshape(K, r, K, r).sum((1, 3))
+    else:
+        inner = _sketched_inner(B, A)
+    return _blocks(B, R, gram), inner.double()
+
+
+def _sketched_inner(B: Tensor, A: Tensor) -> Tensor:
+    """Inner products through S W_k T, S and T Gaussian: relative error of a cosine about 1 / SKETCH per module."""
+    left = torch.randn(SKETCH, B.shape[1], generator=generator(1), dtype=B.dtype) / SKETCH**0.5
+    right = torch.randn(A.shape[2], SKETCH, generator=generator(2), dtype=A.dtype) / SKETCH**0.5
+    small = torch.stack([(left @ B[k]) @ (A[k] @ right) for k in range(len(B))]).reshape(len(B), -1)
+    return small @ small.T
+
+
+def _blocks(B: Tensor, R: Tensor, gram: Tensor | None) -> Blocks:
+    K, out, r = B.shape
+    width = WIDTH if K <= MANY else WIDTH_MANY
+    X = B @ R
+    if r > out:
+        X = roots(X)
+    energy = X.double().square().sum((1, 2))
+    unit = torch.where(energy > 0, energy.clamp_min(1e-300).rsqrt(), torch.zeros_like(energy)).to(X.dtype)
+    X = X * unit[:, None, None]
+    if out <= width:
+        return Blocks(None, X, energy, out)
+    n = X.shape[0] * X.shape[2]
+    if n <= width:
+        basis = torch.linalg.qr(flat(X))[0]
+    elif gram is not None:
+        R = R * unit[:, None, None]
+        basis = _gram_basis(gram, R, flat(X), width)
+    else:
+        basis = _range_basis(flat(X), width)
+    return Blocks(basis, basis.T @ X, energy, out)
+
+
+def _gram_basis(gram: Tensor, R: Tensor, X: Tensor, width: int) -> Tensor:
+    """Leading left singular vectors of X (out, n) from the Gram of the factors: no further pass over X's rows."""
+    K, r, _ = R.shape
+    half = (R.transpose(1, 2) @ gram.reshape(K, r, K * r)).reshape(K * r, K, r).permute(1, 0, 2)
+    H = (half @ R).permute(1, 0, 2).reshape(K * r, K * r)
+    values, vectors = torch.linalg.eigh((H + H.T) / 2)
+    values, vectors = values[-width:], vectors[:, -width:]
+    sound = values > 1e-5 * values[-1].clamp_min(1e-30)
+    return torch.linalg.qr(X @ (vectors[:, sound] * values[sound].rsqrt()))[0]
+
+
+def _range_basis(X: Tensor, width: int, passes: int = 2) -> Tensor:
+    """The same by randomised subspace iteration: time linear in the number of clients."""
+    Q = torch.randn(X.shape[0], width, generator=generator(3), dtype=X.dtype)
+    for _ in range(passes):
+        Q = torch.linalg.qr(X @ (X.T @ Q))[0]
+    return Q
+
+
+def affinity(coords: Tensor) -> Tensor:
+    """(K, K) overlap of subspaces: <X_j X_j^T, X_k X_k^T> of unit-energy blocks; 1 / out on average for strangers."""
+    scatter = (coords @ coords.transpose(1, 2)).reshape(len(coords), -1)
+    return scatter @ scatter.T

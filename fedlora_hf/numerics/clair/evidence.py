@@ -1,0 +1,159 @@
+"""What the updates say of each client: three kinds of evidence, all cross-fitted, after asking whether there is a majority.
+
+subspace   how little of the majority's subspace the client uses, next to what the majority uses of it.
+direction  how little the client points where the consensus core points.
+scale      how large or small the update is.
+"""
+# SPDX-License-Identifier: Apache-2.0
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedlora_hf.numerics.clair.blocks import Blocks
+from fedlora_hf.numerics.clair.consensus import Consensus, cosines
+from fedlora_hf.numerics.clair.flagging import ERRORS, GUARD, KINDS, OPPOSED, Score, effect_threshold, scale_scores
+from fedlora_hf.numerics.clair.subspace import Fit
+
+# Least agreement, and least shared energy beyond chance, that count as common structure.
+AGREEMENT, SHARED = 0.1, 0.1
+FEW, COPY = 6, 1 - 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """scores: {kind: (K,)}; thresholds: {kind: (K,)}, NaN where the kind is not usable. copies: groups of
+    clients with the same update. diagnosis: plain values."""
+
+    scores: Mapping[str, Tensor]
+    thresholds: Mapping[str, Tensor]
+    copies: list[list[int]]
+    diagnosis: Mapping[str, float | bool | str]
+
+    @property
+    def flagged(self) -> Tensor:
+        """(K,) bool: some score above its threshold (no score is above NaN)."""
+        return torch.stack([self.scores[kind] > self.thresholds[kind] for kind in KINDS]).any(0)
+
+    def described(self, ids: Sequence[str]) -> dict[str, object]:
+        """The diagnosis with clients by name."""
+        copies = [[ids[k] for k in group] for group in self.copies]
+        return {**self.diagnosis, "copies": copies}
+
+    def of(self, k: int) -> dict[str, Score]:
+        """The evidence on client k."""
+        return {kind: _score(self.scores[kind][k], self.thresholds[kind][k]) for kind in KINDS}
+
+
+def _score(score: Tensor, threshold: Tensor) -> Score:
+    return Score(float(score), None if bool(threshold.isnan()) else float(threshold))
+
+
+def judge(inner: Tensor, agreed: Consensus, alive: Tensor, fit: Fit, modules: Sequence[Blocks]) -> Judgement:
+    """Scores and thresholds of every client.
+
+    inner: (K, K) products pooled over modules, clients in any state. alive: (K,) bool, clients whose update is not
+    zero; `agreed` (their consensus in direction), `fit` and `modules` are of these alone.
+    """
+    index = alive.nonzero().squeeze(1)
+    gain, error, level = shared_energy(fit, modules)
+    shared = 1 - gain / level if level > 0 else torch.zeros_like(gain)
+    usable = level > SHARED * len(modules) and fit.majority > ERRORS * float(error.median())
+    subspace = effect_threshold(shared, error / level) if usable else None
+
+    aligned = 1 - agreed.to_core / agreed.agreement if agreed.agreement > 0 else torch.zeros_like(gain)
+    direction = None
+    if agreed.agreement > max(AGREEMENT, agreed.chance):
+        direction = effect_threshold(aligned, agreed.spread / agreed.agreement)
+        if subspace is not None:  # one that lives in the majority's subspace must point the other way to be flagged
+            direction = torch.where(shared < GUARD / 2, direction.clamp_min(OPPOSED), direction)
+    log_norm = inner.diag().clamp_min(1e-300).sqrt().log()
+    size, limit = scale_scores(log_norm, alive)
+
+    subspace, direction = _of_minority(shared, subspace), _of_minority(aligned, direction)
+    found = {
+        "agreement": agreed.agreement,
+        "agreement_by_chance": agreed.chance,
+        "shared_energy": level / len(modules),
+        "shared_energy_of_majority": fit.majority / len(modules),
+        "direction_usable": direction is not None,
+        "subspace_usable": subspace is not None,
+        "identifiable": direction is not None or subspace is not None,
+        "weak_evidence": len(index) < FEW,
+        "summary": summary(direction is not None, subspace is not None, len(index)),
+    }
+    return Judgement(
+        {"subspace": _spread(shared, index, alive), "direction": _spread(aligned, index, alive), "scale": size},
+        {
+            "subspace": _spread(subspace, index, alive),
+            "direction": _spread(direction, index, alive),
+            "scale": torch.full_like(size, limit),
+        },
+        copies(inner, index),
+        found,
+    )
+
+
+def unjudged(inner: Tensor, alive: Tensor) -> Judgement:
+    """When fewer than 3 updates are not zero there is no majority to be far from: nothing is usable."""
+    zero = torch.zeros(len(alive), dtype=torch.float64)
+    never = torch.full_like(zero, torch.nan)
+    found = {
+        "agreement": 0.0,
+        "identifiable": False,
+        "weak_evidence": True,
+        "summary": f"{int(alive.sum())} of {len(alive)} updates are not zero: too few to judge any client",
+    }
+    return Judgement(dict.fromkeys(KINDS, zero), dict.fromkeys(KINDS, never), [], found)
+
+
+def _of_minority(scores: Tensor, thresholds: Tensor | None) -> Tensor | None:
+    """The thresholds, or None when half of the clients would be flagged: those would be the majority."""
+    if thresholds is None or 2 * int((scores > thresholds).sum()) >= len(scores):
+        return None
+    return thresholds
+
+
+def _spread(values: Tensor | None, index: Tensor, alive: Tensor) -> Tensor:
+    """Values of the clients alive as values of all: NaN for a kind that is not usable, 0 for the score of the others."""
+    if values is None:
+        return torch.full((len(alive),), torch.nan, dtype=torch.float64)
+    return torch.zeros(len(alive), dtype=torch.float64).index_copy(0, index, values)
+
+
+def shared_energy(fit: Fit, modules: Sequence[Blocks]) -> tuple[Tensor, Tensor, float]:
+    """((K,) held-out energy in the subspace beyond chance, its standard error for a stranger, the kept half's median).
+
+    A stranger's block of effective rank rho puts Beta(p / 2, (out - p) / 2) of each of its rho directions into a
+    rank-p subspace; modules add up.
+    """
+    gain = fit.gains.sum(0)
+    variance = torch.zeros_like(gain)
+    for blocks, p in zip(modules, fit.ranks, strict=True):
+        n = blocks.out
+        concentration = (blocks.coords.transpose(1, 2) @ blocks.coords).double().square().sum((1, 2))
+        variance += 2 * p * max(n - p, 0) / (n * n * (n + 2)) * concentration
+    return gain, variance.sqrt(), float(gain[fit.kept].median())
+
+
+def copies(inner: Tensor, index: Tensor) -> list[list[int]]:
+    """Groups of clients whose updates are the same but for a positive factor: reported, never flagged for it, since
+    nobody can tell the copy from the original."""
+    same = cosines(inner)[index][:, index] > COPY
+    groups = {tuple(row.nonzero().squeeze(1).tolist()) for row in same}
+    return [[int(index[i]) for i in group] for group in sorted(groups) if len(group) > 1]
+
+
+def summary(direction: bool, subspace: bool, K: int) -> str:
+    """The diagnosis in words."""
+    if direction and subspace:
+        text = "the majority shares a direction and a subspace"
+    elif direction:
+        text = "the majority shares a direction; the subspace tells nothing"
+    elif subspace:
+        text = "the majority shares a subspace but no direction"
+    else:
+        text = "no common structure: different and contaminated clients cannot be told apart; flags on scale alone"
+    return text if K >= FEW else f"{text}; evidence is weak with {K} clients (below {FEW})"

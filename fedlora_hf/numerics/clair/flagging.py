@@ -1,0 +1,94 @@
+"""From scores to flags: robust spread, guards on the size of the effect, and evidence combined over rounds.
+
+Every score says how far a client is FROM THE MAJORITY. A client is flagged when one score exceeds its threshold; a
+threshold of None says that the kind of evidence tells nothing here. How the constants were set: docs/clair.md.
+"""
+# SPDX-License-Identifier: Apache-2.0
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+KINDS = ("subspace", "direction", "scale")
+# A client with less than a quarter of what the core shares may be flagged; with less than a tenth, it is, however
+# wide the honest clients are spread.
+GUARD, CAP = 0.75, 0.9
+# Opposed to the core: the direction threshold of a client that lives in the majority's subspace.
+OPPOSED = 1.3
+# Shared by the scores of both kinds: standard errors added to a threshold.
+ERRORS = 3.0
+# Size: 5 times the typical norm, or 1 / 100 of it.
+LARGE, SMALL = math.log(5.0), math.log(100.0)
+# Log norm ratio given to a zero update, so that scores stay finite.
+ZERO = math.log(1e6)
+
+
+class Score(NamedTuple):
+    """Evidence of one kind: flagged when `score` > `threshold` (None: not usable here)."""
+
+    score: float
+    threshold: float | None
+
+    @property
+    def flagged(self) -> bool:
+        return self.threshold is not None and self.score > self.threshold
+
+
+def shorth(x: Tensor) -> tuple[float, float]:
+    """(centre, spread) from the shortest half of x: breaks down only when half of it is bad. Spread is scaled to the
+    standard deviation of a normal sample."""
+    ordered = x.sort().values
+    size = len(ordered) // 2 + 1
+    width = ordered[size - 1 :] - ordered[: len(ordered) - size + 1]
+    start = int(width.argmin())
+    half = ordered[start : start + size]
+    return float(half.median()), float(width[start]) / 2 / 0.6745
+
+
+def critical_z(n: int) -> float:
+    """Robust z that a clean client exceeds with probability of about 1 / 1000 in a normal sample of n: the shorth of
+    few is often far too short. Fitted to simulations (scripts/calibrate_flags.py)."""
+    return 3.4 + 60.0 / n
+
+
+def effect_threshold(scores: Tensor, errors: Tensor) -> Tensor:
+    """(K,) thresholds of a score that is 0 at the core and 1 for a stranger: the robust spread, held between GUARD
+    and CAP, plus the client's own standard errors. Among fewer than 6 clients CAP."""
+    centre, spread = shorth(scores)
+    level = CAP if len(scores) < 6 else min(max(centre + critical_z(len(scores)) * spread, GUARD), CAP)
+    return level + ERRORS * errors
+
+
+def scale_scores(log_norm: Tensor, alive: Tensor) -> tuple[Tensor, float]:
+    """((K,) scores, threshold) from log norms: 1 is LARGE times bigger, or SMALL times smaller, than is typical."""
+    centre, spread = shorth(log_norm[alive])
+    deviation = torch.where(alive, log_norm - centre, torch.full_like(log_norm, -ZERO)).clamp(-ZERO, ZERO)
+    scores = torch.where(deviation > 0, deviation / LARGE, -deviation / SMALL)
+    return scores, max(1.0, critical_z(int(alive.sum())) * spread / LARGE)
+
+
+def accumulate(
+    rounds: Sequence[Mapping[str, Mapping[str, tuple[float, float | None]]]], decay: float = 1.0
+) -> dict[str, dict[str, Score]]:
+    """Evidence over rounds: {client: {kind: Score}} from a list of the same, oldest first.
+
+    The combined score is the mean over the rounds in which the kind was usable for the client of score / threshold,
+    each held to [-4, 4] so that no single round can condemn or clear for good; its threshold is 1. `decay` < 1 gives a
+    round that is t rounds old the weight decay^t. A kind never usable keeps the threshold None. Rounds in
+    which a client took no part say nothing about it.
+    """
+    sums: dict[str, dict[str, list[float]]] = {}
+    for age, evidence in enumerate(reversed(list(rounds))):
+        for client, kinds in evidence.items():
+            for kind, (score, threshold) in kinds.items():
+                total = sums.setdefault(client, {}).setdefault(kind, [0.0, 0.0])
+                if threshold is not None and threshold > 0:
+                    total[0] += decay**age * min(max(score / threshold, -4.0), 4.0)
+                    total[1] += decay**age
+    return {
+        client: {kind: Score(s / w, 1.0) if w else Score(0.0, None) for kind, (s, w) in sorted(kinds.items())}
+        for client, kinds in sorted(sums.items())
+    }

@@ -1,0 +1,54 @@
+"""The output folder of a run: adapters as stock PEFT folders, the record, the card and the report."""
+# SPDX-License-Identifier: Apache-2.0
+
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedlora_hf.files import read_adapter, write_adapter
+from fedlora_hf.hub import write_card
+from fedlora_hf.record import RunRecord
+from fedlora_hf.report import write_report
+from fedlora_hf.update import AdapterState
+
+CLIENTS = "clients"
+_DRAFT = ".clients.tmp"
+
+
+class ClientFolders:
+    """OUT/clients: personal adapters are written beside it, and put in its place when all are there."""
+
+    def __init__(self, folder: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
+        self.folder, self.config = Path(folder), dict(config)
+
+    def begin(self) -> None:
+        """Forget a draft that an earlier, interrupted run left."""
+        shutil.rmtree(self.folder / _DRAFT, ignore_errors=True)
+        (self.folder / _DRAFT).mkdir(parents=True)
+
+    def write(self, client_id: str, state: AdapterState) -> None:
+        write_adapter(self.folder / _DRAFT / client_id, state, self.config)
+
+    def publish(self) -> None:
+        """Replace OUT/clients by what was written since `begin`."""
+        shutil.rmtree(self.folder / CLIENTS, ignore_errors=True)
+        os.rename(self.folder / _DRAFT, self.folder / CLIENTS)
+
+    def read(self, client_ids: Iterable[str]) -> dict[str, AdapterState]:
+        """{client id: its personal adapter}, read lazily, of those that have one."""
+        return {
+            client_id: read_adapter(self.folder / CLIENTS / client_id)[0]
+            for client_id in client_ids
+            if (self.folder / CLIENTS / client_id).is_dir()
+        }
+
+
+def write_run(folder: str | os.PathLike[str], state: AdapterState, config: Mapping[str, Any], record: RunRecord) -> None:
+    """Write the global adapter, run.json, the report and the card into `folder`, each file whole or not at all."""
+    folder = Path(folder)
+    write_adapter(folder, state, config)
+    record.save(folder)
+    write_report(record, folder)
+    write_card(folder)

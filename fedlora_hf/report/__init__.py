@@ -1,0 +1,38 @@
+"""The report of a run: figures (PNG) and one self-contained page, made from the run record alone."""
+# SPDX-License-Identifier: Apache-2.0
+
+import os
+from pathlib import Path
+
+from fedlora_hf.record import RunRecord, write_atomically
+
+FOLDER = "report"
+PAGE = "index.html"
+
+
+def write_report(record: RunRecord, folder: str | os.PathLike[str]) -> list[Path]:
+    """Write `folder`/report/*.png and index.html; the paths written, the page last.
+
+    The page holds its figures inside itself (light and dark), needs no network and no script, and opens from disk. A
+    figure whose numbers are not in the record is left out, a stale one of that name is removed, and the page says so.
+    The same record gives the same bytes.
+    """
+    from fedlora_hf.report.figures import FIGURES
+    from fedlora_hf.report.page import render_page
+    from fedlora_hf.report.style import DARK, LIGHT, draw_png
+    from fedlora_hf.report.view import Run
+
+    run, target = Run.of(record), Path(folder) / FOLDER
+    pictures: dict[str, tuple[bytes, bytes]] = {}
+    written = []
+    for figure in FIGURES:
+        path = target / f"{figure.name}.png"
+        light = draw_png(figure.draw, run, LIGHT)
+        if light is None:
+            path.unlink(missing_ok=True)
+            continue
+        pictures[figure.name] = (light, draw_png(figure.draw, run, DARK) or light)
+        write_atomically(path, light)
+        written.append(path)
+    write_atomically(target / PAGE, render_page(run, pictures).encode())
+    return [*written, target / PAGE]

@@ -1,0 +1,126 @@
+"""The report in words: verdict, reasons, diagnosis, and numbers as people read them."""
+# SPDX-License-Identifier: Apache-2.0
+
+from collections.abc import Mapping, Sequence
+
+from fedlora_hf.report.view import COLLABORATIVE, FLAGGED, QUARANTINED, Client, Run, number
+
+KIND_TITLES = {
+    "subspace": "subspace: how much of the update lies outside what the other clients share",
+    "direction": "direction: how far the update points away from the other clients",
+    "scale": "scale: how far the size of the update is from the other clients' sizes",
+}
+_KIND_REASONS = {
+    "subspace": "too much of its update lies outside the subspace the others share",
+    "direction": "its update points away from the others",
+    "scale": "the size of its update is out of line with the others",
+}
+_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+_LONGEST = 600  # characters of untrusted text worth showing
+
+
+def figure_of(value: float | None, digits: int = 4) -> str:
+    """A number to four significant digits; a dash for one that was not recorded."""
+    if value is None:
+        return "–"
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:.{digits}g}"
+
+
+def byte_unit(largest: float) -> tuple[float, str]:
+    """(divisor, unit) in which `largest` bytes has at most four digits before the point."""
+    power = 0
+    while largest >= 1024 and power < len(_UNITS) - 1:
+        largest, power = largest / 1024, power + 1
+    return 1024.0**power, _UNITS[power]
+
+
+def bytes_of(value: float | None) -> str:
+    if value is None:
+        return "–"
+    divisor, unit = byte_unit(value)
+    return f"{value / divisor:.{0 if divisor == 1 else 1}f} {unit}"
+
+
+def seconds_of(value: float | None) -> str:
+    if value is None:
+        return "–"
+    if value < 120:
+        return f"{value:.1f} s"
+    return f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
+
+
+def counted(number_of: int, noun: str) -> str:
+    return f"{number_of:,} {noun}" if number_of == 1 else f"{number_of:,} {noun}s"
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def verdict(run: Run) -> str:
+    """One sentence: how many took part, how many were flagged and quarantined."""
+    flagged, quarantined = len(run.having(FLAGGED)), len(run.having(QUARANTINED))
+    if not run.clients:
+        return "The record names no clients."
+    outcome = []
+    if flagged:
+        outcome.append(f"{flagged} {'was' if flagged == 1 else 'were'} flagged as contaminated")
+    if quarantined:
+        outcome.append(f"{quarantined} {'was' if quarantined == 1 else 'were'} quarantined as unusable")
+    if not outcome:
+        judged = any(client.evidence for client in run.clients)
+        said = "none was flagged, none quarantined" if judged else "none was quarantined; this run judged nobody"
+        return f"Of {counted(len(run.clients), 'client')}, {said}."
+    return f"Of {counted(len(run.clients), 'client')}, {' and '.join(outcome)}."
+
+
+def reason_of(run: Run, client: Client) -> str:
+    """Why a client was flagged: the kinds of evidence above their thresholds, or the rounds that flagged it."""
+    parts = []
+    for kind in run.kinds:
+        score = client.evidence.get(kind)
+        if score is not None and score.above:
+            words = _KIND_REASONS.get(kind, f"its {shortened(kind)} score is too high")
+            parts.append(
+                f"{words} ({shortened(kind)} {figure_of(score.score, 3)}, threshold {figure_of(score.threshold, 3)})"
+            )
+    if parts:
+        return "; ".join(parts)
+    earlier = [str(entry.number) for entry in run.rounds if client.id in entry.flagged]
+    if earlier:
+        return f"flagged in round {', '.join(earlier)}; no score of the last judgement is above its threshold"
+    return "the record holds no score above a threshold for it"
+
+
+def diagnosis(run: Run) -> tuple[list[str], list[tuple[str, str]]]:
+    """(sentences, [(name, value)]): what the last aggregation said of the cohort, text first, then its numbers."""
+    sentences, values = [], []
+    for key in sorted(run.record.diagnosis, key=str):
+        value = run.record.diagnosis[key]
+        if isinstance(value, str) and " " in value.strip():
+            text = shortened(value.strip())
+            sentences.append(text[0].upper() + text[1:] + ("" if text[-1] in ".!?…" else "."))
+        else:
+            values.append((shortened(str(key).replace("_", " ")), plain_words(value)))
+    return sentences, values
+
+
+def plain_words(value: object) -> str:
+    """Any JSON value as short text."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return "not recorded"
+    if isinstance(value, int | float):
+        return figure_of(number(value))
+    if isinstance(value, Mapping):
+        return shortened(", ".join(f"{key}: {plain_words(item)}" for key, item in value.items()))
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return shortened(", ".join(plain_words(item) for item in value))
+    return shortened(str(value))
+
+
+def participation(run: Run) -> str:
+    return f"{len(run.having(COLLABORATIVE)):,} of {len(run.clients):,}"

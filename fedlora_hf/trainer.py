@@ -1,0 +1,497 @@
+"""FederatedTrainer: rounds of local training and aggregation around one model, as a `transformers.Trainer`."""
+# SPDX-License-Identifier: Apache-2.0
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from peft import PeftConfig, PeftModel
+from torch import nn
+from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers.trainer_utils import TrainOutput
+
+from fedlora_hf import adapters, bookkeeping, output, personalise
+from fedlora_hf.aggregation import aggregate, method_named
+from fedlora_hf.client import ClientData, local_batches, num_local_steps, prepare_client, train_locally
+from fedlora_hf.config import FederatedConfig
+from fedlora_hf.data.collate import Collator
+from fedlora_hf.data.tokenize import tokenize_prompts
+from fedlora_hf.errors import ConfigError, DataError, RoundError
+from fedlora_hf.evaluation import generate_answers, held_out_metrics, rouge_l
+from fedlora_hf.hub import push_folder, write_card
+from fedlora_hf.names import unfit_reason
+from fedlora_hf.progress import Steps
+from fedlora_hf.record import RunRecord
+from fedlora_hf.rounds import RoundStore
+from fedlora_hf.schedule import shares
+from fedlora_hf.seeding import derive_seed
+from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, LoraFactors, compressed, fitted, state_sum
+
+Metrics = dict[str, float]
+
+
+@dataclass
+class Run:
+    """Where a run stands: the last committed round, the global adapter after it, the record, the personal adapters."""
+
+    round: int
+    state: AdapterState
+    record: RunRecord
+    personalised: dict[str, AdapterState] = field(default_factory=dict)
+
+
+class FederatedTrainer(Trainer):
+    """Fine-tune one model together with many clients, none of which shows its data to another.
+
+    model: a causal LM or a sequence classifier, or a PeftModel that has its adapter already.
+    args: every option of the run.
+    client_datasets: {client id: Dataset, or {"train", "validation", "test"} of Datasets}, as
+        `data.clients.make_clients` gives them, or already tokenised (input_ids, labels).
+    peft_config: the adapter; default made from `args` (adapter, lora_r, lora_alpha, target_modules ...).
+    processing_class: the tokenizer; needed for text, and for ROUGE-L.
+    record: facts for the run record that only the caller knows (dataset, command).
+    Further keyword arguments are Trainer's (callbacks, compute_loss_func, optimizer_cls_and_kwargs ...).
+
+    There is one model in memory; adapters are swapped in and out of it, and clients' updates live in
+    `output_dir/rounds`. `train()` runs the rounds, `evaluate()` scores the global adapter and the personal ones,
+    `save_model()` writes them as stock PEFT folders. Under torchrun or accelerate, processes train different clients
+    of a round; the result does not depend on how many there are.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: FederatedConfig,
+        client_datasets: Mapping[str, Any],
+        *,
+        peft_config: PeftConfig | None = None,
+        processing_class: Any = None,
+        data_collator: Any = None,
+        record: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(args, FederatedConfig):
+            raise ConfigError(f"args is a {type(args).__name__}: must be a FederatedConfig; import it from fedlora_hf")
+        if not client_datasets:
+            raise DataError("0 clients: a federation needs at least one; pass client_datasets={id: Dataset}")
+        for client_id in client_datasets:
+            if reason := unfit_reason(client_id):
+                raise ConfigError(reason)
+        self.clients: dict[str, ClientData] = {
+            client_id: prepare_client(client_id, client_datasets[client_id], processing_class, args)
+            for client_id in sorted(client_datasets)
+        }
+        self.method = method_named(args.aggregation)
+        if not isinstance(model, PeftModel):
+            model = _with_seeded_adapter(model, peft_config or adapter_config(args), args.seed)
+        if data_collator is None:
+            pad = getattr(processing_class, "pad_token_id", None)
+            data_collator = Collator(pad if pad is not None else 0, 8 if torch.cuda.is_available() else 1)
+        super().__init__(
+            model=model, args=args, data_collator=data_collator, processing_class=processing_class, **kwargs
+        )
+        if self.optimizer is not None:
+            raise ConfigError("optimizers=(...): every client needs a fresh one; pass optimizer_cls_and_kwargs instead")
+        self.remove_callback(ProgressCallback)
+        self.remove_callback(PrinterCallback)
+        self.steps = Steps(enabled=not args.disable_tqdm and self.is_world_process_zero())
+        # Clients, not batches, are shared out over the processes: the model is prepared for mixed precision only.
+        self.model_wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        self.slot = adapters.AdapterSlot(self.model)
+        self.initial = self.slot.read()
+        self.store = RoundStore(f"{args.output_dir}/rounds", self.slot.config())
+        self._facts = dict(record or {})
+        self.run = Run(0, self.initial, self._opening())
+
+    # ---- the run -----------------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+        """Run the rounds and write `output_dir`; go on from where `resume_from` (or `resume_from_checkpoint`) says."""
+        args, began = self.args, time.perf_counter()
+        resume = "last" if resume_from_checkpoint is True else resume_from_checkpoint or args.resume_from
+        self._begin(resume)
+        self.state.max_steps = args.num_rounds * sum(self._num_steps(client) for client in self.clients)
+        self.state.num_train_epochs = args.num_rounds
+        self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
+        if not self.run.round:
+            self._score("global", dict.fromkeys(self.clients, self.initial), when="before")
+        while self.run.round < args.num_rounds and not self.control.should_training_stop:
+            self._round(self.run.round + 1)
+        self._personalise()
+        self.evaluate()
+        self.save_model()
+        self.accelerator.wait_for_everyone()
+        self.control = self.callback_handler.on_train_end(args, self.state, self.control)
+        losses = [loss for entry in self.run.record.rounds for loss in entry["train_loss"].values()]
+        metrics = {"train_runtime": time.perf_counter() - began, "train_rounds": self.run.round}
+        return TrainOutput(self.state.global_step, float(np.mean(losses)) if losses else 0.0, metrics)
+
+    def _begin(self, resume: str | None) -> None:
+        """Stand at the start of a new run, or after the committed round that `resume` names."""
+        committed = self.store.committed()
+        if resume not in (None, "last") and not (resume.isdigit() and int(resume) in committed):
+            have = ", ".join(map(str, committed)) or "none"
+            raise ConfigError(f"resume_from={resume!r}: must be 'last' or a committed round ({have}); see rounds/")
+        self.run = Run(0, self.initial, self._opening())
+        number = None if resume is None else int(resume) if resume != "last" else max(committed, default=0)
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            if number is None:
+                bookkeeping.check_overwrite(self.args.output_dir, self.store)
+                self.store.clear()
+            else:
+                self.store.forget_after(number)
+        self.accelerator.wait_for_everyone()
+        if number:
+            earlier = self.store.record(number)
+            bookkeeping.check_same_run(earlier, self.run.record)
+            self.run = Run(number, self.store.state(number), earlier)
+
+    def _opening(self) -> RunRecord:
+        size = sum(parameter.numel() for parameter in self.slot.parameters())
+        config = self.model.peft_config[self.slot.name]
+        adapter = {
+            "kind": self.args.adapter,
+            "r": self.rank,
+            "alpha": config.lora_alpha,
+            "rslora": config.use_rslora,
+            "target_modules": sorted({module.rsplit(".", 1)[-1] for module in self.slot.layers}),
+            "parameters": size,
+        }
+        examples = {client: len(data.train) for client, data in self.clients.items()}
+        return bookkeeping.opening(self.args, self.method, self._facts, examples, adapter)
+
+    def _round(self, number: int) -> None:
+        """One round: train the cohort, look at the updates, aggregate, commit."""
+        args, began = self.args, time.perf_counter()
+        cohort = self.cohort(number)
+        self.state.epoch = number - 1
+        self.control = self.callback_handler.on_epoch_begin(args, self.state, self.control)
+        for client_id in self.steps.over(self._mine(cohort), f"round {number}/{args.num_rounds}"):
+            self._train_into_store(client_id, number)
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            self._close(number, cohort, trained=time.perf_counter() - began)
+        self.accelerator.wait_for_everyone()
+        self.run = Run(number, self.store.state(number), self.store.record(number))
+        entry = self.run.record.rounds[-1]
+        if args.evaluate_rounds:
+            per_client = self._test_metrics(dict.fromkeys(self.clients, self.run.state))
+            entry["metrics"] = {"global": bookkeeping.mean_over_collaborative(self.run.record, per_client)}
+        self.state.epoch = number
+        self.log(bookkeeping.round_log(entry))
+        self.steps.say(bookkeeping.round_line(entry, args.num_rounds))
+        self.control = self.callback_handler.on_epoch_end(args, self.state, self.control)
+
+    def cohort(self, number: int) -> list[str]:
+        """The clients of a round, sorted: all, or `clients_per_round` drawn from (seed, round)."""
+        ids = list(self.clients)
+        if self.args.clients_per_round is None or self.args.clients_per_round >= len(ids):
+            return ids
+        rng = np.random.default_rng(derive_seed(self.args.seed, "cohort", number))
+        return sorted(rng.choice(ids, self.args.clients_per_round, replace=False).tolist())
+
+    def _mine(self, clients: Iterable[str]) -> list[str]:
+        """Those of the clients that this process works for."""
+        costs = {client: self._num_steps(client) for client in clients}
+        return shares(costs, self.accelerator.num_processes)[self.accelerator.process_index]
+
+    def _num_steps(self, client_id: str) -> int:
+        return num_local_steps(self.args, len(self.clients[client_id].train))
+
+    @property
+    def rank(self) -> int:
+        """The rank of the adapter in the model."""
+        return max(factors.rank for factors in self.initial.values())
+
+    # ---- one client --------------------------------------------------------------------------------------------------
+
+    def _train_into_store(self, client_id: str, number: int) -> None:
+        """Train a client unless an earlier, interrupted run already did; a client that fails is noted, not fatal."""
+        if self.store.finished(number, client_id) is not None:
+            return
+        try:
+            self.store.save(number, self.train_client(client_id, number))
+        except Exception as error:  # whatever a client raises is its own failure; the round goes on without it
+            reason = str(error).strip().splitlines()
+            self.store.fail(number, client_id, f"training failed: {type(error).__name__}: {(reason or [''])[0][:300]}")
+
+    def train_client(self, client_id: str, number: int) -> ClientUpdate:
+        """One client's local training in a round, from the state the round starts with; its update."""
+        data, seed = self.clients[client_id], derive_seed(self.args.seed, "client", number, client_id)
+        self._install_start(client_id)
+        batches = local_batches(data.train, self.data_collator, self.args, seed)
+        result = train_locally(
+            self, batches, self._num_steps(client_id), seed=seed, proximal_mu=self.args.fedprox_mu
+        )
+        facts = {"train_loss": result.train_loss, "steps": result.steps}
+        return ClientUpdate(client_id, self.slot.read(), len(data.train), facts)
+
+    def _install_start(self, client_id: str) -> None:
+        """Put the state a client starts a round from into the model, and leave trainable what the method trains."""
+        start = self.run.state
+        if self.method.restarts:
+            adapters.set_carry(self.model, start if self.run.round else None)
+            start = self.initial
+        elif self.method.keeps and (own := self.last_update(client_id)) is not None:
+            start = _with_kept(start, own.state, self.method.keeps)
+        self.slot.write(start)
+        self.slot.train_only(self.method.trains)
+
+    def last_update(self, client_id: str) -> ClientUpdate | None:
+        """The client's update of the last round it took part in, read from disk; None if there is none."""
+        number = bookkeeping.last_rounds(self.run.record).get(client_id)
+        return None if number is None else self.store.update(number, client_id)
+
+    # ---- the server --------------------------------------------------------------------------------------------------
+
+    def _combined(self, number: int) -> Aggregate:
+        """The aggregate of a round's updates: a pure function of what the store holds, open round or committed."""
+        cohort = self.cohort(number)
+        updates = [self.store.update(number, client) for client in cohort if not self.store.failure(number, client)]
+        if not updates:
+            reason = self.store.failure(number, cohort[0])
+            raise RoundError(f"round {number}: all {len(cohort)} clients failed; {cohort[0]!r} with: {reason}")
+        start = self.store.state(number - 1) if number > 1 else None
+        return aggregate(
+            updates,
+            self.args.aggregation,
+            weight_by=self.args.weight_by,
+            target_rank=None if self.method.restarts else self.rank,
+            reference=None if self.method.restarts else start,
+            **self.args.aggregation_options,
+        )
+
+    def _close(self, number: int, cohort: list[str], trained: float) -> None:
+        """Aggregate the open round and commit it; nothing is changed when too few updates can be used."""
+        began, run = time.perf_counter(), self.run
+        combined = self._combined(number)
+        failures = {client: reason for client in cohort if (reason := self.store.failure(number, client))}
+        quarantined = dict(sorted({**failures, **combined.quarantined}.items()))
+        usable = [self.store.update(number, client) for client in cohort if client not in quarantined]
+        if len(usable) < self.args.server_min_clients:
+            raise RoundError(
+                f"round {number}: {len(usable)} usable updates, server_min_clients={self.args.server_min_clients}; "
+                "nothing was changed; lower server_min_clients, or mend the clients and pass --resume_from last"
+            )
+        state, start = combined.state, run.state
+        if self.method.restarts:
+            start = self.initial
+            if run.round:
+                state = compressed(state_sum(run.state, combined.state))
+        seconds = {"train": trained, "aggregate": time.perf_counter() - began}
+        shared = [factor for factor in self.method.trains if factor not in self.method.keeps]
+        bookkeeping.add_round(run.record, number, cohort, usable, combined, quarantined, start, shared, seconds)
+        self.store.commit(number, state, run.record)
+        needed = bookkeeping.last_rounds(run.record)
+        self.store.prune(self.args.keep_rounds, ((n, client) for client, n in needed.items()))
+
+    # ---- personal adapters -------------------------------------------------------------------------------------------
+
+    def _personalise(self) -> None:
+        """Give every collaborative client its personal adapter, as a folder of its own."""
+        run = self.run
+        folders = output.ClientFolders(self.args.output_dir, self.store.config)
+        if self.is_world_process_zero():
+            folders.begin()
+        self.accelerator.wait_for_everyone()
+        refined = self._combined(run.round).personalised if run.round else {}
+        chosen = {}
+        members = bookkeeping.collaborative(run.record)
+        for client_id in self.steps.over(self._mine(members), "personal adapter"):
+            name, state, losses = self._personal(client_id, refined.get(client_id))
+            folders.write(client_id, state)
+            chosen[client_id] = {"choice": name, "validation_loss": losses}
+        for client_id, facts in self._gathered(chosen).items():
+            run.record.clients[client_id]["personal"] = facts
+        if self.is_world_process_zero():
+            folders.publish()
+        self.accelerator.wait_for_everyone()
+        run.personalised = folders.read(members)
+
+    def _personal(self, client_id: str, refined: AdapterState | None) -> tuple[str, AdapterState, dict[str, float]]:
+        """(what was chosen, the adapter, {candidate: validation loss}) of one client."""
+        data, last = self.clients[client_id], self.last_update(client_id)
+        own = None if last is None else last.state
+        if self.args.personalise == "method" or data.validation is None:
+            name, state = personalise.given(self.run.state, own, refined)
+            losses: dict[str, float] = {}
+        else:
+            offered = personalise.candidates(self.run.state, own, refined, self.rank)
+            name, state, losses = personalise.best(offered, lambda s: self._loss(client_id, s))
+        if self.args.personal_steps:
+            state_before, name_before = state, name
+            name, state = f"{name}, tuned", self._tuned(client_id, state)
+            if losses:
+                losses[name] = self._loss(client_id, state)
+                if not losses[name] < losses[name_before]:
+                    name, state = name_before, state_before
+        return name, state, losses
+
+    def _tuned(self, client_id: str, state: AdapterState) -> AdapterState:
+        """`state` after `personal_steps` further local steps of the client."""
+        seed = derive_seed(self.args.seed, "personal", client_id)
+        adapters.set_carry(self.model, None)
+        self.slot.write(fitted(state, self.rank))
+        self.slot.train_only(("A", "B"))
+        batches = local_batches(self.clients[client_id].train, self.data_collator, self.args, seed)
+        train_locally(self, batches, self.args.personal_steps, seed=seed)
+        return self.slot.read()
+
+    # ---- evaluation --------------------------------------------------------------------------------------------------
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Score the global adapter on every client's test split, and each personal adapter on its own client's.
+
+        Means over the collaborative clients, as `eval_global_loss`, `eval_personalised_loss` ... With an
+        `eval_dataset`, what Trainer does: the loss of the global adapter on it.
+        """
+        self._install(self.run.state)
+        if eval_dataset is not None:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        self._score("global", dict.fromkeys(self.clients, self.run.state))
+        self._score("personalised", self.run.personalised)
+        means = {
+            f"{metric_key_prefix}_{kind}_{name}": value
+            for kind, values in self.run.record.metrics["after"].items()
+            for name, value in values.items()
+        }
+        self.log(dict(means))
+        return means
+
+    def _score(self, kind: str, states: Mapping[str, AdapterState], when: str = "after") -> None:
+        """Evaluate adapters on their clients' test splits and put the metrics into the record."""
+        record = self.run.record
+        per_client = self._test_metrics(states)
+        for client_id, metrics in per_client.items():
+            record.clients[client_id]["metrics"]["before" if when == "before" else kind] = metrics
+        record.metrics.setdefault(when, {})[kind] = bookkeeping.mean_over_collaborative(record, per_client)
+
+    def _test_metrics(self, states: Mapping[str, AdapterState]) -> dict[str, Metrics]:
+        """{client: metrics of its adapter on its test split}, each client evaluated by one process."""
+        found: dict[str, Metrics] = {}
+        for client_id in self.steps.over(self._mine(states), "evaluating"):
+            data, state = self.clients[client_id], states[client_id]
+            if data.test is not None:
+                self._install(state)
+                found[client_id] = self._metrics(data.test) | self._answers(data.questions)
+        return self._gathered(found)
+
+    def _metrics(self, dataset: Any) -> Metrics:
+        size = self.args.per_device_eval_batch_size
+        return held_out_metrics(
+            self.model_wrapped, dataset, self.data_collator, task=self.args.task, batch_size=size
+        )
+
+    def _answers(self, questions: Any) -> Metrics:
+        """ROUGE-L of greedy answers to the client's questions; {} where there are none."""
+        if not questions or self.processing_class is None:
+            return {}
+        room = self.args.max_length
+        prompts = tokenize_prompts(questions["prompt"], self.processing_class, max_length=room)
+        answers = generate_answers(
+            self.model, prompts, self.processing_class, max_new_tokens=self.args.max_new_tokens
+        )
+        return {"rouge_l": rouge_l(answers, questions["references"])}
+
+    def _loss(self, client_id: str, state: AdapterState) -> float:
+        """Validation loss of an adapter on a client."""
+        self._install(state)
+        return self._metrics(self.clients[client_id].validation)["loss"]
+
+    def _install(self, state: AdapterState) -> None:
+        """Put any adapter into the model to evaluate it; one of a higher rank than the model's stands beside it."""
+        if max(factors.rank for factors in state.values()) <= self.rank:
+            adapters.set_carry(self.model, None)
+            self.slot.write(state)
+        else:
+            adapters.set_carry(self.model, state)
+            self.slot.write(AdapterState({name: f * 0.0 for name, f in self.initial.items()}, state.extras))
+
+    def _gathered(self, found: dict[str, Any]) -> dict[str, Any]:
+        """Every process's {client: value} as one, sorted, on every process."""
+        parts = gather_object([found]) if self.accelerator.num_processes > 1 else [found]
+        return dict(sorted(item for part in parts for item in part.items()))
+
+    # ---- what is left behind -----------------------------------------------------------------------------------------
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the global adapter, run.json, the card and the report (and, in train(), the personal adapters)."""
+        folder = output_dir or self.args.output_dir
+        if not self.is_world_process_zero():
+            return
+        output.write_run(folder, self.run.state, self.store.config, self.run.record)
+        if folder != self.args.output_dir:
+            folders = output.ClientFolders(folder, self.store.config)
+            folders.begin()
+            for client_id, state in self.run.personalised.items():
+                folders.write(client_id, state)
+            folders.publish()
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write README.md from the run record (Trainer's arguments are not needed: the record knows)."""
+        if self.is_world_process_zero():
+            write_card(self.args.output_dir)
+
+    def push_to_hub(
+        self,
+        commit_message: str = "End of federated training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        with_clients: bool = False,
+        **kwargs: Any,
+    ) -> str | None:
+        """Push `output_dir` as one commit: the global adapter, run.json, card and report; the personal adapters only
+        when asked (`with_clients`), because they derive from private data. Private by default (`hub_private_repo`)."""
+        if not self.is_world_process_zero():
+            return None
+        self.save_model()
+        private = self.args.hub_private_repo
+        return push_folder(
+            self.args.output_dir,
+            self.args.hub_model_id or Path(self.args.output_dir).name,
+            private=True if private is None else private,
+            with_clients=with_clients,
+            token=token or self.args.hub_token,
+            revision=revision,
+            commit_message=commit_message,
+        )
+
+
+def adapter_config(args: FederatedConfig) -> PeftConfig:
+    """The PEFT config that the run's options describe."""
+    return adapters.peft_config(
+        adapter=args.adapter,
+        task=args.task,
+        r=args.lora_r,
+        alpha=args.lora_alpha,
+        dropout=args.lora_dropout,
+        rslora=args.use_rslora,
+        target_modules=args.target_modules,
+    )
+
+
+def _with_seeded_adapter(model: nn.Module, config: PeftConfig, seed: int) -> PeftModel:
+    """`model` with a fresh adapter whose values depend on the run's seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "adapter"))
+        return adapters.with_adapter(model, config)
+
+
+def _with_kept(start: AdapterState, own: AdapterState, keeps: Iterable[str]) -> AdapterState:
+    """`start` with the factors a client keeps for itself put back."""
+    factors = {}
+    for module in start:
+        mine = own[module].rescaled(start[module].scale)
+        factors[module] = LoraFactors(
+            mine.A if "A" in keeps else start[module].A, mine.B if "B" in keeps else start[module].B, mine.scale
+        )
+    return AdapterState(factors, start.extras)

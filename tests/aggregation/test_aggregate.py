@@ -1,0 +1,172 @@
+"""What holds for every method: order, one client, equal clients, one bad client, dtype, weights, records."""
+# SPDX-License-Identifier: Apache-2.0
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from sample_updates import cohort, dense, relative, same_bits, shares, with_common_A
+
+from fedlora_hf.aggregation import METHODS, aggregate, client_weights, method_named
+from fedlora_hf.errors import ConfigError, UpdateError
+from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, LoraFactors
+
+EVERY = sorted(METHODS)
+
+
+def clients_for(method: str, count: int = 8, **settings: object) -> list[ClientUpdate]:
+    clients = cohort(count, **settings)  # type: ignore[arg-type]
+    return with_common_A(clients) if METHODS[method].trains == ("B",) else clients
+
+
+def poisoned(client: ClientUpdate, value: float = float("nan")) -> ClientUpdate:
+    state = dict(client.state)
+    last = max(state)
+    B = state[last].B.clone()
+    B[-1, -1] = value
+    return replace(client, state=AdapterState({**state, last: LoraFactors(state[last].A, B, 2.0)}, client.state.extras))
+
+
+def finite(result: Aggregate) -> bool:
+    states = [result.state, *result.personalised.values()]
+    return all(bool(torch.isfinite(dense(state)).all()) for state in states)
+
+
+@pytest.mark.parametrize("method", EVERY)
+def test_the_order_of_the_cohort_changes_no_bit(method: str) -> None:
+    clients = clients_for(method)
+    order = [5, 2, 7, 0, 3, 6, 1, 4]
+    one, two = aggregate(clients, method), aggregate((clients[k] for k in order), method)
+    assert same_bits(one.state, two.state)
+    assert list(one.weights.items()) == list(two.weights.items())
+    assert list(one.personalised) == list(two.personalised)
+    assert all(same_bits(one.personalised[k], two.personalised[k]) for k in one.personalised)
+    assert one.modules == two.modules
+
+
+@pytest.mark.parametrize("method", EVERY)
+def test_one_client_gives_itself(method: str) -> None:
+    clients = clients_for(method, 1)
+    result = aggregate(clients, method)
+    assert relative(dense(result.state), dense(clients[0].state)) < 1e-6
+    assert torch.allclose(result.state.extras["score.weight"], clients[0].state.extras["score.weight"])
+    assert dict(result.weights) == {"client0": pytest.approx(1)}
+
+
+@pytest.mark.parametrize("method", EVERY)
+def test_equal_clients_give_the_one_they_all_are(method: str) -> None:
+    one = cohort(1)[0]
+    result = aggregate([ClientUpdate(f"c{k}", one.state, k + 1) for k in range(6)], method)
+    assert relative(dense(result.state), dense(one.state)) < 1e-6
+    assert sum(result.weights.values()) == pytest.approx(1)
+    assert result.flagged == ()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("method", EVERY)
+def test_one_bad_client_of_eight_never_touches_the_result(method: str, bad: float) -> None:
+    clients = clients_for(method)
+    result = aggregate([*clients[:3], poisoned(clients[3], bad), *clients[4:]], method)
+    assert list(result.quarantined) == ["client3"]
+    assert "client3" not in result.weights
+    assert "client3" not in result.personalised
+    assert finite(result)
+    assert same_bits(result.state, aggregate([*clients[:3], *clients[4:]], method).state)
+
+
+@pytest.mark.parametrize("method", EVERY)
+def test_bfloat16_updates_are_meaned_in_full_precision(method: str) -> None:
+    halves, lifted = [], []
+    for client in clients_for(method):
+        half = {module: f.to(torch.bfloat16) for module, f in client.state.items()}
+        halves.append(replace(client, state=AdapterState(half)))
+        lifted.append(replace(client, state=AdapterState({module: f.to(torch.float32) for module, f in half.items()})))
+    one, two = aggregate(halves, method), aggregate(lifted, method)
+    assert all(f.A.dtype == f.B.dtype == torch.float32 for f in one.state.values())
+    assert relative(dense(one.state), dense(two.state)) < 1e-6
+
+
+@pytest.mark.parametrize("method", [name for name in EVERY if METHODS[name].trains == ("A", "B")])
+def test_ranks_and_scales_may_differ(method: str) -> None:
+    clients = cohort(8, ranks=(2, 4, 3), scales=(2.0, 0.5))
+    result = aggregate(clients, method)
+    assert finite(result)
+    if method != "stacking":
+        assert {f.rank for f in result.state.values()} == {4}
+
+
+@pytest.mark.parametrize("method", EVERY)
+def test_the_record_of_a_result_is_plain(method: str) -> None:
+    result = aggregate(clients_for(method), method)
+    text = json.dumps([result.modules, result.diagnosis, dict(result.weights), result.n_iter, result.converged])
+    assert "NaN" not in text
+    assert not any(tensor.requires_grad for f in result.state.values() for tensor in (f.A, f.B))
+    for module, info in result.modules.items():
+        assert info["rank"] == result.state[module].rank
+        assert 0 <= info["discarded_energy"] <= 1
+        assert info["spectrum"] == sorted(info["spectrum"], reverse=True)
+
+
+@pytest.mark.parametrize("method", EVERY)
+def test_updates_that_carry_a_graph_leave_it_at_the_door(method: str) -> None:
+    clients = clients_for(method, 3)
+    live = {
+        m: LoraFactors(f.A.clone().requires_grad_(), f.B.clone().requires_grad_(), 2.0)
+        for m, f in clients[0].state.items()
+    }
+    clients[0] = replace(clients[0], state=AdapterState(live, clients[0].state.extras))
+    result = aggregate(clients, method)
+    assert not any(tensor.requires_grad for f in result.state.values() for tensor in (f.A, f.B))
+
+
+def test_every_method_says_what_it_is() -> None:
+    for name, method in METHODS.items():
+        assert method.name == name == method_named(name).name
+        assert method.title
+        assert "arXiv" in method.paper
+        assert method.averages in ("factors", "product")
+    assert METHODS["ffa"].trains == ("B",)
+    assert METHODS["fedsa"].keeps == ("B",)
+    assert METHODS["stacking"].restarts
+
+
+def test_weights_by_examples_or_uniform() -> None:
+    clients = cohort(4)
+    assert list(client_weights(clients, "examples").values()) == pytest.approx(shares(clients).tolist())
+    assert set(client_weights(clients, "uniform").values()) == {0.25}
+    unknown = [*clients[:3], replace(clients[3], num_examples=None)]
+    assert set(client_weights(unknown, "examples").values()) == {0.25}
+
+
+def test_the_reference_sets_the_scale_that_the_result_is_written_with() -> None:
+    clients, reference = cohort(3, scales=(2.0, 0.5)), cohort(1, scales=(4.0,), seed=5)[0].state
+    with_it, without = (aggregate(clients, "product_mean", reference=r) for r in (reference, None))
+    assert {f.scale for f in with_it.state.values()} == {4.0}
+    assert {f.scale for f in without.state.values()} == {1.0}
+    assert relative(dense(with_it.state), dense(without.state)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"method": "fedvg"}, "aggregation method 'fedvg': must be one of"),
+        ({"weight_by": "size"}, "weight_by='size'"),
+        ({"partial_modules": "some"}, "partial_modules='some'"),
+        ({"target_rank": 0}, "target_rank=0"),
+        ({"target_rank": 2.5}, "target_rank=2.5"),
+        ({"target_rank": True}, "target_rank=True"),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_line(arguments: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        aggregate(cohort(2), **{"method": "fedavg", **arguments})  # type: ignore[arg-type]
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_usable_update_is_an_error_that_says_why() -> None:
+    with pytest.raises(UpdateError, match="none came"):
+        aggregate([], "fedavg")
+    with pytest.raises(UpdateError, match=r"0 usable updates.*client0: model.layers.0.v_proj: B is not finite"):
+        aggregate([poisoned(client) for client in cohort(2)], "fedavg")
