@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
@@ -17,37 +17,36 @@ from torch import Tensor, nn
 
 from fedlora_hf.dirmag import PARTS, DirMagLoraConfig, is_dirmag, set_trainable_parts, write_factor
 from fedlora_hf.errors import AdapterError, ConfigError
+from fedlora_hf.seeding import derive_seed
 from fedlora_hf.update import AdapterState, LoraFactors
+
+if TYPE_CHECKING:
+    from fedlora_hf.config import FederatedConfig
 
 DEFAULT = "default"
 CARRY = "carry"
 _TASKS = {"causal_lm": TaskType.CAUSAL_LM, "sequence_classification": TaskType.SEQ_CLS}
 
 
-def peft_config(
-    *,
-    adapter: str,
-    task: str,
-    r: int,
-    alpha: float,
-    dropout: float = 0.0,
-    rslora: bool = False,
-    target_modules: list[str] | None = None,
-) -> LoraConfig:
-    """The PEFT config of a run's adapter: stock LoRA, or direction/magnitude LoRA."""
-    kind = {"lora": LoraConfig, "dirmag": DirMagLoraConfig}.get(adapter)
-    if kind is None:
-        raise ConfigError(f"adapter={adapter!r}: must be lora or dirmag; choose one of these")
-    targets = target_modules[0] if target_modules == ["all-linear"] else target_modules
+def peft_config(args: "FederatedConfig") -> LoraConfig:
+    """The PEFT config that a run's options describe: stock LoRA, or direction/magnitude LoRA."""
+    kind = DirMagLoraConfig if args.adapter == "dirmag" else LoraConfig
+    targets = args.target_modules
     return kind(
-        r=r, lora_alpha=alpha, lora_dropout=dropout, use_rslora=rslora, target_modules=targets, task_type=_TASKS[task]
+        r=args.lora_r,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        use_rslora=args.use_rslora,
+        target_modules=targets[0] if targets == ["all-linear"] else targets,
+        task_type=_TASKS[args.task],
     )
 
 
-def with_adapter(model: nn.Module, config: PeftConfig) -> PeftModel:
-    """`model` with the adapter of `config` added; ConfigError when the target modules match nothing."""
+def with_adapter(model: nn.Module, config: PeftConfig, seed: int) -> PeftModel:
+    """`model` with a fresh adapter, drawn from `seed` alone; ConfigError when the target modules match nothing."""
     try:
-        with _peft_quiet():
+        with torch.random.fork_rng(devices=[]), _peft_quiet():
+            torch.manual_seed(derive_seed(seed, "adapter"))
             return get_peft_model(model, config)
     except ValueError as error:
         linear = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
@@ -71,8 +70,8 @@ class AdapterSlot:
         if name not in getattr(model, "peft_config", {}):
             raise AdapterError(f"adapter {name!r}: not in the model ({', '.join(getattr(model, 'peft_config', {}))})")
         self.model, self.name = model, name
-        self.layers: dict[str, LoraLayer] = dict(sorted(_lora_layers(model.get_base_model(), name)))
-        self.wrappers: dict[str, ModulesToSaveWrapper] = dict(
+        self.layers: dict[str, Any] = dict(sorted(_lora_layers(model.get_base_model(), name)))
+        self.wrappers: dict[str, Any] = dict(
             sorted(
                 (path, module)
                 for path, module in model.get_base_model().named_modules()
@@ -163,16 +162,16 @@ def set_carry(model: PeftModel, state: Mapping[str, LoraFactors] | None, name: s
     with _peft_quiet():
         model.add_adapter(CARRY, plain)
     AdapterSlot(model, CARRY).write(AdapterState(state, {}))
-    model.base_model.set_adapter([CARRY, name])
-    for module in model.modules():
-        if isinstance(module, LoraLayer) and CARRY in module.lora_A:
-            module.lora_A[CARRY].requires_grad_(False)
-            module.lora_B[CARRY].requires_grad_(False)
+    tuner: Any = model.base_model
+    tuner.set_adapter([CARRY, name])
+    for layer in AdapterSlot(model, CARRY).layers.values():
+        layer.lora_A[CARRY].requires_grad_(False)
+        layer.lora_B[CARRY].requires_grad_(False)
 
 
 @contextmanager
 def _peft_quiet() -> Iterator[None]:
-    """Without two of PEFT's warnings: its own use of a deprecated name, and several adapters on one model, as wanted."""
+    """Without two of PEFT's warnings: its own use of a deprecated name, and that one model has several adapters."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")

@@ -7,13 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fedlora_hf.aggregation.method import Method
 from fedlora_hf.errors import ConfigError, RecordError
 from fedlora_hf.evaluation import mean_metrics
 from fedlora_hf.numerics import lowrank
 from fedlora_hf.record import RunRecord, plain, versions
 from fedlora_hf.rounds import RoundStore
-from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate
+from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, LoraFactors
 
 # Options that may differ between a run and its resumption, because they move no number of the rounds before.
 _FREE = {"num_rounds", "keep_rounds", "personalise", "personal_steps", "evaluate_rounds", "generation_examples"}
@@ -22,7 +24,11 @@ MAX_SIMILARITY = 256
 
 
 def opening(
-    args: Any, method: Method, facts: Mapping[str, Any], num_examples: Mapping[str, int], adapter: Mapping[str, Any]
+    args: Any,
+    method: Method,
+    facts: Mapping[str, Any],
+    num_examples: Mapping[str, int | None],
+    adapter: Mapping[str, Any],
 ) -> RunRecord:
     """The record of a run that is about to begin. `facts`: what only the caller knows; its keys are record fields."""
     record = RunRecord(
@@ -83,13 +89,14 @@ def add_round(
     updates: Sequence[ClientUpdate],
     combined: Aggregate,
     quarantined: Mapping[str, str],
-    start: AdapterState,
+    start: AdapterState | None,
     shared: Sequence[str],
     seconds: Mapping[str, float],
 ) -> None:
     """Append what a round did, and bring the verdict on every client up to date.
 
-    start: the adapter the round began with. shared: the factors that travel ("A", "B"), for the count of bytes.
+    start: the adapter the round began with, None if there was none. shared: the factors that
+        travel ("A", "B"), for the count of bytes.
     """
     record.rounds.append(
         {
@@ -101,20 +108,20 @@ def add_round(
             "quarantined": dict(quarantined),
             "weights": dict(combined.weights),
             "train_loss": {u.client_id: u.metrics["train_loss"] for u in updates if "train_loss" in u.metrics},
-            "update_norm": {u.client_id: change_norm(u.state, start) for u in updates},
+            "update_norm": {u.client_id: change_norm(u, start, combined.state) for u in updates},
             "evidence": _evidence(combined),
             "diagnosis": plain(combined.diagnosis),
             "n_iter": combined.n_iter,
             "converged": combined.converged,
             "bytes_up": {u.client_id: travelling_bytes(u.state, shared) for u in updates},
-            "bytes_down": dict.fromkeys(cohort, travelling_bytes(start, shared)),
+            "bytes_down": {} if start is None else dict.fromkeys(cohort, travelling_bytes(start, shared)),
             "seconds": dict(seconds),
             "metrics": {},
         }
     )
     record.modules = plain(combined.modules)
     record.diagnosis = plain(combined.diagnosis)
-    record.similarity = similarity(updates, start)
+    record.similarity = similarity(updates, start, combined.state)
     judge(record)
 
 
@@ -185,21 +192,25 @@ def travelling_bytes(state: AdapterState, shared: Iterable[str]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in [*tensors, *state.extras.values()])
 
 
-def change_norm(state: AdapterState, start: AdapterState) -> float:
-    """Frobenius norm of what a client changed since the round's start, all modules together."""
-    return sum((state[module] - start[module]).norm() ** 2 for module in state) ** 0.5
+def change(update: ClientUpdate, start: AdapterState | None, module: str) -> LoraFactors:
+    """What a client changed in one module since the round's start."""
+    return update.state[module] if start is None else update.state[module] - start[module]
 
 
-def similarity(updates: Sequence[ClientUpdate], start: AdapterState) -> dict[str, Any]:
-    """Cosines between the clients' changes, all modules together; left out above MAX_SIMILARITY clients."""
+def change_norm(update: ClientUpdate, start: AdapterState | None, modules: Iterable[str]) -> float:
+    """Frobenius norm of a client's change, the modules together."""
+    return sum(change(update, start, module).norm() ** 2 for module in modules) ** 0.5
+
+
+def similarity(updates: Sequence[ClientUpdate], start: AdapterState | None, modules: Iterable[str]) -> dict[str, Any]:
+    """Cosines between the clients' changes, the modules together; left out above MAX_SIMILARITY clients."""
     if not 1 < len(updates) <= MAX_SIMILARITY:
         return {}
-    total: Any = None
-    for module in start:
-        products = lowrank.inner_products([(update.state[module] - start[module]).pair() for update in updates])
-        total = products if total is None else total + products
-    norm = total.diagonal().clamp_min(1e-300).sqrt()
-    cosine = total / (norm[:, None] * norm)
+    products = torch.stack(
+        [lowrank.inner_products([change(u, start, module).pair() for u in updates]) for module in modules]
+    ).sum(0)
+    norm = products.diagonal().clamp_min(1e-300).sqrt()
+    cosine = products / (norm[:, None] * norm)
     return {"ids": [u.client_id for u in updates], "cosine": [[round(v, 4) for v in row] for row in cosine.tolist()]}
 
 

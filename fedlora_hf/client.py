@@ -125,7 +125,7 @@ def train_locally(
     mu * (w - w_start) is added directly, which is the same and costs no graph.
     """
     args, accelerator, model = trainer.args, trainer.accelerator, trainer.model_wrapped
-    parameters = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     start = [parameter.detach().clone() for parameter in parameters] if proximal_mu else []
     trainer.optimizer = trainer.lr_scheduler = None
     optimizer = trainer.create_optimizer()

@@ -29,7 +29,7 @@ class FederatedConfig(TrainingArguments):
     """
 
     # Defaults that differ from TrainingArguments.
-    output_dir: str | None = _option("fedlora_run", "Where the adapters, the record, the card and the report go.")
+    output_dir: str = _option("fedlora_run", "Where the adapters, the record, the card and the report go.")
     learning_rate: float = _option(2e-4, "Peak learning rate of a client's local optimizer.")
     lr_scheduler_type: str = _option("constant", "Schedule over one client's steps of one round.")
     remove_unused_columns: bool = _option(False, "Kept False: the clients' own collator picks the columns.")

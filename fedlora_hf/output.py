@@ -45,7 +45,9 @@ class ClientFolders:
         }
 
 
-def write_run(folder: str | os.PathLike[str], state: AdapterState, config: Mapping[str, Any], record: RunRecord) -> None:
+def write_run(
+    folder: str | os.PathLike[str], state: AdapterState, config: Mapping[str, Any], record: RunRecord
+) -> None:
     """Write the global adapter, run.json, the report and the card into `folder`, each file whole or not at all."""
     folder = Path(folder)
     write_adapter(folder, state, config)

@@ -1,9 +1,9 @@
 """A client's personal adapter: the best on its own validation split among what the federation can offer it."""
 # SPDX-License-Identifier: Apache-2.0
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 
-from fedlora_hf.update import AdapterState
+from fedlora_hf.update import AdapterState, LoraFactors
 
 # Shares of the client's own update in the mixes that are tried [our choice: three points between global and own].
 MIXES = (0.25, 0.5, 0.75)
@@ -29,7 +29,7 @@ def candidates(
 def given(
     global_state: AdapterState, own: AdapterState | None, refined: AdapterState | None
 ) -> tuple[str, AdapterState]:
-    """What a client gets without choosing: what the method refined, else its own last update, else the global adapter."""
+    """What a client gets without choosing: the method's refinement, else its own last update, else the global one."""
     if refined is not None:
         return "refined", refined
     return ("global", global_state) if own is None else ("own", own)
@@ -47,7 +47,7 @@ def mix(first: AdapterState, second: AdapterState, share: float, rank: int) -> A
 
 def best(
     offered: Iterator[tuple[str, AdapterState]], loss: Callable[[AdapterState], float]
-) -> tuple[str, AdapterState, Mapping[str, float]]:
+) -> tuple[str, AdapterState, dict[str, float]]:
     """(name, adapter, {name: loss}) of the smallest validation loss; the first offered wins a tie, NaN never wins."""
     losses: dict[str, float] = {}
     chosen: tuple[str, AdapterState] | None = None
@@ -58,3 +58,14 @@ def best(
     if chosen is None:
         raise ValueError("nothing was offered")
     return *chosen, losses
+
+
+def with_kept(start: AdapterState, own: AdapterState, keeps: Iterable[str]) -> AdapterState:
+    """`start` with the factors ("A", "B") that a client keeps for itself put back."""
+    factors = {}
+    for module in start:
+        mine = own[module].rescaled(start[module].scale)
+        factors[module] = LoraFactors(
+            mine.A if "A" in keeps else start[module].A, mine.B if "B" in keeps else start[module].B, mine.scale
+        )
+    return AdapterState(factors, start.extras)

@@ -1,8 +1,8 @@
 """Rounds on disk: an open round gathers clients' updates, a committed one is renamed into place, whole or not at all.
 
-    rounds/3/                 committed: the global adapter, run.json up to here, and
-    rounds/3/clients/<id>/    each client's own update, a stock PEFT folder beside update.json
-    rounds/.open-4/           under way: the finished clients of the next round, which a resumed run does not train again
+rounds/3/                 committed: the global adapter, run.json up to here, and
+rounds/3/clients/<id>/    each client's own update, a stock PEFT folder beside update.json
+rounds/.open-4/           under way: finished clients of the next round, which a resumed run does not train again
 """
 # SPDX-License-Identifier: Apache-2.0
 
@@ -38,7 +38,7 @@ class RoundStore:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def forget_after(self, number: int) -> None:
-        """Remove the committed rounds after `number`, and any round open beyond the next: the run goes on from there."""
+        """Remove the committed rounds after `number` and any open one but the next: the run goes on from there."""
         for later in self.committed():
             if later > number:
                 shutil.rmtree(self.folder / str(later))
@@ -121,7 +121,7 @@ class RoundStore:
             facts = json.loads((folder / UPDATE).read_text(encoding="utf-8"))
             return ClientUpdate(client_id, state, facts["num_examples"], facts["metrics"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RecordError(f"{folder / UPDATE}: not readable ({type(error).__name__}); train the round again") from None
+            raise RecordError(f"{folder / UPDATE}: not readable ({type(error).__name__}); train it again") from None
 
 
 def _names(folder: Path) -> list[str]:

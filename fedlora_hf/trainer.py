@@ -20,17 +20,16 @@ from fedlora_hf.aggregation import aggregate, method_named
 from fedlora_hf.client import ClientData, local_batches, num_local_steps, prepare_client, train_locally
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.data.collate import Collator
-from fedlora_hf.data.tokenize import tokenize_prompts
 from fedlora_hf.errors import ConfigError, DataError, RoundError
-from fedlora_hf.evaluation import generate_answers, held_out_metrics, rouge_l
 from fedlora_hf.hub import push_folder, write_card
 from fedlora_hf.names import unfit_reason
 from fedlora_hf.progress import Steps
 from fedlora_hf.record import RunRecord
 from fedlora_hf.rounds import RoundStore
 from fedlora_hf.schedule import shares
+from fedlora_hf.scorer import Scorer
 from fedlora_hf.seeding import derive_seed
-from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, LoraFactors, compressed, fitted, state_sum
+from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, compressed, fitted, state_sum
 
 Metrics = dict[str, float]
 
@@ -63,6 +62,10 @@ class FederatedTrainer(Trainer):
     of a round; the result does not depend on how many there are.
     """
 
+    args: FederatedConfig
+    model: Any
+    processing_class: Any
+
     def __init__(
         self,
         model: nn.Module,
@@ -88,7 +91,7 @@ class FederatedTrainer(Trainer):
         }
         self.method = method_named(args.aggregation)
         if not isinstance(model, PeftModel):
-            model = _with_seeded_adapter(model, peft_config or adapter_config(args), args.seed)
+            model = adapters.with_adapter(model, peft_config or adapters.peft_config(args), args.seed)
         if data_collator is None:
             pad = getattr(processing_class, "pad_token_id", None)
             data_collator = Collator(pad if pad is not None else 0, 8 if torch.cuda.is_available() else 1)
@@ -104,17 +107,19 @@ class FederatedTrainer(Trainer):
         self.model_wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=True)
         self.slot = adapters.AdapterSlot(self.model)
         self.initial = self.slot.read()
+        self.scorer = Scorer(self.model_wrapped, self.slot, self.data_collator, self.processing_class, args)
         self.store = RoundStore(f"{args.output_dir}/rounds", self.slot.config())
         self._facts = dict(record or {})
         self.run = Run(0, self.initial, self._opening())
 
     # ---- the run -----------------------------------------------------------------------------------------------------
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+    def train(  # type: ignore[override]  # no hyper-parameter trials, no ignored keys
+        self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
+    ) -> TrainOutput:
         """Run the rounds and write `output_dir`; go on from where `resume_from` (or `resume_from_checkpoint`) says."""
         args, began = self.args, time.perf_counter()
-        resume = "last" if resume_from_checkpoint is True else resume_from_checkpoint or args.resume_from
-        self._begin(resume)
+        self._begin("last" if resume_from_checkpoint is True else resume_from_checkpoint or args.resume_from)
         self.state.max_steps = args.num_rounds * sum(self._num_steps(client) for client in self.clients)
         self.state.num_train_epochs = args.num_rounds
         self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
@@ -154,7 +159,7 @@ class FederatedTrainer(Trainer):
 
     def _opening(self) -> RunRecord:
         size = sum(parameter.numel() for parameter in self.slot.parameters())
-        config = self.model.peft_config[self.slot.name]
+        config: Any = self.model.peft_config[self.slot.name]
         adapter = {
             "kind": self.args.adapter,
             "r": self.rank,
@@ -226,9 +231,7 @@ class FederatedTrainer(Trainer):
         data, seed = self.clients[client_id], derive_seed(self.args.seed, "client", number, client_id)
         self._install_start(client_id)
         batches = local_batches(data.train, self.data_collator, self.args, seed)
-        result = train_locally(
-            self, batches, self._num_steps(client_id), seed=seed, proximal_mu=self.args.fedprox_mu
-        )
+        result = train_locally(self, batches, self._num_steps(client_id), seed=seed, proximal_mu=self.args.fedprox_mu)
         facts = {"train_loss": result.train_loss, "steps": result.steps}
         return ClientUpdate(client_id, self.slot.read(), len(data.train), facts)
 
@@ -239,7 +242,7 @@ class FederatedTrainer(Trainer):
             adapters.set_carry(self.model, start if self.run.round else None)
             start = self.initial
         elif self.method.keeps and (own := self.last_update(client_id)) is not None:
-            start = _with_kept(start, own.state, self.method.keeps)
+            start = personalise.with_kept(start, own.state, self.method.keeps)
         self.slot.write(start)
         self.slot.train_only(self.method.trains)
 
@@ -264,7 +267,7 @@ class FederatedTrainer(Trainer):
             weight_by=self.args.weight_by,
             target_rank=None if self.method.restarts else self.rank,
             reference=None if self.method.restarts else start,
-            **self.args.aggregation_options,
+            **dict(self.args.aggregation_options),
         )
 
     def _close(self, number: int, cohort: list[str], trained: float) -> None:
@@ -316,22 +319,31 @@ class FederatedTrainer(Trainer):
 
     def _personal(self, client_id: str, refined: AdapterState | None) -> tuple[str, AdapterState, dict[str, float]]:
         """(what was chosen, the adapter, {candidate: validation loss}) of one client."""
-        data, last = self.clients[client_id], self.last_update(client_id)
-        own = None if last is None else last.state
+        data, own = self.clients[client_id], self._own(client_id)
         if self.args.personalise == "method" or data.validation is None:
             name, state = personalise.given(self.run.state, own, refined)
             losses: dict[str, float] = {}
         else:
             offered = personalise.candidates(self.run.state, own, refined, self.rank)
-            name, state, losses = personalise.best(offered, lambda s: self._loss(client_id, s))
+            name, state, losses = personalise.best(offered, lambda s: self.scorer.metrics(s, data.validation)["loss"])
         if self.args.personal_steps:
             state_before, name_before = state, name
             name, state = f"{name}, tuned", self._tuned(client_id, state)
             if losses:
-                losses[name] = self._loss(client_id, state)
+                losses[name] = self.scorer.metrics(state, data.validation)["loss"]
                 if not losses[name] < losses[name_before]:
                     name, state = name_before, state_before
         return name, state, losses
+
+    def _own(self, client_id: str) -> AdapterState | None:
+        """A client's own whole adapter, as it left its last round; with what it stood on, where rounds restart."""
+        last = self.last_update(client_id)
+        if last is None:
+            return None
+        number = bookkeeping.last_rounds(self.run.record)[client_id]
+        if not self.method.restarts or number == 1:
+            return last.state
+        return state_sum(self.store.state(number - 1), last.state)
 
     def _tuned(self, client_id: str, state: AdapterState) -> AdapterState:
         """`state` after `personal_steps` further local steps of the client."""
@@ -353,8 +365,8 @@ class FederatedTrainer(Trainer):
         Means over the collaborative clients, as `eval_global_loss`, `eval_personalised_loss` ... With an
         `eval_dataset`, what Trainer does: the loss of the global adapter on it.
         """
-        self._install(self.run.state)
         if eval_dataset is not None:
+            self.scorer.install(self.run.state)
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         self._score("global", dict.fromkeys(self.clients, self.run.state))
         self._score("personalised", self.run.personalised)
@@ -380,40 +392,8 @@ class FederatedTrainer(Trainer):
         for client_id in self.steps.over(self._mine(states), "evaluating"):
             data, state = self.clients[client_id], states[client_id]
             if data.test is not None:
-                self._install(state)
-                found[client_id] = self._metrics(data.test) | self._answers(data.questions)
+                found[client_id] = self.scorer.metrics(state, data.test) | self.scorer.answers(state, data.questions)
         return self._gathered(found)
-
-    def _metrics(self, dataset: Any) -> Metrics:
-        size = self.args.per_device_eval_batch_size
-        return held_out_metrics(
-            self.model_wrapped, dataset, self.data_collator, task=self.args.task, batch_size=size
-        )
-
-    def _answers(self, questions: Any) -> Metrics:
-        """ROUGE-L of greedy answers to the client's questions; {} where there are none."""
-        if not questions or self.processing_class is None:
-            return {}
-        room = self.args.max_length
-        prompts = tokenize_prompts(questions["prompt"], self.processing_class, max_length=room)
-        answers = generate_answers(
-            self.model, prompts, self.processing_class, max_new_tokens=self.args.max_new_tokens
-        )
-        return {"rouge_l": rouge_l(answers, questions["references"])}
-
-    def _loss(self, client_id: str, state: AdapterState) -> float:
-        """Validation loss of an adapter on a client."""
-        self._install(state)
-        return self._metrics(self.clients[client_id].validation)["loss"]
-
-    def _install(self, state: AdapterState) -> None:
-        """Put any adapter into the model to evaluate it; one of a higher rank than the model's stands beside it."""
-        if max(factors.rank for factors in state.values()) <= self.rank:
-            adapters.set_carry(self.model, None)
-            self.slot.write(state)
-        else:
-            adapters.set_carry(self.model, state)
-            self.slot.write(AdapterState({name: f * 0.0 for name, f in self.initial.items()}, state.extras))
 
     def _gathered(self, found: dict[str, Any]) -> dict[str, Any]:
         """Every process's {client: value} as one, sorted, on every process."""
@@ -442,19 +422,21 @@ class FederatedTrainer(Trainer):
 
     def push_to_hub(
         self,
-        commit_message: str = "End of federated training",
+        commit_message: str | None = "End of training",
         blocking: bool = True,
         token: str | None = None,
         revision: str | None = None,
+        private: bool | None = None,
+        *,
         with_clients: bool = False,
         **kwargs: Any,
-    ) -> str | None:
+    ) -> Any:
         """Push `output_dir` as one commit: the global adapter, run.json, card and report; the personal adapters only
         when asked (`with_clients`), because they derive from private data. Private by default (`hub_private_repo`)."""
         if not self.is_world_process_zero():
             return None
         self.save_model()
-        private = self.args.hub_private_repo
+        private = self.args.hub_private_repo if private is None else private
         return push_folder(
             self.args.output_dir,
             self.args.hub_model_id or Path(self.args.output_dir).name,
@@ -464,34 +446,3 @@ class FederatedTrainer(Trainer):
             revision=revision,
             commit_message=commit_message,
         )
-
-
-def adapter_config(args: FederatedConfig) -> PeftConfig:
-    """The PEFT config that the run's options describe."""
-    return adapters.peft_config(
-        adapter=args.adapter,
-        task=args.task,
-        r=args.lora_r,
-        alpha=args.lora_alpha,
-        dropout=args.lora_dropout,
-        rslora=args.use_rslora,
-        target_modules=args.target_modules,
-    )
-
-
-def _with_seeded_adapter(model: nn.Module, config: PeftConfig, seed: int) -> PeftModel:
-    """`model` with a fresh adapter whose values depend on the run's seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "adapter"))
-        return adapters.with_adapter(model, config)
-
-
-def _with_kept(start: AdapterState, own: AdapterState, keeps: Iterable[str]) -> AdapterState:
-    """`start` with the factors a client keeps for itself put back."""
-    factors = {}
-    for module in start:
-        mine = own[module].rescaled(start[module].scale)
-        factors[module] = LoraFactors(
-            mine.A if "A" in keeps else start[module].A, mine.B if "B" in keeps else start[module].B, mine.scale
-        )
-    return AdapterState(factors, start.extras)

@@ -6,7 +6,7 @@ much. Ranks and scales may differ from client to client.
 """
 # SPDX-License-Identifier: Apache-2.0
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ class LoraFactors:
     """One module's update `W = scale * B @ A`.
 
     A: (r, in). B: (out, r). scale: alpha / r, or alpha / sqrt(r) for rslora; it travels with the factors, because
-    the same A and B mean another update under another scale.
+    the same A and B mean another update under another scale. Both are detached: an update carries no graph.
     """
 
     A: Tensor
@@ -30,11 +30,16 @@ class LoraFactors:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
+        for name, factor in (("A", self.A), ("B", self.B)):
+            if not isinstance(factor, Tensor):
+                raise UpdateError(f"{name} is {type(factor).__name__}: must be a torch tensor; convert it")
         if self.A.ndim != 2 or self.B.ndim != 2 or self.A.shape[0] != self.B.shape[1]:
             raise UpdateError(
                 f"A {tuple(self.A.shape)} and B {tuple(self.B.shape)}: A must be (r, in) and B (out, r) with one r; "
                 "pass the weights of lora_A and lora_B as PEFT stores them"
             )
+        object.__setattr__(self, "A", self.A.detach())
+        object.__setattr__(self, "B", self.B.detach())
 
     @property
     def rank(self) -> int:
@@ -137,7 +142,12 @@ class AdapterState(Mapping[str, LoraFactors]):
         self.extras: Mapping[str, Tensor] = extras
 
     def __getitem__(self, module: str) -> LoraFactors:
+        if module not in self:  # `_factors` may hold more: see `restricted`
+            raise KeyError(module)
         return self._factors[module]
+
+    def __contains__(self, module: object) -> bool:
+        return module in self._names  # without reading it, as Mapping would
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -151,6 +161,12 @@ class AdapterState(Mapping[str, LoraFactors]):
     def in_memory(self) -> "AdapterState":
         """The same state with every tensor loaded."""
         return AdapterState(dict(self), dict(self.extras))
+
+    def restricted(self, names: Container[str]) -> "AdapterState":
+        """The same state with only these modules and extras; no module is read for it."""
+        state = AdapterState(self._factors, {name: self.extras[name] for name in self.extras if name in names})
+        state._names = tuple(name for name in self._names if name in names)
+        return state
 
     def norm(self) -> float:
         """Frobenius norm of the whole update, all modules together (extras left out)."""

@@ -1,4 +1,4 @@
-"""Clients' updates made on the spot, and the dense matrices that the library's factor-space results are held against."""
+"""Clients' updates made on the spot, and the dense matrices that factor-space results are held against."""
 # SPDX-License-Identifier: Apache-2.0
 
 import torch
@@ -30,7 +30,7 @@ def cohort(
     return clients
 
 
-def with_common_A(clients: list[ClientUpdate]) -> list[ClientUpdate]:
+def with_common_factor(clients: list[ClientUpdate]) -> list[ClientUpdate]:
     """The same clients, all with the first one's A."""
     common = clients[0].state
     return [

@@ -96,6 +96,14 @@ def test_factors_that_do_not_fit_are_refused_in_one_line(A: tuple[int, ...], B: 
     assert "\n" not in str(caught.value)
 
 
+def test_factors_must_be_tensors_and_leave_their_graph_behind() -> None:
+    with pytest.raises(UpdateError, match="B is list: must be a torch tensor"):
+        LoraFactors(torch.zeros(2, 5), [[0.0, 0.0]])  # type: ignore[arg-type]
+    live = LoraFactors(torch.zeros(2, 5, requires_grad=True), torch.zeros(7, 2, requires_grad=True))
+    assert not live.A.requires_grad
+    assert not live.dense().requires_grad
+
+
 def test_updates_of_different_modules_cannot_be_added() -> None:
     with pytest.raises(UpdateError, match="shapes"):
         random_factors(0, 2) + LoraFactors(torch.zeros(2, 5), torch.zeros(7, 2))
@@ -134,6 +142,18 @@ def test_a_state_reads_only_what_is_asked_for() -> None:
     assert source.reads == 2
     assert loaded.norm() == state.norm()
     assert source.reads == 4
+
+
+def test_a_restricted_state_reads_nothing_and_has_nothing_else() -> None:
+    source = OnDemand({"b": random_factors(0, 2), "a": random_factors(1, 2)})
+    state = AdapterState(source, {"head": torch.ones(1), "bias": torch.ones(1)}).restricted({"a", "bias"})
+    assert "a" in state
+    assert source.reads == 0
+    assert list(state) == ["a"]
+    assert list(state.extras) == ["bias"]
+    assert "b" not in state
+    assert list(AdapterState(state)) == ["a"]
+    assert dense(state.in_memory()).shape == (63,)
 
 
 def test_state_norm_bytes_and_sum() -> None:

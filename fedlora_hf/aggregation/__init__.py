@@ -10,6 +10,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import torch
 
 from fedlora_hf.aggregation import (
+    clair,
+    dirmag_mean,
     fedavg,
     fedsa,
     ffa,
@@ -27,11 +29,13 @@ from fedlora_hf.errors import ConfigError, UpdateError
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate
 
 METHODS: dict[str, Method] = {
+    "clair": clair.METHOD,
     "fedavg": fedavg.METHOD,
     "product_mean": product_mean.METHOD,
     "stacking": stacking.METHOD,
     "ffa": ffa.METHOD,
     "fedsa": fedsa.METHOD,
+    "dirmag_mean": dirmag_mean.METHOD,
     "median": median.METHOD,
     "trimmed_mean": trimmed_mean.METHOD,
     "multikrum": multikrum.METHOD,
@@ -102,7 +106,7 @@ def aggregate(
         if not found.modules:
             raise UpdateError("0 modules that all clients have: at least one is needed; train the same target modules")
         weights = client_weights(found.usable, weight_by)
-        cohort = Cohort(found.usable, weights, found.modules, target_rank, reference, found.extras)
+        cohort = Cohort(found.usable, weights, found.modules, target_rank, reference)
         result = chosen.rule(cohort, settings)
     left_out = {"modules_left_out": list(found.left_out)} if found.left_out else {}
     return replace(result, quarantined=found.quarantined, diagnosis={**result.diagnosis, **left_out})

@@ -1,4 +1,4 @@
-"""clair: the subspace a majority shares, clients far from it left out, the others refined: own part kept, rest averaged."""
+"""clair: clients far from what the majority shares left out, the others refined: shared part kept, rest averaged."""
 # SPDX-License-Identifier: Apache-2.0
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -128,7 +128,7 @@ def accumulated(
     """(flagged client ids, {client: {kind: Evidence}}) from the evidence of several rounds, oldest first.
 
     Per client and kind the mean over rounds of score / threshold, each held to [-4, 4], against 1; kinds and rounds in
-    which nothing could be said are left out. A pure function: the trainer keeps the rounds' evidence and asks again after each.
+    which nothing could be said are left out. A pure function: keep the rounds' evidence and ask again after each.
     """
     combined = {client: _evidence(kinds) for client, kinds in numerics.accumulate(list(rounds), decay).items()}
     flagged = tuple(client for client, kinds in combined.items() if any(e.flagged for e in kinds.values()))

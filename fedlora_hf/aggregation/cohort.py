@@ -15,10 +15,9 @@ class Cohort:
     """One round's sound updates.
 
     updates: sorted by client id. weights: {client id: share}, summing to 1 (by examples, or uniform).
-    modules: sorted names that every update has; the only ones a method reads. target_rank: rank of the global adapter;
+    modules: sorted names, the same in every update. target_rank: rank of the global adapter;
     None: the largest rank among the clients. reference: the adapter the clients started the round from (None: they
-    started from nothing, so their updates are what they learned). extras: sorted names of the tensors trained whole (a
-    classification head) that every update has, in one shape.
+    started from nothing, so their updates are what they learned).
     """
 
     updates: tuple[ClientUpdate, ...]
@@ -26,11 +25,15 @@ class Cohort:
     modules: tuple[str, ...]
     target_rank: int | None = None
     reference: AdapterState | None = None
-    extras: tuple[str, ...] = ()
 
     @property
     def ids(self) -> tuple[str, ...]:
         return tuple(update.client_id for update in self.updates)
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """Sorted names of the tensors trained whole (a classification head), the same in every update."""
+        return tuple(sorted(self.updates[0].state.extras))
 
     def factors(self, module: str) -> list[LoraFactors]:
         """Every client's factors of one module, in order: the only part of the cohort that is in memory at once."""

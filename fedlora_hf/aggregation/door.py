@@ -3,6 +3,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from math import isfinite
 from numbers import Integral
 from typing import Literal, NamedTuple
@@ -25,13 +26,12 @@ PartialModules = Literal["quarantine", "common"]
 
 
 class Screened(NamedTuple):
-    """Usable updates sorted by id; {client id: reason} of the others; names of the modules and of the tensors trained
-    whole that are to be aggregated, and of those that a usable client has and that will not be. All sorted."""
+    """Usable updates sorted by id, all with the same modules and whole tensors; {client id: reason} of the others; the
+    modules' names; the names of what was taken from some usable update because not all have it. All sorted."""
 
     usable: tuple[ClientUpdate, ...]
     quarantined: dict[str, str]
     modules: tuple[str, ...]
-    extras: tuple[str, ...]
     left_out: tuple[str, ...]
 
 
@@ -67,11 +67,11 @@ def screen(
         if reason:
             quarantined[client_id] = reason
     usable = tuple(update for update in updates if str(update.client_id) not in quarantined)
-    modules = set().union(*(update.state for update in usable))
-    extras = set().union(*(update.state.extras for update in usable))
-    kept = set(expected)
-    names = (tuple(sorted(part)) for part in (modules & kept, extras & kept, (modules | extras) - kept))
-    return Screened(usable, dict(sorted(quarantined.items())), *names)
+    left_out = set().union(*(found[update.client_id] for update in usable)) - set(expected)
+    if left_out:
+        usable = tuple(replace(update, state=update.state.restricted(expected)) for update in usable)
+    modules = tuple(usable[0].state) if usable else ()
+    return Screened(usable, dict(sorted(quarantined.items())), modules, tuple(sorted(left_out)))
 
 
 def examine(update: ClientUpdate) -> Shapes | str:
@@ -95,7 +95,7 @@ def examine(update: ClientUpdate) -> Shapes | str:
                 return f"{name}: {reason}"
             shapes[name] = tuple(tensor.shape)
     except Exception as error:  # whatever reading a client's file raises, it is that client who cannot be used
-        return " ".join(f"cannot be read: {error or type(error).__name__}".split())[:300]
+        return " ".join(f"cannot be read: {str(error) or type(error).__name__}".split())[:300]
     return shapes if len(update.state) else "no LoRA modules in the update"
 
 

@@ -23,16 +23,17 @@ def tokenize_examples(
 
     Causal LM: prompt and completion are tokenised as one text, as a reader would meet them, and EOS is appended.
     Labels are IGNORED for the prompt. A token that holds the end of the prompt and the start of the completion counts
-    as completion, so every character of a completion is learned. (Tokenizers that give no offsets tokenise the two
-    apart.) An example that is too long loses the start of its prompt, down to a quarter of `max_length`, then the end
-    of its completion with the EOS. Every example keeps a label that has a token before it.
+    as completion, so every character of a completion is learned. (Tokenizers that do not know which character a token
+    came from tokenise the two apart.) An example that is too long loses the start of its prompt, down to a quarter of
+    `max_length`, then the end of its completion with the EOS. Every example keeps a label that has a token before it.
 
     Sequence classification: `input_ids` cut at `max_length`, and `labels` the class number.
     """
     if max_length < 4:
         raise ConfigError(f"max_length {max_length}: must be at least 4 tokens; 256 or more is usual")
     if task == "sequence_classification":
-        ids = tokenizer(examples["text"][:], truncation=True, max_length=max_length)["input_ids"]
+        texts = examples["text"][:]
+        ids = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"] if texts else []
         return datasets.Dataset.from_dict({"input_ids": ids, "labels": examples["label"][:]})
     eos = _eos(tokenizer)
     first = eos if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)
@@ -99,11 +100,13 @@ def _pairs(
         after = tokenizer(completions, add_special_tokens=False, verbose=False)["input_ids"]
         return [(_clean(p, tokenizer), c) for p, c in zip(before, after, strict=True)]
     texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
-    encoded = tokenizer(texts, return_offsets_mapping=True, verbose=False)
+    encoded = tokenizer(texts, verbose=False)
     pairs: list[tuple[list[int], list[int]]] = []
-    for ids, offsets, prompt in zip(encoded["input_ids"], encoded["offset_mapping"], prompts, strict=True):
-        start = next((place for place, (_, end) in enumerate(offsets) if end > len(prompt)), len(ids))
-        if start == len(ids):
+    for row, (ids, prompt, text) in enumerate(zip(encoded["input_ids"], prompts, texts, strict=True)):
+        # The first token of the completion; a character may belong to none (a blank, in some tokenizers).
+        tokens = (encoded.char_to_token(row, place) for place in range(len(prompt), len(text)))
+        start = next((token for token in tokens if token is not None), None)
+        if start is None:
             pairs.append((_clean(ids, tokenizer), []))
         else:
             pairs.append((_clean(ids[:start], tokenizer, end=False), _clean(ids[start:], tokenizer)))

@@ -143,9 +143,9 @@ def _last_part(entry: Mapping[str, Any], key: str) -> str:
 
 
 def _words(value: object) -> list[str]:
-    """One word or several (a language, a licence) as short plain strings."""
-    words = value if isinstance(value, list) else [value] if value else []
-    return [one_line(word, 40) for word in words]
+    """One word or several (a language, a licence); what is not a short plain word is left out."""
+    words = value if isinstance(value, list) else [value]
+    return [word for word in words if isinstance(word, str) and re.fullmatch(r"[\w.-]{1,40}", word, re.ASCII)]
 
 
 def _slug(text: str) -> str:

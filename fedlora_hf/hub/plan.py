@@ -12,7 +12,7 @@ from fedlora_hf.errors import AdapterError, ConfigError
 from fedlora_hf.hub.card import render_card
 from fedlora_hf.hub.text import TOKEN, one_line, redacted, without_tokens
 from fedlora_hf.names import unfit_reason
-from fedlora_hf.record import FILE_NAME, RunRecord, plain
+from fedlora_hf.record import FILE_NAME, RunRecord
 
 CONFIG, WEIGHTS, SIDE_CAR = "adapter_config.json", "adapter_model.safetensors", "dirmag_config.json"
 PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth", "adapter_model.pkl", "pytorch_model.bin")
@@ -67,8 +67,8 @@ def public_record(record: RunRecord) -> RunRecord:
     content = json.loads(without_tokens(record.to_json()))
     content["command"] = redacted(record.command)
     content["options"] = {
-        name: value if not re.search(r"(?i)token$|secret|password", name) else "***"
-        for name, value in plain(record.options).items()
+        name: "***" if re.search(r"(?i)token$|secret|password", name) else value
+        for name, value in content["options"].items()
     }
     return RunRecord.from_dict(content)
 

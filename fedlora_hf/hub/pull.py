@@ -26,6 +26,7 @@ MAX_WEIGHTS_BYTES = 8 * 1024**3
 MAX_TEXT_BYTES = 4 * 1024**2
 MAX_RUN_BYTES = 64 * 1024**3
 MAX_FILES = 20_000
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _SOURCE = re.compile(r"(?P<repo>[^@:\s]+)(?:@(?P<revision>[^:\s]+))?(?::(?P<subfolder>.+))?")
 # What of a run's repository is worth having: the rest stays where it is.
 _RUN_FILE = re.compile(
@@ -96,8 +97,8 @@ def fetch_adapter(
         return source.folder
     repo_id, api = str(source.repo_id), HfApi(token=token)
     with hub_errors(AdapterError, str(source)):
-        commit = with_retries(lambda: api.repo_info(repo_id, revision=source.revision).sha, str(source))
-        target = _place(cache, repo_id, str(commit), source.subfolder)
+        commit = _commit_of(api, source)
+        target = _place(cache, repo_id, commit, source.subfolder)
         if target.is_dir():
             return target
         prefix = f"{source.subfolder}/" if source.subfolder else ""
@@ -105,7 +106,7 @@ def fetch_adapter(
         found = with_retries(lambda: api.get_paths_info(repo_id, wanted, revision=commit), str(source))
         sizes = {entry.path.removeprefix(prefix): entry.size for entry in found if isinstance(entry, RepoFile)}
         chosen = _checked_adapter(str(source), sizes, max_bytes)
-        _download(api, repo_id, str(commit), {prefix + name: size for name, size in chosen.items()}, target, prefix)
+        _download(api, repo_id, commit, {prefix + name: size for name, size in chosen.items()}, target, prefix)
     return target
 
 
@@ -124,7 +125,7 @@ def fetch_run(
     source = parse_source(f"hub:{repo_id}" + (f"@{revision}" if revision else ""))
     api = HfApi(token=token)
     with hub_errors(RecordError, str(source)):
-        commit = str(with_retries(lambda: api.repo_info(repo_id, revision=revision).sha, str(source)))
+        commit = _commit_of(api, source)
         target = _place(cache, repo_id, commit, "run")
         if target.is_dir():
             return target
@@ -137,6 +138,16 @@ def fetch_run(
         _bounded(f"{source}: the run", sum(sizes.values()), max_bytes, RecordError)
         _download(api, repo_id, commit, sizes, target)
     return target
+
+
+def _commit_of(api: HfApi, source: Source) -> str:
+    """The commit that a source's revision names now; a commit's own id needs no asking."""
+    if source.revision and _COMMIT.fullmatch(source.revision):
+        return source.revision
+    found = with_retries(lambda: api.repo_info(str(source.repo_id), revision=source.revision).sha, str(source))
+    if not _COMMIT.fullmatch(str(found)):
+        raise AdapterError(f"{source}: the Hub gives no commit id for it; try again later")
+    return str(found)
 
 
 def _checked_adapter(where: str, sizes: dict[str, int], max_bytes: int) -> dict[str, int]:
@@ -185,8 +196,6 @@ def _safe(path: str) -> str:
 
 def _place(cache: str | os.PathLike[str] | None, repo_id: str, commit: str, part: str) -> Path:
     """The folder that one adapter (or run) of one commit has to itself."""
-    if not re.fullmatch(r"[0-9a-f]{40,64}", commit):
-        raise AdapterError(f"{repo_id}: the Hub gives no commit id for the revision; try again later")
     root = Path(cache) if cache is not None else Path(HF_HOME) / "fedlora_hf"
     return root / repo_id.replace("/", "--") / commit / (quote(part, safe="") or "root")
 
@@ -208,5 +217,9 @@ def _download(api: HfApi, repo_id: str, commit: str, sizes: dict[str, int], targ
                 check_weights(copy)
         if FILE_NAME in sizes:
             RunRecord.load(draft)
-        if not target.is_dir():
+        try:
             os.replace(draft, target)
+        except OSError:
+            # Another process was quicker: the same commit, so the same files.
+            if not target.is_dir():
+                raise

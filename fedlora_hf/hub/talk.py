@@ -5,6 +5,7 @@ addresses, and no token may ever be shown.
 """
 # SPDX-License-Identifier: Apache-2.0
 
+import itertools
 import logging
 import re
 import time
@@ -83,17 +84,17 @@ def is_transient(error: BaseException) -> bool:
 
 def with_retries(call: Callable[[], Result], what: str, attempts: int = 5, first_wait_s: float = 1.0) -> Result:
     """call(), tried again after transient errors and conflicts, waiting 1, 2, 4, 8 ... 30 s in between."""
-    for attempt in range(1, attempts + 1):
+    for attempt in itertools.count(1):
         try:
             return call()
         except Exception as error:
-            if attempt == attempts or not (is_transient(error) or is_conflict(error)):
+            if attempt >= attempts or not (is_transient(error) or is_conflict(error)):
                 raise
             wait = min(first_wait_s * 2 ** (attempt - 1), 30.0)
             reason = status_of(_root(error)) or type(_root(error)).__name__
             logger.warning("%s: %s; trying again in %g s (%d of %d)", what, reason, wait, attempt, attempts - 1)
             time.sleep(wait)
-    raise AssertionError("unreachable")  # pragma: no cover
+    raise AssertionError  # itertools.count has no end
 
 
 @contextmanager

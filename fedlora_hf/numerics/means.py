@@ -54,17 +54,18 @@ def geometric_median(gram: Tensor, weights: Tensor, tolerance: float, max_iterat
 
     Smoothed Weiszfeld iteration (Pillutla et al. 2022, arXiv 1912.13445, algorithm 2): c_k proportional to
     p_k / max(nu, ||v - w_k||). The paper fixes nu; here it is 1e-6 of the mean distance from the first v, the plain
-    mean, so that the scale of the updates does not matter [our choice]. Stops when c changes by at most `tolerance`
-    (sum of absolute changes).
+    mean, so that the scale of the updates does not matter [our choice], and never below the rounding of distances that
+    come from a Gram. Stops when c changes by at most `tolerance` (sum of absolute changes).
     """
-    weights = weights / weights.sum()
-    c, smoothing = weights, 0.0
+    c = weights = weights / weights.sum()
+    smoothing = 1e-7 * float(gram.diagonal().mean().clamp_min(0).sqrt())
+    if not smoothing:
+        return Weights(c, 1, True)  # nobody changed anything
     for n_iter in range(1, max_iterations + 1):
         image = gram @ c
         distances = (c @ image - 2 * image + gram.diagonal()).clamp_min(0).sqrt()
-        smoothing = smoothing or 1e-6 * float(weights @ distances)
-        if not smoothing:
-            return Weights(c, n_iter, True)  # all updates are one
+        if n_iter == 1:
+            smoothing = max(smoothing, 1e-6 * float(weights @ distances))
         new = weights / distances.clamp_min(smoothing)
         new = new / new.sum()
         change, c = float((new - c).abs().sum()), new

@@ -1,6 +1,7 @@
 """The report of a run: figures (PNG) and one self-contained page, made from the run record alone."""
 # SPDX-License-Identifier: Apache-2.0
 
+import json
 import os
 from pathlib import Path
 
@@ -15,14 +16,15 @@ def write_report(record: RunRecord, folder: str | os.PathLike[str]) -> list[Path
 
     The page holds its figures inside itself (light and dark), needs no network and no script, and opens from disk. A
     figure whose numbers are not in the record is left out, a stale one of that name is removed, and the page says so.
-    The same record gives the same bytes.
+    The same record gives the same bytes. RecordError: a field of the record is not of its type.
     """
     from fedlora_hf.report.figures import FIGURES
     from fedlora_hf.report.page import render_page
     from fedlora_hf.report.style import DARK, LIGHT, draw_png
     from fedlora_hf.report.view import Run
 
-    run, target = Run.of(record), Path(folder) / FOLDER
+    # Through JSON, so that a record in memory and the same one read back from run.json are drawn alike.
+    run, target = Run.of(RunRecord.from_dict(json.loads(record.to_json()))), Path(folder) / FOLDER
     pictures: dict[str, tuple[bytes, bytes]] = {}
     written = []
     for figure in FIGURES:

@@ -26,8 +26,9 @@ FIGURES = (
     ReportFigure(
         "evidence",
         "Evidence per client",
-        "Every client is judged by the others. A marker above its threshold (the dashed line, or a dash for each client) is evidence of contamination. Circles "
-        "are collaborative clients; triangles are flagged ones, filled in the panels whose evidence convicts them.",
+        "Every client is judged by the others. A marker above its threshold (the dashed line, or one dash a client) is "
+        "evidence of contamination. Circles are collaborative clients; triangles are flagged ones, filled in the "
+        "panels whose evidence convicts them.",
         "No evidence about clients was recorded: the method judges nobody, or no round was completed.",
         client_figures.evidence,
     ),

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from sample_updates import SHAPES, cohort, dense, relative, shares, turned, with_common_A
+from sample_updates import SHAPES, cohort, dense, relative, shares, turned, with_common_factor
 
 from fedlora_hf.aggregation import aggregate
 from fedlora_hf.errors import ConfigError, ConvergenceWarning, UpdateError
@@ -89,8 +89,8 @@ def test_stacking_is_the_sum_of_products_and_ranks_add_up() -> None:
     assert all(found.rank == sum(c.state[m].rank for c in clients) for m, found in result.state.items())
 
 
-def test_ffa_is_exact_because_A_is_common() -> None:
-    clients = with_common_A(cohort(4))
+def test_ffa_is_exact_because_one_factor_is_common() -> None:
+    clients = with_common_factor(cohort(4))
     result = aggregate(clients, "ffa")
     assert relative(dense(result.state), shares(clients) @ stack(clients)) < 1e-6
     assert all(torch.equal(result.state[m].A, clients[0].state[m].A) for m in SHAPES)
@@ -98,7 +98,7 @@ def test_ffa_is_exact_because_A_is_common() -> None:
 
 
 def test_ffa_takes_a_client_that_sends_bfloat16() -> None:
-    clients = with_common_A(cohort(3))
+    clients = with_common_factor(cohort(3))
     half = {module: f.to(torch.bfloat16) for module, f in clients[2].state.items()}
     clients[2] = replace(clients[2], state=AdapterState(half, clients[2].state.extras))
     assert torch.equal(
@@ -106,17 +106,17 @@ def test_ffa_takes_a_client_that_sends_bfloat16() -> None:
     )
 
 
-def test_ffa_refuses_a_client_that_trained_A() -> None:
-    clients = with_common_A(cohort(3))
+def test_ffa_refuses_a_client_that_trained_both() -> None:
+    clients = with_common_factor(cohort(3))
     other = {module: LoraFactors(f.A * 1.001, f.B, f.scale) for module, f in clients[1].state.items()}
     clients[1] = replace(clients[1], state=AdapterState(other, clients[1].state.extras))
-    with pytest.raises(UpdateError, match="client1: A of model.layers.0.q_proj is not the common one"):
+    with pytest.raises(UpdateError, match=r"client1: A of model\.layers\.0\.q_proj is not the common one"):
         aggregate(clients, "ffa")
     with pytest.raises(UpdateError, match="client0: A of"):
-        aggregate(with_common_A(cohort(3)), "ffa", reference=cohort(1, seed=9)[0].state)
+        aggregate(with_common_factor(cohort(3)), "ffa", reference=cohort(1, seed=9)[0].state)
 
 
-def test_fedsa_gives_each_client_its_own_B_on_the_mean_A() -> None:
+def test_fedsa_gives_each_client_its_own_output_factor() -> None:
     clients = cohort(4, **MIXED)
     result = aggregate(clients, "fedsa")
     assert list(result.personalised) == [client.client_id for client in clients]

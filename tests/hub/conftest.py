@@ -13,11 +13,12 @@ from local_hub import LocalHub, token_of
 HERE = Path(__file__).resolve().parent
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def hub():
+    """A Hub of the test module: faults that it still has in store hurt no other."""
     server = LocalHub()
     yield server
-    server.shutdown()
+    server.close()
 
 
 @pytest.fixture(scope="session")

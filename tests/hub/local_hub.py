@@ -30,7 +30,7 @@ def git_blob_id(content):
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """An answer that is an error: HTTP status, the Hub's error code, its message."""
 
     def __init__(self, status, code, message=""):
@@ -55,7 +55,7 @@ class Repo:
     def resolve(self, revision):
         oid = self.branches.get(revision) or self.tags.get(revision) or revision
         if oid not in self.commits:
-            raise Refusal(404, "RevisionNotFound")
+            raise RefusalError(404, "RevisionNotFound")
         return oid
 
     def files(self, revision):
@@ -82,6 +82,10 @@ class LocalHub(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
+    def close(self):
+        self.shutdown()
+        self.server_close()
+
     def handle_error(self, request, client_address):
         """A client that hangs up is none of the test's concern."""
 
@@ -104,6 +108,7 @@ class LocalHub(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # otherwise every answer waits 40 ms for the client's delayed acknowledgement
     server: LocalHub
     half = False
 
@@ -112,9 +117,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_any(self):
         length = int(self.headers.get("Content-Length") or 0)
-        self.raw = (
-            self.rfile.read(length) if "chunked" not in self.headers.get("Transfer-Encoding", "") else self.chunks()
-        )
+        chunked = "chunked" in self.headers.get("Transfer-Encoding", "")
+        self.raw = self.chunks() if chunked else self.rfile.read(length)
         url = urlsplit(self.path)
         self.query, request = parse_qs(url.query), f"{self.command} {url.path}"
         if url.path.startswith("/_test/"):
@@ -132,7 +136,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             with self.server.lock:
                 status, body, headers = self.route(url.path)
-        except Refusal as refusal:
+        except RefusalError as refusal:
             headers = {"X-Error-Code": refusal.code, "X-Error-Message": refusal.message}
             status, body = refusal.status, {"error": refusal.message}
         if self.silent:
@@ -178,15 +182,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def signed_in(self):
         if not self.user():
-            raise Refusal(401, "Unauthorized", "Invalid username or password.")
+            raise RefusalError(401, "Unauthorized", "Invalid username or password.")
         return self.user()
 
     def repo(self, name, write=False):
         repo, owner = self.server.repos.get(name), name.split("/")[0]
         if repo is None or (repo.private and self.user() != owner):
-            raise Refusal(404 if self.user() else 401, "RepoNotFound", "Repository not found")
+            raise RefusalError(404 if self.user() else 401, "RepoNotFound", "Repository not found")
         if write and self.signed_in() != owner:
-            raise Refusal(403, "Forbidden", "You don't have the rights to write here")
+            raise RefusalError(403, "Forbidden", "You don't have the rights to write here")
         return repo
 
     def route(self, path):
@@ -194,7 +198,7 @@ class Handler(BaseHTTPRequestHandler):
         for pattern, name in ROUTES:
             if match := re.fullmatch(pattern, path):
                 return getattr(self, name)(*(unquote(part or "") for part in match.groups()))
-        raise Refusal(404, "NotFound", f"no route {self.command} {path}")
+        raise RefusalError(404, "NotFound", f"no route {self.command} {path}")
 
     def json(self):
         return json.loads(self.raw or b"{}")
@@ -219,7 +223,7 @@ class Handler(BaseHTTPRequestHandler):
         asked, user = self.json(), self.signed_in()
         name = f"{asked.get('organization') or user}/{asked['name']}"
         if name.split("/")[0] != user:
-            raise Refusal(403, "Forbidden", "You don't have the rights to create here")
+            raise RefusalError(403, "Forbidden", "You don't have the rights to create here")
         url = f"{self.server.url}/{name}"
         if name in self.server.repos:
             return 409, {"error": "You already created this model repo", "url": url}, {}
@@ -250,7 +254,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def lfs_put(self, oid):
         if hashlib.sha256(self.raw).hexdigest() != oid:
-            raise Refusal(400, "BadDigest")
+            raise RefusalError(400, "BadDigest")
         self.server.blobs[oid] = self.raw
         return 200, b"", {}
 
@@ -265,14 +269,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def refs(self, name):
         repo = self.repo(name)
-        told = {
-            kind: [
-                {"name": key, "ref": f"refs/{ref}/{key}", "targetCommit": oid}
-                for key, oid in getattr(repo, kind).items()
-            ]
-            for kind, ref in (("branches", "heads"), ("tags", "tags"))
-        }
-        return 200, told | {"converts": []}, {}
+
+        def shown(refs, kind):
+            return [{"name": key, "ref": f"refs/{kind}/{key}", "targetCommit": oid} for key, oid in refs.items()]
+
+        return 200, {"branches": shown(repo.branches, "heads"), "tags": shown(repo.tags, "tags"), "converts": []}, {}
 
     def history(self, name, revision):
         repo, told = self.repo(name), []
@@ -287,7 +288,7 @@ class Handler(BaseHTTPRequestHandler):
         prefix = f"{folder}/" if folder else ""
         files = {path: file for path, file in self.repo(name).files(revision).items() if path.startswith(prefix)}
         if folder and not files:
-            raise Refusal(404, "EntryNotFound")
+            raise RefusalError(404, "EntryNotFound")
         deep = self.query.get("recursive", ["false"])[0].lower() == "true"
         shown = [entry(path, *file) for path, file in sorted(files.items()) if deep or "/" not in path[len(prefix) :]]
         return 200, shown, {}
@@ -321,7 +322,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.command == "DELETE":
             repo.branches.pop(branch, None)
         elif branch in repo.branches:
-            raise Refusal(409, "Conflict", "Reference already exists")
+            raise RefusalError(409, "Conflict", "Reference already exists")
         else:
             repo.branches[branch] = repo.resolve(self.json().get("startingPoint") or "main")
         return 200, {}, {}
@@ -331,7 +332,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.command == "DELETE":
             repo.tags.pop(revision, None)
         elif self.json()["tag"] in repo.tags:
-            raise Refusal(409, "Conflict", "Tag reference exists already")
+            raise RefusalError(409, "Conflict", "Tag reference exists already")
         else:
             repo.tags[self.json()["tag"]] = repo.resolve(revision)
         return 200, {}, {}
@@ -354,18 +355,17 @@ class Handler(BaseHTTPRequestHandler):
         lines = [json.loads(line) for line in self.raw.splitlines() if line.strip()]
         head, files = lines[0]["value"], dict(repo.files(revision))
         if head.get("parentCommit") not in (None, repo.resolve(revision)):
-            raise Refusal(412, "Precondition", "A commit has happened since. Please refresh and try again.")
+            raise RefusalError(412, "Precondition", "A commit has happened since. Please refresh and try again.")
         for line in lines[1:]:
             value = line["value"]
             if line["key"] == "file":
                 files[value["path"]] = (base64.b64decode(value["content"]), False)
             elif line["key"] == "lfsFile":
                 if value["oid"] not in self.server.blobs:
-                    raise Refusal(400, "LfsMissing", "an LFS object was not uploaded")
+                    raise RefusalError(400, "LfsMissing", "an LFS object was not uploaded")
                 files[value["path"]] = (self.server.blobs[value["oid"]], True)
-            elif line["key"] == "deletedFile":
-                if files.pop(value["path"], None) is None:
-                    raise Refusal(400, "BadRequest", "A file with this name doesn't exist")
+            elif line["key"] == "deletedFile" and files.pop(value["path"], None) is None:
+                raise RefusalError(400, "BadRequest", "A file with this name doesn't exist")
         oid = repo.commit(revision, files, head["summary"])
         return 200, {"success": True, "commitOid": oid, "commitUrl": f"{self.server.url}/{name}/commit/{oid}"}, {}
 

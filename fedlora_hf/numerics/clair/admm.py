@@ -36,15 +36,16 @@ def shrink_singular(X: Tensor, amount: float) -> Tensor:
 
 
 def split(modules: Sequence[Blocks], rank: int, max_iter: int, tol: float) -> Split:
-    """Scaled-form ADMM (Boyd et al. 2011) with penalty 1: L by shrinking singular values module by module, S by shrinking clients over all
-    modules at once. Stops when primal and dual residual are below tol times the data's norm."""
+    """Scaled-form ADMM (Boyd et al. 2011) with penalty 1: L by shrinking singular values module by module, S by
+    shrinking clients over all modules at once. Stops when primal and dual residual fall below tol
+    times the data's norm."""
     K = len(modules[0].coords)
     strength = STRENGTH * (rank / K) ** 0.5 * len(modules) ** 0.5
     X = [blocks.coords.double() for blocks in modules]
     S, dual = [torch.zeros_like(x) for x in X], [torch.zeros_like(x) for x in X]
     size = sum(float(x.square().sum()) for x in X) ** 0.5
-    low = X
-    for step in range(max_iter):
+    low, n_iter = X, 0
+    for n_iter in range(1, max_iter + 1):
         low = [_blocked(x - s + u, 1.0) for x, s, u in zip(X, S, dual, strict=True)]
         rest = [x - w + u for x, w, u in zip(X, low, dual, strict=True)]
         norm = torch.stack([part.square().sum((1, 2)) for part in rest]).sum(0).sqrt()
@@ -58,7 +59,7 @@ def split(modules: Sequence[Blocks], rank: int, max_iter: int, tol: float) -> Sp
             break
     sparse = torch.stack([s.square().sum((1, 2)) for s in S]).sum(0).sqrt()
     whole = torch.stack([x.square().sum((1, 2)) for x in X]).sum(0).sqrt()
-    return Split(sparse / whole.clamp_min(1e-300), low, step + 1, converged)
+    return Split(sparse / whole.clamp_min(1e-300), low, n_iter, converged)
 
 
 def _blocked(x: Tensor, amount: float) -> Tensor:

@@ -18,6 +18,7 @@ WIDTH, WIDTH_MANY, MANY = 192, 64, 200
 # Largest stacked rank for which all pairs are compared exactly; beyond it, through a random projection.
 GRAM_LIMIT = 1024
 SKETCH = 64
+STRANGERS = 32  # clients whose chance agreement is looked at
 SMALL = 2_000_000  # numbers in a stack that is worth float64
 
 
@@ -71,29 +72,41 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def summarise(B: Tensor, A: Tensor) -> tuple[Blocks, Tensor]:
-    """(blocks, inner products (K, K) of W_j and W_k) of one module from B (K, out, r) and A (K, r, in)."""
+def summarise(B: Tensor, A: Tensor) -> tuple[Blocks, Tensor, Tensor]:
+    """(blocks, inner products (K, K), inner products of strangers) of one module from B (K, out, r) and A (K, r, in).
+
+    The strangers are at most STRANGERS of the clients, evenly spaced, each with the signs of its input coordinates drawn
+    afresh: what the same updates' inner products would be if nobody pointed where another does.
+    """
+    K, _, r = B.shape
+    gram = flat(B).T @ flat(B) if K * r <= GRAM_LIMIT and not _is_wide(B, A) else None
+    part = slice(None, None, -(-K // STRANGERS))
+    sign = torch.randint(0, 2, (A.shape[2],), generator=generator(4)).to(A) * 2 - 1
+    drawn = torch.stack([a * sign.roll(k) for k, a in enumerate(A[part])])
+    null = inner_products(B[part], drawn, None)
+    return _blocks(B, roots(A), gram), inner_products(B, A, gram).double(), null.double()
+
+
+def _is_wide(B: Tensor, A: Tensor) -> bool:
+    """Whether the products themselves are no larger than their factors."""
+    _, out, r = B.shape
+    return out * A.shape[2] <= r * (out + A.shape[2])
+
+
+def inner_products(B: Tensor, A: Tensor, gram: Tensor | None) -> Tensor:
+    """(K, K) of W_j and W_k: exact up to a stacked rank of GRAM_LIMIT, else through S W_k T, S and T Gaussian
+    (error of a cosine about 1 / SKETCH per module). gram: of B's columns, if it is known."""
     K, out, r = B.shape
-    small = out * A.shape[2] <= r * (out + A.shape[2])
-    R = roots(A)
-    gram = None
-    if small:
+    if _is_wide(B, A):
         W = (B @ A).reshape(K, -1)
-        inner = W @ W.T
-    elif K * r <= GRAM_LIMIT:
-        stacked_B, stacked_A = flat(B), A.reshape(K * r, -1)
-        gram = stacked_B.T @ stacked_B
-        inner = (gram * (stacked_A @ stacked_A.T)).reshape(K, r, K, r).sum((1, 3))
-    else:
-        inner = _sketched_inner(B, A)
-    return _blocks(B, R, gram), inner.double()
-
-
-def _sketched_inner(B: Tensor, A: Tensor) -> Tensor:
-    """Inner products through S W_k T, S and T Gaussian: relative error of a cosine about 1 / SKETCH per module."""
-    left = torch.randn(SKETCH, B.shape[1], generator=generator(1), dtype=B.dtype) / SKETCH**0.5
+        return W @ W.T
+    if K * r <= GRAM_LIMIT:
+        gram = flat(B).T @ flat(B) if gram is None else gram
+        rows = A.reshape(K * r, -1)
+        return (gram * (rows @ rows.T)).reshape(K, r, K, r).sum((1, 3))
+    left = torch.randn(SKETCH, out, generator=generator(1), dtype=B.dtype) / SKETCH**0.5
     right = torch.randn(A.shape[2], SKETCH, generator=generator(2), dtype=A.dtype) / SKETCH**0.5
-    small = torch.stack([(left @ B[k]) @ (A[k] @ right) for k in range(len(B))]).reshape(len(B), -1)
+    small = torch.stack([(left @ B[k]) @ (A[k] @ right) for k in range(K)]).reshape(K, -1)
     return small @ small.T
 
 

@@ -1,7 +1,7 @@
-"""Who agrees with a majority: the consensus core, its agreement, and whether that is more than chance.
+"""Who agrees with a majority: the consensus core, its agreement, and what chance would give.
 
-A client is rated by how much it agrees with the h-th most similar other client, h = (K - 1) // 2: high only for a client that
-agrees with half of the others, so a minority, however much alike, cannot rate itself high (our choice).
+A client is rated by its similarity to the h-th most similar other client, h = (K - 1) // 2: high only for a client
+that agrees with half of the others, so a minority, however much alike, cannot rate itself high (our choice).
 """
 # SPDX-License-Identifier: Apache-2.0
 
@@ -10,20 +10,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedlora_hf.numerics.clair.blocks import generator
-
-NULL_DRAWS, NULL_CLIENTS = 49, 128
-
 
 class Consensus(NamedTuple):
     """core: indices of the better half (sorted). agreement: the core's median rating. to_core: (K,) mean similarity
-    to the core, own share left out; spread: (K,) its standard error; chance: rating that signs alone can give."""
+    to the core, own share left out; spread: (K,) its standard error."""
 
     core: Tensor
     agreement: float
     to_core: Tensor
     spread: Tensor
-    chance: float
 
 
 def majority_size(n: int) -> int:
@@ -50,8 +45,8 @@ def cosines(inner: Tensor) -> Tensor:
     return (inner * unit[:, None] * unit).clamp(-1, 1)
 
 
-def consensus(similarity: Tensor, signed: bool) -> Consensus:
-    """The core of a (K, K) similarity. `signed`: similarities have a sign that chance could flip (cosines)."""
+def consensus(similarity: Tensor) -> Consensus:
+    """The core of a (K, K) similarity."""
     K = len(similarity)
     rating = ratings(similarity)
     core = best(rating, majority_size(K))
@@ -61,19 +56,11 @@ def consensus(similarity: Tensor, signed: bool) -> Consensus:
     to_core = (others * member).sum(1) / count
     square = (others.square() * member).sum(1) / count
     spread = ((square - to_core.square()).clamp_min(0) / count).sqrt()
-    agreement = float(rating[core].median())
-    return Consensus(core, agreement, to_core, spread, _chance(similarity) if signed else 0.0)
+    return Consensus(core, float(rating[core].median()), to_core, spread)
 
 
-def _chance(cosine: Tensor) -> float:
-    """Agreement of the same updates with signs drawn by lot: mean plus 3 standard deviations of a few draws.
-
-    Updates without a common direction (V_k of mean zero in the paper's model) are as likely as their negatives,
-    so this is what agreement amounts to there. At most NULL_CLIENTS clients, evenly spaced, are looked at.
-    """
-    step = -(-len(cosine) // NULL_CLIENTS)
-    part = cosine[::step, ::step]
-    K = len(part)
-    signs = torch.randint(0, 2, (NULL_DRAWS, K), generator=generator(4)).to(part.dtype) * 2 - 1
-    drawn = torch.stack([ratings(part * s[:, None] * s)[:].sort().values[-majority_size(K) :].median() for s in signs])
-    return float(drawn.mean() + 3 * drawn.std())
+def chance_agreement(null: Tensor) -> float:
+    """Agreement that strangers reach: that of a (K, K) similarity without common direction, plus 3 standard errors."""
+    K = len(null)
+    off = null[~torch.eye(K, dtype=torch.bool)]
+    return consensus(null).agreement + 3 * float(off.square().mean().sqrt()) / K**0.5

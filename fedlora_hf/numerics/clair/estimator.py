@@ -44,8 +44,9 @@ class Source(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """judgement: evidence on every client. weights: (K,) of the subspace fit, 0 for flagged or zero updates. shares: (K,) in
-    the mean. module_scores: {module: {kind: (K,)}}. fits: {module: ModuleFit}, transposed when side is "input"."""
+    """judgement: evidence on every client. weights: (K,) of the subspace fit, 0 for flagged or zero updates.
+    shares: (K,) in the mean. module_scores: {module: {kind: (K,)}}. fits: {module: ModuleFit}, of the transposed
+    updates when side is "input"."""
 
     judgement: Judgement
     weights: Tensor
@@ -58,10 +59,12 @@ class Solution:
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """The first pass: per module blocks (all clients), inner products scaled to the module's typical norm."""
+    """The first pass: per module blocks (all clients), inner products of the clients and of strangers, scaled to the
+    module's typical norm."""
 
     blocks: list[Blocks]
     inner: list[Tensor]
+    null: list[Tensor]
 
 
 def _turned(pair: Pair, side: str) -> Pair:
@@ -81,7 +84,7 @@ def solve(source: Source, shares: Tensor, target_rank: int | None, options: Clai
         raise UpdateError(f"{len(shares)} clients: clair needs at least {LEAST_CLIENTS}; use product_mean for fewer")
     seen = _look(source, options, None)
     if options.center:
-        seen = _Seen(_look(source, options, _common(source, seen, options)).blocks, seen.inner)
+        seen = _Seen(_look(source, options, _common(source, seen, options)).blocks, seen.inner, seen.null)
     inner = torch.stack(seen.inner).sum(0)
     alive = _alive(inner)
     judgement, fit = _judged(seen, inner, alive, options)
@@ -109,24 +112,26 @@ def solve(source: Source, shares: Tensor, target_rank: int | None, options: Clai
 
 
 def _look(source: Source, options: ClairOptions, common: Mapping[str, Pair] | None) -> _Seen:
-    blocks, products = [], []
+    blocks, products, nulls = [], [], []
     for module in source.modules:
         B, A = _turned(source.change(module), options.side)
         if common is not None:
             B, A = _less(B, A, common[module])
-        found, inner = summarise(B, A)
+        found, inner, null = summarise(B, A)
         if not bool(torch.isfinite(inner.diag()).all()):
             k = int((~torch.isfinite(inner.diag())).nonzero()[0])
             raise UpdateError(f"{module}: the update of client {k} is not finite; leave it out or quarantine it")
         typical = found.energy[found.energy > 0]
         blocks.append(found)
-        products.append(inner / (float(typical.median()) if len(typical) else 1.0))
+        unit = float(typical.median()) if len(typical) else 1.0
+        products.append(inner / unit)
+        nulls.append(null / unit)
     limit = options.rank_limit
     if limit is not None:
         room = min(min(b.out, (b.coords.shape[0] - 1) * b.coords.shape[2]) for b in blocks)
         if limit > room:
             raise ConfigError(f"rank={limit}: these updates leave room for {room}; lower it or leave it 'auto'")
-    return _Seen(blocks, products)
+    return _Seen(blocks, products, nulls)
 
 
 def _less(B: Tensor, A: Tensor, common: Pair) -> Pair:
@@ -138,7 +143,7 @@ def _less(B: Tensor, A: Tensor, common: Pair) -> Pair:
 
 def _common(source: Source, seen: _Seen, options: ClairOptions) -> dict[str, Pair]:
     """The common component of each module: the mean of the consensus core, cut to four times the clients' rank."""
-    agreed = consensus(cosines(torch.stack(seen.inner).sum(0)), signed=False)
+    agreed = consensus(cosines(torch.stack(seen.inner).sum(0)))
     shares = torch.zeros(len(seen.inner[0]), dtype=torch.float64).index_fill(0, agreed.core, 1 / len(agreed.core))
     means = {}
     for module in source.modules:
@@ -158,15 +163,15 @@ def _judged(seen: _Seen, inner: Tensor, alive: Tensor, options: ClairOptions) ->
     if len(index) < LEAST_CLIENTS:
         return unjudged(inner, alive), None
     blocks = [replace(b, coords=b.coords[index], energy=b.energy[index]) for b in seen.blocks]
-    agreed = consensus(cosines(inner[index][:, index]), signed=True)
+    agreed = consensus(cosines(inner[index][:, index]))
     overlap = torch.stack([affinity(b.coords).double() for b in blocks]).sum(0)
     limit = min(options.rank_limit or MAX_RANK, MAX_RANK)
-    starts = [agreed.core, consensus(overlap, signed=False).core]
+    starts = [agreed.core, consensus(overlap).core]
     if options.solver == "convex":
         fit = _convex(blocks, limit, options)
     else:
         fit = best_anchored(blocks, starts, limit, options)
-    return judge(inner, agreed, alive, fit, blocks), fit
+    return judge(inner, torch.stack(seen.null).sum(0), agreed, alive, fit, blocks), fit
 
 
 def _convex(blocks: list[Blocks], limit: int, options: ClairOptions) -> Fit:
@@ -244,7 +249,7 @@ def _module_scores(modules: Sequence[str], seen: _Seen, fit: Fit | None, alive: 
         if fit is None:
             continue
         level = float(fit.gains[m][fit.kept].median())
-        agreed = consensus(cosines(seen.inner[m][index][:, index]), signed=False)
+        agreed = consensus(cosines(seen.inner[m][index][:, index]))
         norm = seen.inner[m].diag().clamp_min(0).sqrt()
         scores[module] = {
             "subspace": zero.index_copy(0, index, 1 - fit.gains[m] / level) if level > 0 else zero,

@@ -1,4 +1,4 @@
-"""What the updates say of each client: three kinds of evidence, all cross-fitted, after asking whether there is a majority.
+"""What the updates say of each client: three kinds of evidence, all cross-fitted, if there is a majority at all.
 
 subspace   how little of the majority's subspace the client uses, next to what the majority uses of it.
 direction  how little the client points where the consensus core points.
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedlora_hf.numerics.clair.blocks import Blocks
-from fedlora_hf.numerics.clair.consensus import Consensus, cosines
+from fedlora_hf.numerics.clair.consensus import Consensus, chance_agreement, cosines
 from fedlora_hf.numerics.clair.flagging import ERRORS, GUARD, KINDS, OPPOSED, Score, effect_threshold, scale_scores
 from fedlora_hf.numerics.clair.subspace import Fit
 
@@ -51,21 +51,25 @@ def _score(score: Tensor, threshold: Tensor) -> Score:
     return Score(float(score), None if bool(threshold.isnan()) else float(threshold))
 
 
-def judge(inner: Tensor, agreed: Consensus, alive: Tensor, fit: Fit, modules: Sequence[Blocks]) -> Judgement:
+def judge(
+    inner: Tensor, null: Tensor, agreed: Consensus, alive: Tensor, fit: Fit, modules: Sequence[Blocks]
+) -> Judgement:
     """Scores and thresholds of every client.
 
-    inner: (K, K) products pooled over modules, clients in any state. alive: (K,) bool, clients whose update is not
+    inner: (K, K) products pooled over modules, clients in any state; null: those of strangers. alive: (K,) bool, clients whose update is not
     zero; `agreed` (their consensus in direction), `fit` and `modules` are of these alone.
     """
     index = alive.nonzero().squeeze(1)
     gain, error, level = shared_energy(fit, modules)
     shared = 1 - gain / level if level > 0 else torch.zeros_like(gain)
     usable = level > SHARED * len(modules) and fit.majority > ERRORS * float(error.median())
-    subspace = effect_threshold(shared, error / level) if usable else None
+    outside = float(fit.residual[fit.kept].max()) ** 2
+    subspace = effect_threshold(shared, error / level, outside) if usable else None
 
     aligned = 1 - agreed.to_core / agreed.agreement if agreed.agreement > 0 else torch.zeros_like(gain)
     direction = None
-    if agreed.agreement > max(AGREEMENT, agreed.chance):
+    chance = chance_agreement(cosines(null))
+    if agreed.agreement > max(AGREEMENT, chance):
         direction = effect_threshold(aligned, agreed.spread / agreed.agreement)
         if subspace is not None:  # one that lives in the majority's subspace must point the other way to be flagged
             direction = torch.where(shared < GUARD / 2, direction.clamp_min(OPPOSED), direction)
@@ -73,9 +77,9 @@ def judge(inner: Tensor, agreed: Consensus, alive: Tensor, fit: Fit, modules: Se
     size, limit = scale_scores(log_norm, alive)
 
     subspace, direction = _of_minority(shared, subspace), _of_minority(aligned, direction)
-    found = {
+    found: dict[str, float | bool | str] = {
         "agreement": agreed.agreement,
-        "agreement_by_chance": agreed.chance,
+        "agreement_by_chance": chance,
         "shared_energy": level / len(modules),
         "shared_energy_of_majority": fit.majority / len(modules),
         "direction_usable": direction is not None,
@@ -100,7 +104,7 @@ def unjudged(inner: Tensor, alive: Tensor) -> Judgement:
     """When fewer than 3 updates are not zero there is no majority to be far from: nothing is usable."""
     zero = torch.zeros(len(alive), dtype=torch.float64)
     never = torch.full_like(zero, torch.nan)
-    found = {
+    found: dict[str, float | bool | str] = {
         "agreement": 0.0,
         "identifiable": False,
         "weak_evidence": True,
@@ -117,7 +121,7 @@ def _of_minority(scores: Tensor, thresholds: Tensor | None) -> Tensor | None:
 
 
 def _spread(values: Tensor | None, index: Tensor, alive: Tensor) -> Tensor:
-    """Values of the clients alive as values of all: NaN for a kind that is not usable, 0 for the score of the others."""
+    """Values of the clients alive as values of all: NaN for a kind not usable, 0 for the other clients."""
     if values is None:
         return torch.full((len(alive),), torch.nan, dtype=torch.float64)
     return torch.zeros(len(alive), dtype=torch.float64).index_copy(0, index, values)

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 KINDS = ("subspace", "direction", "scale")
-# A client with less than a quarter of what the core shares may be flagged; with less than a tenth, it is, however
-# wide the honest clients are spread.
-GUARD, CAP = 0.75, 0.9
+# A client with less than a quarter of what the core shares may be flagged; with less than a tenth it is, however
+# wide the honest clients are spread. Strangers score 1 give or take their standard error; where the guard is not
+# below that by ERRORS of them, nothing can be said.
+GUARD, CAP, ERRORS = 0.75, 0.9, 3.0
+# Where the core is nearly free of noise: a client is flagged already above this score, if that is also NOISE times the largest
+# share of energy that a client of the core has outside the subspace.
+CLEAN_GUARD, NOISE = 0.2, 10.0
 # Opposed to the core: the direction threshold of a client that lives in the majority's subspace.
 OPPOSED = 1.3
-# Shared by the scores of both kinds: standard errors added to a threshold.
-ERRORS = 3.0
 # Size: 5 times the typical norm, or 1 / 100 of it.
 LARGE, SMALL = math.log(5.0), math.log(100.0)
 # Log norm ratio given to a zero update, so that scores stay finite.
@@ -54,12 +56,19 @@ def critical_z(n: int) -> float:
     return 3.4 + 60.0 / n
 
 
-def effect_threshold(scores: Tensor, errors: Tensor) -> Tensor:
-    """(K,) thresholds of a score that is 0 at the core and 1 for a stranger: the robust spread, held between GUARD
-    and CAP, plus the client's own standard errors. Among fewer than 6 clients CAP."""
+def effect_threshold(scores: Tensor, errors: Tensor, outside: float = 1.0) -> Tensor:
+    """(K,) thresholds of a score that is 0 at the core and 1 for a stranger; NaN where strangers are not told apart.
+
+    The robust spread of the scores, held between a guard and a cap. errors: (K,) standard errors of a stranger's
+    score. outside: largest share of its energy that a client of the core has outside the subspace. Among fewer than 6 clients
+    the cap counts alone.
+    """
+    guard = min(GUARD, max(CLEAN_GUARD, NOISE * outside))
+    cap = (1 - ERRORS * errors).clamp_max(CAP)
     centre, spread = shorth(scores)
-    level = CAP if len(scores) < 6 else min(max(centre + critical_z(len(scores)) * spread, GUARD), CAP)
-    return level + ERRORS * errors
+    level = centre + critical_z(len(scores)) * spread if len(scores) >= 6 else CAP
+    bar = torch.maximum(torch.minimum(torch.full_like(cap, level), cap), torch.full_like(cap, guard))
+    return torch.where(cap >= GUARD, bar, torch.nan)
 
 
 def scale_scores(log_norm: Tensor, alive: Tensor) -> tuple[Tensor, float]:

@@ -1,9 +1,10 @@
 """`Clair(...).fit(updates)`: the estimator for matrices or factor pairs in memory, and its frozen result."""
 # SPDX-License-Identifier: Apache-2.0
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from fedlora_hf.numerics.clair.refine import Pair
 
 ONE_MODULE = "W"
 Update = Tensor | Pair
+V = TypeVar("V")
 Updates = Sequence[Update] | Tensor | Mapping[str, Sequence[Update] | Tensor]
 
 
@@ -25,12 +27,13 @@ Updates = Sequence[Update] | Tensor | Mapping[str, Sequence[Update] | Tensor]
 class ClairResult:
     """What CLAIR found. Clients are named by `ids`, modules by the keys given ("W" for a single one).
 
-    subspace: {module: U (out, p)}, or (in, p) for side "input". spectrum: {module: eigenvalues of the mean scatter of the
-    unit-norm updates}. rank: {module: p}. weights: {client: weight of the subspace fit, 0 for one left out}. shares:
-    {client: weight in the mean}. evidence: {client: {kind: Score(score, threshold)}}. module_evidence: {module: {client: {kind:
-    score}}}. collaborative, flagged: client ids, in order. diagnosis: plain values. global_update: {module: LowRank}, the mean
-    over the collaborative clients. personalised: {client: {module: LowRank}} of the collaborative clients, computed when
-    asked for; empty for refine "none".
+    subspace: {module: U (out, p)}, or (in, p) for side "input". rank: {module: p}. spectrum: {module: eigenvalues of
+    the mean scatter of the unit-norm updates}. weights: {client: weight of the subspace fit, 0 for one left out}.
+    shares: {client: weight in the mean}. evidence: {client: {kind: Score(score, threshold)}}.
+    module_evidence: {module: {client: {kind: score}}}. collaborative, flagged: client ids, in order.
+    diagnosis: plain values. global_update: {module: LowRank}, the mean over the collaborative clients.
+    personalised: {client: {module: LowRank}} of the collaborative clients, computed when asked for; empty for
+    refine "none".
     """
 
     ids: tuple[str, ...]
@@ -101,10 +104,10 @@ class _InMemory:
     whole = change
 
 
-class LazyMapping[V](Mapping[str, V]):
+class LazyMapping(Mapping[str, V]):
     """{name: value}, each value computed when it is asked for and not kept."""
 
-    def __init__(self, names: Sequence[str], compute: "partial[V]") -> None:
+    def __init__(self, names: Sequence[str], compute: Callable[[str], V]) -> None:
         self._names, self._compute = tuple(names), compute
 
     def __getitem__(self, name: str) -> V:
@@ -209,7 +212,7 @@ def _result(
         flagged=tuple(name for name in order if flagged[row[name]]),
         diagnosis=solution.judgement.described(ids),
         global_update={module: turned_back(fit.total, options.side) for module, fit in fits.items()},
-        personalised=LazyMapping(names, partial(of_client)),
+        personalised=LazyMapping(names, of_client),
         n_iter=solution.n_iter,
         converged=solution.converged,
     )

@@ -20,8 +20,11 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class ModuleFit:
-    """One module's result. subspace: U (out, p). spectrum: eigenvalues of the mean scatter of unit-norm updates (shares of
-    energy). gains: (p,). mean: M as (B, A), of more than the target rank, for refinement. total: M at the target rank."""
+    """One module's result.
+
+    subspace: U (out, p). spectrum: eigenvalues of the mean scatter of unit-norm updates (shares of energy).
+    gains: (p,). mean: M as (B, A), of more than the target rank, for refinement. total: M at the target rank.
+    """
 
     subspace: Tensor
     spectrum: Tensor

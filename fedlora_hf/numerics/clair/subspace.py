@@ -19,13 +19,18 @@ MAX_RANK = 16  # most directions that "auto" looks at
 CARRIES = 0.8  # share of what the majority shares that the judging rank must carry
 OUTSIDE = 1e-6  # weight of a client outside the kept half
 FLOOR = 1e-3  # smallest residual told apart
+SETTLED = 10  # steps after which the kept half stays
+LOCAL = 48  # least dimension of the problem solved for each client
 
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """weights: (K,), largest 1. residual: (K,) held-out, root mean square over modules. kept: indices of the better half. gains: (M, K) held-out energy in the subspace less
-    that of a random one. energies: (M, K, p) held-out energy by direction. ranks: (M,) judged at. majority: the gain,
-    summed over modules, that a majority reaches."""
+    """A subspace per module and what it says of every client.
+
+    weights: (K,), largest 1. residual: (K,) held-out, root mean square over modules. kept: indices of the better half.
+    gains: (M, K) held-out energy in the subspace less that of a random one. energies: per module (K, p), by direction.
+    ranks: judged at, per module. majority: the gain, summed over modules, that a majority reaches.
+    """
 
     weights: Tensor
     residual: Tensor
@@ -48,7 +53,7 @@ def held_out_energies(coords: Tensor, weights: Tensor, limit: int) -> Tensor:
     p = min(limit, d)
     scaled = (coords * weights.sqrt().to(coords)[:, None, None]).permute(1, 0, 2).reshape(d, K * r)
     values, vectors = torch.linalg.eigh(scaled @ scaled.T)
-    q = min(d, p + 2 * r)
+    q = min(d, max(p + 2 * r, LOCAL))
     values, vectors = values[-q:].flip(0), vectors[:, -q:].flip(1)
     local = vectors.T @ coords
     energy = local[:, :p].square().sum(2)
@@ -69,7 +74,7 @@ def judging_rank(energy: Tensor, out: int) -> int:
 
 
 def shared_rank(energy: Tensor, out: int) -> int:
-    """Directions that held-out clients use beyond chance: median energy over twice that of a random direction in what is left."""
+    """Directions that held-out clients use beyond chance: median energy over twice that of a random one in the rest."""
     typical = energy.median(0).values
     left = 1 - torch.cat([typical.new_zeros(1), typical.cumsum(0)[:-1]])
     places = out - torch.arange(len(typical), dtype=typical.dtype)
@@ -98,6 +103,12 @@ def _majority_gain(gains: Tensor) -> float:
     return float(total.sort(descending=True).values[majority_size(len(total)) - 1])
 
 
+def _better_half(residual: Tensor, kept: Tensor) -> Tensor:
+    """The clients of smallest residual; among equals (noiseless data) those kept before, then the first."""
+    level = (residual / FLOOR).round().clamp_min(1)
+    return best(-level.index_add(0, kept, torch.full_like(level[kept], -0.5)), majority_size(len(residual)))
+
+
 def fixed_weights(modules: Sequence[Blocks], weights: Tensor, limit: int) -> Fit:
     """The fit that given weights (K,) lead to; no iteration."""
     kept = best(weights, majority_size(len(weights)))
@@ -109,8 +120,8 @@ def fixed_weights(modules: Sequence[Blocks], weights: Tensor, limit: int) -> Fit
 def anchored(modules: Sequence[Blocks], start: Tensor, limit: int, max_iter: int, tol: float) -> Fit:
     """IRLS from the clients `start`, kept to the better half.
 
-    Judging ranks are settled in the first four steps; from the tenth on weights move by half steps, so that two
-    clients at the border of the kept half cannot swap places for ever.
+    Judging ranks are settled in the first four steps, the kept half in the first SETTLED; after that weights move by
+    half steps. So two clients at the border of the kept half cannot swap places for ever.
     """
     K = len(modules[0].coords)
     weights = torch.full((K,), OUTSIDE, dtype=torch.float64).index_fill(0, start, 1.0)
@@ -118,11 +129,12 @@ def anchored(modules: Sequence[Blocks], start: Tensor, limit: int, max_iter: int
     for step in range(max_iter):
         gains, residual, energies, found = _evaluate(modules, weights, kept, limit, ranks)
         ranks = found if step >= 3 else None
-        kept = best(-residual, majority_size(K))
+        if step < SETTLED:
+            kept = _better_half(residual, kept)
         goal = torch.full_like(weights, OUTSIDE)
         goal[kept] = 1 / residual[kept].clamp_min(FLOOR)
         goal = (goal / goal.max()).clamp_min(OUTSIDE)
-        goal = goal if step < 10 else (goal + weights) / 2
+        goal = goal if step < SETTLED else (goal + weights) / 2
         converged = bool((goal - weights).abs().max() < tol)
         if converged:
             break

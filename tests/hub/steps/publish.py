@@ -18,7 +18,7 @@ fetched = fetch_adapter(f"{repo}@round-3:clients/ann", cache=Path(sys.argv[1]) /
 weights = "adapter_model.safetensors"
 seen = {
     "xet": is_xet_available(),
-    "lfs": any("_lfs" in line for line in requests_seen()),
+    "lfs": any("objects/batch" in line for line in requests_seen()),
     "same": (fetched / weights).read_bytes() == (run / "clients" / "ann" / weights).read_bytes(),
 }
 print(json.dumps(seen))  # noqa: T201

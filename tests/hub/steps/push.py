@@ -27,6 +27,11 @@ def files(revision="main", name=repo):
     return sorted(path for path in api.list_repo_files(name, revision=revision) if path != ".gitattributes")
 
 
+def same(one, other):
+    name = "adapter_model.safetensors"
+    return (one / name).read_bytes() == (other / name).read_bytes()
+
+
 def history(revision="main"):
     return [commit.commit_id for commit in api.list_repo_commits(repo, revision=revision)]
 
@@ -59,9 +64,6 @@ record = Path(api.hf_hub_download(repo, "run.json", revision="round-2")).read_te
 seen["card"], seen["secrets"] = card, ["s" * 30 in text or token_of("alice") in text for text in (card, record)]
 
 # Back again: by tag, by commit, by sub-folder.
-same = lambda one, other: (
-    (one / "adapter_model.safetensors").read_bytes() == (other / "adapter_model.safetensors").read_bytes()
-)
 fetched = fetch_adapter(f"{repo}@round-2:clients/ann")
 seen["fetched"] = [sorted(path.name for path in fetched.iterdir()), same(fetched, out / "clients" / "ann")]
 seen["by_commit"] = same(fetch_adapter(f"{repo}@{seen['second_head']}"), out)
@@ -69,10 +71,8 @@ requests_seen()
 fetch_adapter(f"{repo}@round-2:clients/ann")
 seen["cached"] = sum("/resolve/" in line for line in requests_seen())
 run = fetch_run(repo, "round-2")
-seen["run"] = [
-    sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()),
-    RunRecord.load(run).flagged,
-]
+run_files = sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file())
+seen["run"] = [run_files, RunRecord.load(run).flagged]
 seen["load_run"] = load_run(repo, revision="round-2").flagged
 
 # Large files go through LFS.

@@ -1,0 +1,136 @@
+"""The command line: `fedlora demo | train | aggregate | report | push`. Heavy imports wait until a command runs."""
+# SPDX-License-Identifier: Apache-2.0
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from fedlora_hf import __version__
+from fedlora_hf.errors import ConfigError, FedLoraError
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An ArgumentParser whose complaint is one line, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns 0 when done, 2 with one line on standard error for anything a user can mend."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if arguments[:1] == ["train"]:
+            from fedlora_hf.commands.train import train
+
+            train(arguments[1:])
+        else:
+            options = vars(build_parser().parse_args(arguments))
+            run: Callable[..., None] = options.pop("run")
+            run(**options)
+    except FedLoraError as error:
+        print(f"fedlora: error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
+        return 2
+    except KeyboardInterrupt:
+        print("fedlora: interrupted; committed rounds are kept, --resume_from last goes on", file=sys.stderr)  # noqa: T201
+        return 130
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every command but train, whose flags are FederatedConfig's."""
+    parser = OneLineParser(prog="fedlora", description="Fine-tune language models together without sharing data.")
+    parser.add_argument("--version", action="version", version=f"fedlora_hf {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="a small federation with contaminated clients, made on the spot")
+    demo.add_argument("--output_dir", default="fedlora_demo", help="where everything goes (default: %(default)s)")
+    demo.add_argument("--seed", type=int, default=0, help="seed of the whole run (default: %(default)s)")
+    demo.set_defaults(run=_demo)
+
+    commands.add_parser("train", help="the main job: rounds of local training and aggregation", add_help=False)
+
+    combine = commands.add_parser("aggregate", help="combine LoRA adapters trained anywhere, in one shot")
+    combine.add_argument("adapters", nargs="+", metavar="ADAPTER", help="a folder, or user/repo[@revision][:subfolder]")
+    combine.add_argument("--output_dir", required=True, help="where the global and personal adapters go")
+    combine.add_argument("--method", default="clair", help="aggregation method (default: %(default)s)")
+    combine.add_argument("--side", help="clair: output or input")
+    combine.add_argument("--rank", help="clair: rank of the shared subspace, a number or auto")
+    combine.add_argument("--target_rank", type=int, help="rank of the global adapter (default: the clients' largest)")
+    combine.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="any further option of the method"
+    )
+    combine.add_argument(
+        "--partial_modules",
+        choices=("quarantine", "common"),
+        default="quarantine",
+        help="clients that adapt other modules than most: leave them out, or use only the modules all have",
+    )
+    combine.set_defaults(run=_aggregate)
+
+    report = commands.add_parser("report", help="figures and a self-contained page from a run's record")
+    report.add_argument("folder", metavar="OUT", help="the output folder of train, demo or aggregate")
+    report.set_defaults(run=_report)
+
+    push = commands.add_parser("push", help="put an output folder on the Hub")
+    push.add_argument("folder", metavar="OUT", help="the output folder of train, demo or aggregate")
+    push.add_argument("--repo_id", required=True, help="user/name")
+    push.add_argument(
+        "--private", action=argparse.BooleanOptionalAction, default=True, help="visibility of a new repository"
+    )
+    push.add_argument(
+        "--with_clients", action="store_true", help="also the personal adapters (private-data derivatives)"
+    )
+    push.add_argument("--revision", help="branch to push to (default: main)")
+    push.add_argument("--tag", help="name to give the commit, such as round-3")
+    push.set_defaults(run=_push)
+    return parser
+
+
+def _demo(output_dir: str, seed: int) -> None:
+    from fedlora_hf.commands.demo import demo
+
+    demo(output_dir, seed)
+
+
+def _aggregate(**options: Any) -> None:
+    from fedlora_hf.commands.aggregate import aggregate_adapters
+
+    named = dict(_name_and_value(text) for text in options.pop("option"))
+    for name in ("side", "rank"):
+        value = options.pop(name)
+        if value is not None:
+            named[name] = int(value) if value.isdigit() else value
+    aggregate_adapters(**options, options=named)
+
+
+def _report(folder: str) -> None:
+    from fedlora_hf.record import RunRecord
+    from fedlora_hf.report import write_report
+
+    written = write_report(RunRecord.load(folder), folder)
+    print(f"{len(written) - 1} figures and {written[-1]}")  # noqa: T201
+
+
+def _push(folder: str, **options: Any) -> None:
+    from fedlora_hf.hub import push_folder
+
+    print(push_folder(folder, **options))  # noqa: T201
+
+
+def _name_and_value(text: str) -> tuple[str, Any]:
+    """NAME=VALUE, the value read as JSON where it is JSON (2, 0.3, true), as text otherwise."""
+    import json
+
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise ConfigError(f"--option {text!r}: must be NAME=VALUE, such as trim=0.2")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

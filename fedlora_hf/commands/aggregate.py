@@ -1,0 +1,88 @@
+"""`fedlora aggregate`: any PEFT LoRA adapters, trained anywhere, combined in one shot."""
+# SPDX-License-Identifier: Apache-2.0
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from fedlora_hf import bookkeeping, output
+from fedlora_hf.aggregation import aggregate, method_named
+from fedlora_hf.aggregation.door import PartialModules
+from fedlora_hf.aggregation.method import Method
+from fedlora_hf.commands.summary import print_summary
+from fedlora_hf.errors import AdapterError, ConfigError
+from fedlora_hf.files import read_adapter
+from fedlora_hf.hub import Source, fetch_adapter, parse_source
+from fedlora_hf.progress import Steps
+from fedlora_hf.record import RunRecord
+from fedlora_hf.update import ClientUpdate
+
+
+def aggregate_adapters(
+    adapters: Sequence[str],
+    output_dir: str,
+    *,
+    method: str = "clair",
+    target_rank: int | None = None,
+    partial_modules: PartialModules = "quarantine",
+    options: dict[str, Any] | None = None,
+) -> None:
+    """Read the adapters (lazily, module by module), aggregate them, and leave a full output folder.
+
+    An adapter that cannot be used (unreadable, not LoRA, NaN, other modules) is quarantined with its reason; the
+    others are aggregated. ConfigError when two adapters have one client id, AdapterError when none can be read.
+    """
+    options = options or {}
+    chosen = method_named(method)
+    steps, updates, configs, unreadable = Steps(), [], [], {}
+    for client_id, source in steps.over(_named(adapters).items(), "reading adapters"):
+        try:
+            state, config = read_adapter(fetch_adapter(source))
+        except AdapterError as error:
+            unreadable[client_id] = str(error)
+            continue
+        updates.append(ClientUpdate(client_id, state))
+        configs.append((client_id, config))
+    if not updates:
+        client_id, reason = next(iter(unreadable.items()))
+        raise AdapterError(f"none of {len(adapters)} adapters can be read; {client_id!r} for one: {reason}")
+    combined = aggregate(
+        updates, method, weight_by="uniform", target_rank=target_rank, partial_modules=partial_modules, **options
+    )
+    quarantined = dict(sorted({**unreadable, **combined.quarantined}.items()))
+    usable = [update for update in updates if update.client_id not in quarantined]
+    config = next(config for client_id, config in configs if client_id == usable[0].client_id)
+    record = _record(chosen, {**options, "target_rank": target_rank}, [*quarantined, *(u.client_id for u in usable)])
+    record.model = {"name_or_path": config.get("base_model_name_or_path"), "task": _task(config)}
+    cohort = sorted(record.clients)
+    bookkeeping.add_round(record, 1, cohort, usable, combined, quarantined, None, ("A", "B"), {})
+    folders = output.ClientFolders(output_dir, config)
+    folders.begin()
+    own = {update.client_id: update.state for update in usable}
+    for client_id in steps.over(bookkeeping.collaborative(record), "personal adapter"):
+        folders.write(client_id, combined.personalised.get(client_id, own[client_id]))
+    folders.publish()
+    output.write_run(output_dir, combined.state, config, record)
+    print_summary(record, output_dir)
+
+
+def _named(adapters: Sequence[str]) -> dict[str, Source]:
+    """{client id: source}, sorted; ConfigError when two sources would be one client."""
+    named: dict[str, Source] = {}
+    for text in adapters:
+        source = parse_source(text)
+        if source.client_id in named:
+            raise ConfigError(
+                f"{text}: its client id {source.client_id!r} is also that of {named[source.client_id]}; rename a folder"
+            )
+        named[source.client_id] = source
+    return dict(sorted(named.items()))
+
+
+def _record(method: Method, options: dict[str, Any], clients: list[str]) -> RunRecord:
+    args = SimpleNamespace(seed=0, changed=lambda: {name: v for name, v in options.items() if v is not None})
+    return bookkeeping.opening(args, method, {"kind": "aggregate"}, dict.fromkeys(sorted(clients)), {})
+
+
+def _task(config: dict[str, Any]) -> str:
+    return "sequence_classification" if config.get("task_type") == "SEQ_CLS" else "causal_lm"

@@ -1,0 +1,72 @@
+"""The last thing a run prints: who was flagged and why, and what the federation brought."""
+# SPDX-License-Identifier: Apache-2.0
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fedlora_hf.record import RunRecord
+
+MAX_CLIENTS = 40
+
+
+def print_summary(record: RunRecord, folder: str, console: Console | None = None) -> None:
+    """A table of clients, the means before and after, and where everything is."""
+    console = console or Console()
+    console.print(_clients(record))
+    for when, kind in (("before", "global"), ("after", "global"), ("after", "personalised")):
+        means = record.metrics.get(when, {}).get(kind)
+        if means:
+            console.print(Text(f"{when}, {kind} adapter: {_numbers(means)}"))
+    verdict = record.diagnosis.get("words") or record.diagnosis.get("message")
+    if verdict:
+        console.print(Text(str(verdict)))
+    console.print(Text(f"Adapters, run.json, README.md and report/index.html are in {folder}"))
+
+
+def _clients(record: RunRecord) -> Table:
+    table = Table(title=f"{record.method}: {len(record.rounds)} rounds, {len(record.clients)} clients")
+    table.add_column("client")
+    table.add_column("verdict")
+    table.add_column("weight", justify="right")
+    table.add_column("global", justify="right")
+    table.add_column("personal", justify="right")
+    # Those that were left out first: they are what one looks for.
+    order = sorted(record.clients, key=lambda client: (record.clients[client]["collaborative"], client))
+    for client in order[:MAX_CLIENTS]:
+        facts = record.clients[client]
+        metrics = facts["metrics"]
+        table.add_row(
+            Text(client),
+            Text(_verdict(record, client)),
+            f"{facts['weight']:.3f}",
+            _loss(metrics.get("global")),
+            _loss(metrics.get("personalised")),
+        )
+    if len(order) > MAX_CLIENTS:
+        table.caption = f"and {len(order) - MAX_CLIENTS} more, in run.json"
+    return table
+
+
+def _verdict(record: RunRecord, client: str) -> str:
+    if client in record.quarantined:
+        return f"quarantined: {record.quarantined[client]}"
+    if client not in record.flagged:
+        return "collaborative"
+    kinds = [
+        f"{kind} {item['score']:.2f} > {item['threshold']:.2f}"
+        for kind, item in record.clients[client]["evidence"].items()
+        if item["threshold"] is not None and item["score"] is not None and item["score"] > item["threshold"]
+    ]
+    return "flagged: " + ", ".join(kinds) if kinds else "flagged"
+
+
+def _loss(metrics: Mapping[str, Any] | None) -> str:
+    return f"{metrics['loss']:.3f}" if metrics and metrics.get("loss") is not None else "-"
+
+
+def _numbers(means: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in means.items() if isinstance(value, float))

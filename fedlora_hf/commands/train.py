@@ -1,0 +1,146 @@
+"""`fedlora train`: from flags or a YAML file to a finished run."""
+# SPDX-License-Identifier: Apache-2.0
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    HfArgumentParser,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from fedlora_hf.aggregation import METHODS
+from fedlora_hf.commands.summary import print_summary
+from fedlora_hf.config import FederatedConfig
+from fedlora_hf.data.clients import deduplicate, make_clients
+from fedlora_hf.data.formats import load_examples
+from fedlora_hf.errors import ConfigError
+from fedlora_hf.trainer import FederatedTrainer
+
+
+class FlagParser(HfArgumentParser):
+    """The flags of FederatedConfig; a complaint is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see fedlora train --help")
+
+
+def parse(arguments: Sequence[str]) -> FederatedConfig:
+    """The config from flags; `--config FILE` gives defaults from a YAML file, which flags override."""
+    methods = "\n".join(f"  {name:17} {method.title}" for name, method in METHODS.items())
+    manual: Any = FederatedConfig
+    parser = FlagParser(
+        manual,
+        prog="fedlora train",
+        description="Rounds of local training and aggregation.",
+        epilog=f"aggregation methods:\n{methods}",
+    )
+    parser.add_argument("--config", help="YAML file of flags; flags on the command line override it")
+    known, _ = parser.parse_known_args(list(arguments))
+    if known.config:
+        parser.set_defaults(**_from_yaml(known.config, parser))
+    values = vars(parser.parse_args(list(arguments)))
+    values.pop("config")
+    try:
+        return FederatedConfig(**values)
+    except (ValueError, ImportError) as error:
+        # TrainingArguments says what is wrong over several lines; ours are one line already.
+        raise ConfigError(" ".join(str(error).split())[:400]) from None
+
+
+def _from_yaml(path: str, parser: HfArgumentParser) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: {str(error).splitlines()[0]}; give a YAML file of flags") from None
+    flags = {action.dest for action in parser._actions}
+    odd = sorted(set(content) - flags) if isinstance(content, dict) else ["not a mapping"]
+    if odd:
+        raise ConfigError(f"--config {path}: {odd[0]!r} is no flag of fedlora train; see fedlora train --help")
+    return dict(content)
+
+
+def train(arguments: Sequence[str]) -> FederatedTrainer:
+    """Parse, load, train, write, push; the trainer, for whoever calls this from Python."""
+    args = parse(arguments)
+    if not args.model_name_or_path or not args.dataset:
+        name = "dataset" if args.model_name_or_path else "model_name_or_path"
+        raise ConfigError(f"--{name} is missing: a run needs it; see fedlora train --help")
+    examples = load_examples(
+        args.dataset,
+        task=args.task,
+        split=args.dataset_split,
+        text_column=args.text_column,
+        label_column=args.label_column,
+        client_column=args.client_column,
+    )
+    clients = make_clients(
+        examples,
+        partition_by=args.partition_by,
+        num_clients=args.num_clients,
+        dirichlet_alpha=args.dirichlet_alpha,
+        validation_fraction=args.validation_fraction,
+        test_fraction=args.test_fraction,
+        max_examples_per_client=args.max_examples_per_client,
+        seed=args.seed,
+    )
+    labels = examples.features["label"].names if args.task == "sequence_classification" else None
+    model, tokenizer = load_base(args, labels)
+    facts = {
+        "model": {
+            "name_or_path": args.model_name_or_path,
+            "local": os.path.isdir(args.model_name_or_path),
+            "task": args.task,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "parameters": model.num_parameters(),
+        },
+        "data": {
+            "dataset": args.dataset,
+            "local": os.path.exists(args.dataset),
+            "partition_by": args.partition_by,
+            "num_clients": len(clients),
+            "num_examples": len(examples),
+            "duplicates_removed": deduplicate(examples)[1],
+        },
+    }
+    trainer = FederatedTrainer(model, args, clients, processing_class=tokenizer, record=facts)
+    trainer.train()
+    if trainer.is_world_process_zero():
+        print_summary(trainer.run.record, args.output_dir)
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    return trainer
+
+
+def load_base(args: FederatedConfig, labels: Sequence[str] | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The frozen base model and its tokenizer, from a folder or the Hub; no remote code is run.
+
+    A tokenizer without a padding token pads with its end-of-sequence token. `max_length` is lowered to what the model
+    can take. Raises ConfigError for a model that cannot be loaded.
+    """
+    name = str(args.model_name_or_path)
+    kind = AutoModelForCausalLM if labels is None else AutoModelForSequenceClassification
+    more: dict[str, Any] = {"dtype": args.model_dtype, "revision": args.model_revision}
+    if labels is not None:
+        more |= {"num_labels": len(labels), "id2label": dict(enumerate(labels))}
+        more["label2id"] = {label: number for number, label in enumerate(labels)}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=args.model_revision)
+        model = kind.from_pretrained(name, **more)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ConfigError(f"model_name_or_path={name!r}: {reason}; give a folder or a Hub id of a model") from None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest:
+        args.max_length = min(args.max_length, longest)
+    return model, tokenizer

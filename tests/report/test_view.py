@@ -1,0 +1,108 @@
+"""What the report reads out of a record, and how it words and places it."""
+# SPDX-License-Identifier: Apache-2.0
+
+import pytest
+from sample_record import sample_record
+
+from fedlora_hf.record import RunRecord
+from fedlora_hf.report import words
+from fedlora_hf.report.columns import Columns
+from fedlora_hf.report.round_figures import stage_change
+from fedlora_hf.report.style import label
+from fedlora_hf.report.view import COLLABORATIVE, FLAGGED, LEFT_OUT, QUARANTINED, Run, natural
+
+
+def test_states_and_order_of_clients():
+    record = RunRecord("train", "clair", 0, clients={"c10": {}, "c2": {}, "b": {"collaborative": False}, "f": {}})
+    record.flagged, record.quarantined = ["f"], {"q": "holds NaN"}
+    found = [(client.id, client.state) for client in Run.of(record).clients]
+    assert found == [
+        ("c2", COLLABORATIVE),
+        ("c10", COLLABORATIVE),
+        ("b", LEFT_OUT),
+        ("f", FLAGGED),
+        ("q", QUARANTINED),
+    ]
+
+
+def test_natural_order_survives_digits_of_any_script_and_length():
+    assert sorted(["a10", "a9", "a²", "a" + "9" * 400], key=natural)[:2] == ["a9", "a10"]
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        {"loss": 2.0},
+        {"loss": {"a": 1.0, "b": 3.0, "bad": 99.0}},
+        {"a": {"loss": 1.0}, "b": {"loss": 3.0}, "bad": {"loss": 99.0}},
+    ],
+)
+def test_round_metrics_are_read_as_means_or_per_client(found):
+    record = RunRecord("train", "clair", 0, clients={"a": {}, "b": {}, "bad": {}}, flagged=["bad"])
+    record.rounds = [{"round": 1, "metrics": {"global": found}}]
+    run = Run.of(record)
+    assert run.mean_metric(run.rounds[0], "global", "loss") == 2.0
+    assert run.mean_metric(run.rounds[0], "local", "loss") is None
+
+
+def test_a_stage_changes_what_the_stage_before_it_left():
+    record = RunRecord("train", "clair", 0, metrics={"before": {"global": {"loss": 5.0}}})
+    record.rounds = [
+        {"round": n, "stage": stage, "metrics": {"global": {"loss": loss}}}
+        for n, stage, loss in ((1, "local", 4.0), (2, "local", 3.0), (3, "global", None), (4, "personal", 2.5))
+    ]
+    run = Run.of(record)
+    assert [(name, len(entries)) for name, entries in run.stages] == [("local", 2), ("global", 1), ("personal", 1)]
+    changes = [stage_change(run, place, "global", "loss") for place in range(3)]
+    assert changes == [(5.0, 3.0), (3.0, None), (3.0, 2.5)]
+
+
+def test_evidence_of_the_last_round_stands_in_where_a_client_has_none():
+    record = RunRecord("train", "clair", 0, clients={"a": {}})
+    record.rounds = [{"evidence": {"a": {"scale": {"score": 2.0, "threshold": 1.0}}}}]
+    assert Run.of(record).clients[0].evidence["scale"].above
+
+
+def test_reason_falls_back_to_the_rounds_that_flagged():
+    record = RunRecord("train", "clair", 0, clients={"a": {}}, flagged=["a"])
+    record.rounds = [{"round": 1, "flagged": ["a"]}, {"round": 2, "flagged": []}, {"round": 3, "flagged": ["a"]}]
+    run = Run.of(record)
+    assert words.reason_of(run, run.clients[0]).startswith("flagged in round 1, 3;")
+
+
+def test_verdict_says_when_nobody_was_judged():
+    run = Run.of(RunRecord("train", "fedavg", 0, clients={"a": {}, "b": {}}))
+    assert words.verdict(run) == "Of 2 clients, none was quarantined; this run judged nobody."
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, "–"), (0.0, "0"), (12.0, "12"), (1234567.0, "1,234,567"), (0.123456, "0.1235")]
+)
+def test_numbers_as_people_read_them(value, text):
+    assert words.figure_of(value) == text
+
+
+@pytest.mark.parametrize(("size", "text"), [(None, "–"), (512, "512 bytes"), (1536, "1.5 KiB"), (3 << 30, "3.0 GiB")])
+def test_bytes_as_people_read_them(size, text):
+    assert words.bytes_of(size) == text
+
+
+@pytest.mark.parametrize(
+    ("clients", "flagged", "named"), [(1, 0, 1), (12, 4, 12), (54, 4, 54), (200, 8, 8), (200, 36, 36), (200, 60, 0)]
+)
+def test_columns_name_as_many_clients_as_fit(clients, flagged, named):
+    judged = [client for client in Run.of(sample_record(clients, 1, flagged, 0)).clients if client.evidence]
+    columns = Columns.of(judged)
+    assert len(columns.named) == named
+    assert all(late > early for early, late in zip(columns.places, columns.places[1:], strict=False))
+    assert [client.state for client in columns.clients[clients - flagged :]] == [FLAGGED] * flagged
+    if columns.divider is not None:
+        assert columns.places[clients - flagged - 1] < columns.divider < columns.places[clients - flagged]
+    if 1 < named < clients:
+        pitch = columns.places[-1] - columns.places[-2]
+        assert 8.2 * pitch / (columns.places[-1] - columns.places[0]) > 0.13  # inches: an upright name's height
+
+
+def test_labels_are_short_printable_and_not_mathematics():
+    assert label("$x$\n日") == r"\$x\$??"
+    assert len(label("a" * 96)) == 22
