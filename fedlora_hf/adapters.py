@@ -162,11 +162,13 @@ def set_carry(model: PeftModel, state: Mapping[str, LoraFactors] | None, name: s
     with _peft_quiet():
         model.add_adapter(CARRY, plain)
     AdapterSlot(model, CARRY).write(AdapterState(state, {}))
-    tuner: Any = model.base_model
-    tuner.set_adapter([CARRY, name])
-    for layer in AdapterSlot(model, CARRY).layers.values():
+    carried = AdapterSlot(model, CARRY)
+    for layer in carried.layers.values():  # the layers alone: a head that is trained whole takes one adapter at a time
+        layer.set_adapter([CARRY, name])
         layer.lora_A[CARRY].requires_grad_(False)
         layer.lora_B[CARRY].requires_grad_(False)
+    for wrapper in carried.wrappers.values():
+        wrapper.modules_to_save[CARRY].requires_grad_(False)
 
 
 @contextmanager

@@ -4,18 +4,20 @@
 import datetime
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fedlora_hf.aggregation.cohort import PastRound
 from fedlora_hf.aggregation.method import Method
 from fedlora_hf.errors import ConfigError, RecordError
 from fedlora_hf.evaluation import mean_metrics
 from fedlora_hf.numerics import lowrank
 from fedlora_hf.record import RunRecord, plain, versions
 from fedlora_hf.rounds import RoundStore
-from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, LoraFactors
+from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, Evidence, LoraFactors
 
 # Options that may differ between a run and its resumption, because they move no number of the rounds before.
 _FREE = {"num_rounds", "keep_rounds", "personalise", "personal_steps", "evaluate_rounds", "generation_examples"}
@@ -109,7 +111,8 @@ def add_round(
             "weights": dict(combined.weights),
             "train_loss": {u.client_id: u.metrics["train_loss"] for u in updates if "train_loss" in u.metrics},
             "update_norm": {u.client_id: change_norm(u, start, combined.state) for u in updates},
-            "evidence": _evidence(combined),
+            "evidence": _plain(combined.this_round or combined.evidence),
+            "combined_evidence": _plain(combined.evidence),
             "diagnosis": plain(combined.diagnosis),
             "n_iter": combined.n_iter,
             "converged": combined.converged,
@@ -139,7 +142,7 @@ def judge(record: RunRecord) -> None:
             elif client in entry["flagged"]:
                 flagged.add(client)
             facts["weight"] = entry["weights"].get(client, 0.0)
-            facts["evidence"] = entry["evidence"].get(client, {})
+            facts["evidence"] = entry["combined_evidence"].get(client, {})
     for client, facts in record.clients.items():
         facts["collaborative"] = client not in flagged and client not in quarantined
     record.flagged, record.quarantined = sorted(flagged), dict(sorted(quarantined.items()))
@@ -158,6 +161,16 @@ def last_rounds(record: RunRecord) -> dict[str, int]:
             if client not in entry["quarantined"]:
                 last[client] = entry["round"]
     return last
+
+
+def needed_updates(record: RunRecord, keep: int) -> set[tuple[int, str]]:
+    """(round, client id) of every client's last update, as it stood after each of the last `keep` rounds.
+
+    Whoever goes on from one of those rounds finds what the clients had then.
+    """
+    ends = range(max(1, len(record.rounds) - keep + 1), len(record.rounds) + 1)
+    views = [replace(record, rounds=record.rounds[:end]) for end in ends]
+    return {(number, client) for view in views for client, number in last_rounds(view).items()}
 
 
 def mean_over_collaborative(record: RunRecord, per_client: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -214,8 +227,23 @@ def similarity(updates: Sequence[ClientUpdate], start: AdapterState | None, modu
     return {"ids": [u.client_id for u in updates], "cosine": [[round(v, 4) for v in row] for row in cosine.tolist()]}
 
 
-def _evidence(combined: Aggregate) -> dict[str, dict[str, dict[str, float | None]]]:
+def past_rounds(record: RunRecord, before: int) -> list[PastRound]:
+    """What the rounds before round `before` found, oldest first, as `aggregate` takes it."""
+    return [
+        PastRound(
+            {
+                client: {kind: Evidence(item["score"], item["threshold"]) for kind, item in kinds.items()}
+                for client, kinds in entry["evidence"].items()
+            },
+            frozenset(entry["flagged"]),
+        )
+        for entry in record.rounds
+        if entry["round"] < before
+    ]
+
+
+def _plain(evidence: Mapping[str, Mapping[str, Evidence]]) -> dict[str, dict[str, dict[str, float | None]]]:
     return {
         client: {kind: {"score": item.score, "threshold": item.threshold} for kind, item in kinds.items()}
-        for client, kinds in combined.evidence.items()
+        for client, kinds in evidence.items()
     }

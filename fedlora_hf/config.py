@@ -84,7 +84,7 @@ class FederatedConfig(TrainingArguments):
 
     # Aggregation and personalisation.
     aggregation: str = _option("clair", "Aggregation method; fedlora train --help lists them.")
-    aggregation_options: dict[str, Any] | str | None = _option(
+    aggregation_options: Any = _option(
         None, "The method's own options as JSON, e.g. '{\"rank\": 2}'."
     )
     weight_by: Literal["examples", "uniform"] = _option("examples", "Weights of the clients in a mean.")

@@ -23,7 +23,9 @@ def held_out_metrics(
     "loss" (nats per example), "accuracy". Both: "num_items", tokens or examples. {} for an empty dataset.
     """
     score = _causal_scores if task == "causal_lm" else _class_scores
-    loader: DataLoader[Any] = DataLoader(dataset, batch_size=batch_size, collate_fn=collate)
+    # A loader without a generator of its own draws from the global one, even when it shuffles nothing.
+    generator = torch.Generator()
+    loader: DataLoader[Any] = DataLoader(dataset, batch_size=batch_size, collate_fn=collate, generator=generator)
     device = next(model.parameters()).device
     total = torch.zeros(3, dtype=torch.float64, device=device)
     was_training = model.training

@@ -9,7 +9,7 @@ rounds/.open-4/           under way: finished clients of the next round, which a
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,7 @@ class RoundStore:
 
     def update(self, number: int, client_id: str) -> ClientUpdate:
         """A client's own update of a round, open or committed; its tensors are read when they are asked for."""
-        committed = self.folder / str(number)
-        return self._read(committed if committed.is_dir() else self._open(number), client_id)
+        return self._read(self._place(number), client_id)
 
     def finished(self, number: int, client_id: str) -> ClientUpdate | None:
         """The update a client has already left in an open round, or None: not trained yet, or left damaged."""
@@ -82,8 +81,8 @@ class RoundStore:
         write_atomically(self._open(number) / "clients" / client_id / FAILURE, json.dumps(reason).encode())
 
     def failure(self, number: int, client_id: str) -> str | None:
-        """Why a client of the open round could not be trained, or None."""
-        path = self._open(number) / "clients" / client_id / FAILURE
+        """Why a client of a round, open or committed, could not be trained, or None."""
+        path = self._place(number) / "clients" / client_id / FAILURE
         return str(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
     def commit(self, number: int, state: AdapterState, record: RunRecord) -> None:
@@ -97,8 +96,11 @@ class RoundStore:
         os.rename(place, self.folder / str(number))
         _sync(self.folder)
 
-    def prune(self, keep: int, needed: Iterable[tuple[int, str]]) -> None:
-        """Remove committed rounds but the last `keep` (0: none is removed), except the updates that are `needed`."""
+    def prune(self, keep: int, needed: Iterable[tuple[int, str]], bases: Container[int] = ()) -> None:
+        """Remove committed rounds but the last `keep` (0: none is removed), except the updates that are `needed`.
+
+        needed: (round, client id). bases: rounds whose global adapter is needed.
+        """
         if not keep:
             return
         needed = set(needed)
@@ -108,8 +110,12 @@ class RoundStore:
             for client in clients.iterdir() if clients.is_dir() else ():
                 if (number, client.name) not in needed:
                     shutil.rmtree(client)
-            if not any((number, client_id) in needed for client_id in _names(clients)):
+            if number not in bases and not any((number, client_id) in needed for client_id in _names(clients)):
                 shutil.rmtree(place)
+
+    def _place(self, number: int) -> Path:
+        committed = self.folder / str(number)
+        return committed if committed.is_dir() else self._open(number)
 
     def _open(self, number: int) -> Path:
         return self.folder / f".open-{number}"

@@ -65,6 +65,7 @@ class FederatedTrainer(Trainer):
     args: FederatedConfig
     model: Any
     processing_class: Any
+    _decay_names: list[str] | None = None
 
     def __init__(
         self,
@@ -105,12 +106,22 @@ class FederatedTrainer(Trainer):
         self.steps = Steps(enabled=not args.disable_tqdm and self.is_world_process_zero())
         # Clients, not batches, are shared out over the processes: the model is prepared for mixed precision only.
         self.model_wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        if args.gradient_checkpointing:
+            self._checkpoint_activations()
         self.slot = adapters.AdapterSlot(self.model)
         self.initial = self.slot.read()
         self.scorer = Scorer(self.model_wrapped, self.slot, self.data_collator, self.processing_class, args)
         self.store = RoundStore(f"{args.output_dir}/rounds", self.slot.config())
         self._facts = dict(record or {})
         self.run = Run(0, self.initial, self._opening())
+
+    def _checkpoint_activations(self) -> None:
+        """Switch checkpointing on, as Trainer.train() would: a client's steps do not pass through it."""
+        base: Any = self.model.get_base_model()
+        if hasattr(base, "activation_checkpointing_enable"):  # transformers < 5.23 knows the older name alone
+            base.activation_checkpointing_enable(self.args.activation_checkpointing_kwargs)
+        else:
+            base.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
 
     # ---- the run -----------------------------------------------------------------------------------------------------
 
@@ -229,22 +240,33 @@ class FederatedTrainer(Trainer):
     def train_client(self, client_id: str, number: int) -> ClientUpdate:
         """One client's local training in a round, from the state the round starts with; its update."""
         data, seed = self.clients[client_id], derive_seed(self.args.seed, "client", number, client_id)
-        self._install_start(client_id)
+        start = self._install_start(client_id)
         batches = local_batches(data.train, self.data_collator, self.args, seed)
         result = train_locally(self, batches, self._num_steps(client_id), seed=seed, proximal_mu=self.args.fedprox_mu)
         facts = {"train_loss": result.train_loss, "steps": result.steps}
-        return ClientUpdate(client_id, self.slot.read(), len(data.train), facts)
+        # A factor that was not trained is the start's to the bit, which an adapter kept in other parts (dirmag) is not.
+        untrained = [factor for factor in ("A", "B") if factor not in self.method.trains]
+        return ClientUpdate(
+            client_id, personalise.with_kept(self.slot.read(), start, untrained), len(data.train), facts
+        )
 
-    def _install_start(self, client_id: str) -> None:
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """As Trainer's, but found once: a client's optimizer does not wait for a walk over all modules."""
+        if self._decay_names is None:
+            self._decay_names = super().get_decay_parameter_names(model)
+        return self._decay_names
+
+    def _install_start(self, client_id: str) -> AdapterState:
         """Put the state a client starts a round from into the model, and leave trainable what the method trains."""
         start = self.run.state
         if self.method.restarts:
             adapters.set_carry(self.model, start if self.run.round else None)
-            start = self.initial
+            start = AdapterState(self.initial, start.extras)  # a head has no sum to stand on: it goes on from the mean
         elif self.method.keeps and (own := self.last_update(client_id)) is not None:
             start = personalise.with_kept(start, own.state, self.method.keeps)
         self.slot.write(start)
         self.slot.train_only(self.method.trains)
+        return start
 
     def last_update(self, client_id: str) -> ClientUpdate | None:
         """The client's update of the last round it took part in, read from disk; None if there is none."""
@@ -267,6 +289,7 @@ class FederatedTrainer(Trainer):
             weight_by=self.args.weight_by,
             target_rank=None if self.method.restarts else self.rank,
             reference=None if self.method.restarts else start,
+            past=bookkeeping.past_rounds(self.run.record, before=number),
             **dict(self.args.aggregation_options),
         )
 
@@ -291,8 +314,10 @@ class FederatedTrainer(Trainer):
         shared = [factor for factor in self.method.trains if factor not in self.method.keeps]
         bookkeeping.add_round(run.record, number, cohort, usable, combined, quarantined, start, shared, seconds)
         self.store.commit(number, state, run.record)
-        needed = bookkeeping.last_rounds(run.record)
-        self.store.prune(self.args.keep_rounds, ((n, client) for client, n in needed.items()))
+        needed = bookkeeping.needed_updates(run.record, self.args.keep_rounds)
+        # What a client learned stands on the global adapter of the round before, where rounds restart.
+        bases = {n - 1 for n, _ in needed} if self.method.restarts else set()
+        self.store.prune(self.args.keep_rounds, needed, bases)
 
     # ---- personal adapters -------------------------------------------------------------------------------------------
 

@@ -239,7 +239,8 @@ class Aggregate:
         nothing (a client then keeps its own update). May be lazy: an adapter is computed when it is asked for.
     weights: {client id: weight in the global adapter}, summing to 1; 0 for a client left out.
     flagged: sound but judged contaminated. quarantined: {client id: reason}, unusable. Both sorted.
-    evidence: {client id: {kind: Evidence}}; kinds are "subspace", "direction", "scale".
+    evidence: {client id: {kind: Evidence}} that the flags rest on; kinds are "subspace", "direction", "scale".
+    this_round: the same of this round alone, where `evidence` combines several; empty where it does not.
     modules: {module: {"rank", "spectrum", "discarded_energy", ...}}, plain numbers.
     diagnosis: what the method has to say about the whole cohort (identifiability, agreement), plain values.
     """
@@ -250,6 +251,7 @@ class Aggregate:
     flagged: tuple[str, ...] = ()
     quarantined: Mapping[str, str] = field(default_factory=dict)
     evidence: Mapping[str, Mapping[str, Evidence]] = field(default_factory=dict)
+    this_round: Mapping[str, Mapping[str, Evidence]] = field(default_factory=dict)
     modules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     diagnosis: Mapping[str, Any] = field(default_factory=dict)
     n_iter: int = 1

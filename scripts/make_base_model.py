@@ -53,7 +53,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=float, help="wall-clock budget of the training (default 8)")
     length.add_argument("--steps", type=int, help="optimiser steps instead of minutes")
-    parser.add_argument("--batch_size", type=int, default=8, help="blocks a step (default %(default)s)")
+    parser.add_argument("--batch_size", type=int, default=4, help="blocks a step (default %(default)s)")
     parser.add_argument("--max_length", type=int, default=256, help="tokens a block (default %(default)s)")
     parser.add_argument("--context_length", type=int, default=1024, help="positions of the model (default %(default)s)")
     parser.add_argument("--learning_rate", type=float, default=3e-3, help="peak (default %(default)s)")
@@ -285,7 +285,7 @@ def build(options: argparse.Namespace) -> None:
         layers=options.layers,
         heads=options.heads,
         vocabulary=len(tokenizer),
-        data=", ".join(Path(source).name for source in options.data),
+        data=", ".join(Path(source).name if Path(source).exists() else source for source in options.data),
         used=len(used),
         held_out=len(held_out),
         seed=options.seed,

@@ -22,3 +22,10 @@ def real_data() -> Path:
     if not (REAL_DATA / "dolly").is_dir():
         pytest.skip("no published datasets in ../shared/data beside the project")
     return REAL_DATA
+
+
+@pytest.fixture
+def bare_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that write no figures and wait for no disk: neither moves a number, and both take most of a tiny run."""
+    monkeypatch.setattr("fedlora_hf.output.write_report", lambda record, folder: [])
+    monkeypatch.setattr("os.fsync", lambda handle: None)

@@ -1,7 +1,7 @@
 """Aggregation: one method, one file, one pure function; `aggregate` is the door they share."""
 # SPDX-License-Identifier: Apache-2.0
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from numbers import Integral, Real
 from types import UnionType
@@ -16,13 +16,14 @@ from fedlora_hf.aggregation import (
     fedsa,
     ffa,
     geometric_median,
+    local,
     median,
     multikrum,
     product_mean,
     stacking,
     trimmed_mean,
 )
-from fedlora_hf.aggregation.cohort import Cohort
+from fedlora_hf.aggregation.cohort import Cohort, PastRound
 from fedlora_hf.aggregation.door import PartialModules, screen
 from fedlora_hf.aggregation.method import Method
 from fedlora_hf.errors import ConfigError, UpdateError
@@ -30,6 +31,7 @@ from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate
 
 METHODS: dict[str, Method] = {
     "clair": clair.METHOD,
+    "local": local.METHOD,
     "fedavg": fedavg.METHOD,
     "product_mean": product_mean.METHOD,
     "stacking": stacking.METHOD,
@@ -73,6 +75,7 @@ def aggregate(
     target_rank: int | None = None,
     reference: AdapterState | None = None,
     partial_modules: PartialModules = "quarantine",
+    past: Sequence[PastRound] = (),
     **options: Any,
 ) -> Aggregate:
     """Combine clients' updates into one global adapter and, where the method refines, personalised ones.
@@ -87,6 +90,7 @@ def aggregate(
     reference: the adapter the clients started from this round, when there was one.
     partial_modules: "quarantine" clients that lack modules, or aggregate the "common" ones alone, those that all sound
         clients have; `Aggregate.diagnosis` then lists what was left out.
+    past: what earlier rounds found, oldest first; clair combines their evidence with this round's.
 
     Raises ConfigError for a bad argument, UpdateError when no usable update is left or ids repeat.
     """
@@ -106,7 +110,7 @@ def aggregate(
         if not found.modules:
             raise UpdateError("0 modules that all clients have: at least one is needed; train the same target modules")
         weights = client_weights(found.usable, weight_by)
-        cohort = Cohort(found.usable, weights, found.modules, target_rank, reference)
+        cohort = Cohort(found.usable, weights, found.modules, target_rank, reference, tuple(past))
         result = chosen.rule(cohort, settings)
     left_out = {"modules_left_out": list(found.left_out)} if found.left_out else {}
     return replace(result, quarantined=found.quarantined, diagnosis={**result.diagnosis, **left_out})

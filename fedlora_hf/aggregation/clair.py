@@ -13,10 +13,13 @@ from fedlora_hf.aggregation.method import Method
 from fedlora_hf.numerics import clair as numerics
 from fedlora_hf.numerics import lowrank
 from fedlora_hf.numerics.clair.blocks import stack
+from fedlora_hf.numerics.clair.evidence import Judgement
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, Evidence, LoraFactors
 
 ClairOptions = numerics.ClairOptions
 Pair = tuple[Tensor, Tensor]
+# Share of its threshold below which the combined evidence on a flagged client must fall before it is taken back in.
+CLEARED = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +58,7 @@ def clair(cohort: Cohort, options: ClairOptions) -> Aggregate:
     """
     source = CohortSource(cohort)
     shares = torch.tensor([cohort.weights[client] for client in cohort.ids], dtype=torch.float64)
-    solution = numerics.solve(source, shares, cohort.target_rank, options)
+    solution = numerics.solve(source, shares, cohort.target_rank, options, partial(_verdict, cohort))
     weights = dict(zip(cohort.ids, solution.shares.tolist(), strict=True))
     state, modules = {}, {}
     for module, fit in solution.fits.items():
@@ -72,7 +75,8 @@ def clair(cohort: Cohort, options: ClairOptions) -> Aggregate:
                 for k, client in enumerate(cohort.ids)
             },
         }
-    flagged = [client for client, bad in zip(cohort.ids, solution.judgement.flagged.tolist(), strict=True) if bad]
+    flagged = [client for client, bad in zip(cohort.ids, solution.flagged.tolist(), strict=True) if bad]
+    this_round = _this_round(cohort, solution.judgement)
     personalised = {u.client_id: u for u in cohort.updates if u.client_id not in flagged and options.refine != "none"}
     return Aggregate(
         AdapterState(state, cohort.mean_extras(weights)),
@@ -81,7 +85,8 @@ def clair(cohort: Cohort, options: ClairOptions) -> Aggregate:
         ),
         weights=weights,
         flagged=tuple(flagged),
-        evidence={client: _evidence(solution.judgement.of(k)) for k, client in enumerate(cohort.ids)},
+        evidence=_combined(cohort, this_round) if cohort.past else this_round,
+        this_round=this_round if cohort.past else {},
         modules=modules,
         diagnosis=solution.judgement.described(cohort.ids),
         n_iter=solution.n_iter,
@@ -122,17 +127,52 @@ def _evidence(kinds: Mapping[str, numerics.Score]) -> dict[str, Evidence]:
     return {kind: Evidence(*score) for kind, score in kinds.items()}
 
 
+def _this_round(cohort: Cohort, judgement: Judgement) -> dict[str, dict[str, Evidence]]:
+    return {client: _evidence(judgement.of(k)) for k, client in enumerate(cohort.ids)}
+
+
+def _combined(cohort: Cohort, this_round: Mapping[str, Mapping[str, Evidence]]) -> dict[str, dict[str, Evidence]]:
+    """Evidence on the clients of this round, with what earlier rounds found of them."""
+    everything = accumulated([*(past.evidence for past in cohort.past), this_round])
+    return {client: everything[client] for client in cohort.ids}
+
+
+def _verdict(cohort: Cohort, judgement: Judgement) -> Tensor:
+    """(K,) bool: flagged on the evidence of all rounds so far. Whoever was flagged in its last round stays so until the
+    combined evidence has fallen below CLEARED of its threshold: once left out, a contaminated client is measured
+    against a federation it no longer shapes, and a single quiet round should not let it back in [our choice]."""
+    this_round = _this_round(cohort, judgement)
+    if not cohort.past:
+        return judgement.flagged
+    suspects = {client for client in cohort.ids if _last_flagged(cohort, client)}
+    combined = _combined(cohort, this_round)
+    return torch.tensor(
+        [
+            any(e.flagged or (client in suspects and _lingers(e)) for e in combined[client].values())
+            for client in cohort.ids
+        ]
+    )
+
+
+def _last_flagged(cohort: Cohort, client: str) -> bool:
+    """Whether the client was flagged in the last round it took part in."""
+    rounds = [past for past in cohort.past if client in past.evidence]
+    return bool(rounds) and client in rounds[-1].flagged
+
+
+def _lingers(evidence: Evidence) -> bool:
+    return evidence.threshold is not None and evidence.score > CLEARED * evidence.threshold
+
+
 def accumulated(
     rounds: Iterable[Mapping[str, Mapping[str, Evidence]]], decay: float = 1.0
-) -> tuple[tuple[str, ...], dict[str, dict[str, Evidence]]]:
-    """(flagged client ids, {client: {kind: Evidence}}) from the evidence of several rounds, oldest first.
+) -> dict[str, dict[str, Evidence]]:
+    """{client: {kind: Evidence}} from the evidence of several rounds, oldest first.
 
     Per client and kind the mean over rounds of score / threshold, each held to [-4, 4], against 1; kinds and rounds in
     which nothing could be said are left out. A pure function: keep the rounds' evidence and ask again after each.
     """
-    combined = {client: _evidence(kinds) for client, kinds in numerics.accumulate(list(rounds), decay).items()}
-    flagged = tuple(client for client, kinds in combined.items() if any(e.flagged for e in kinds.values()))
-    return flagged, combined
+    return {client: _evidence(kinds) for client, kinds in numerics.accumulate(list(rounds), decay).items()}
 
 
 METHOD = Method(

@@ -7,7 +7,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors
+from fedlora_hf.update import AdapterState, ClientUpdate, Evidence, LoraFactors
+
+
+@dataclass(frozen=True)
+class PastRound:
+    """What an earlier round found: {client id: {kind: Evidence}} of that round alone, and whom it ended up flagging."""
+
+    evidence: Mapping[str, Mapping[str, Evidence]]
+    flagged: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,6 +26,7 @@ class Cohort:
     modules: sorted names, the same in every update. target_rank: rank of the global adapter;
     None: the largest rank among the clients. reference: the adapter the clients started the round from (None: they
     started from nothing, so their updates are what they learned).
+    past: what earlier rounds found, oldest first, for methods that combine evidence over rounds.
     """
 
     updates: tuple[ClientUpdate, ...]
@@ -25,6 +34,7 @@ class Cohort:
     modules: tuple[str, ...]
     target_rank: int | None = None
     reference: AdapterState | None = None
+    past: tuple[PastRound, ...] = ()
 
     @property
     def ids(self) -> tuple[str, ...]:

@@ -21,9 +21,9 @@ def print_summary(record: RunRecord, folder: str, console: Console | None = None
         means = record.metrics.get(when, {}).get(kind)
         if means:
             console.print(Text(f"{when}, {kind} adapter: {_numbers(means)}"))
-    verdict = record.diagnosis.get("words") or record.diagnosis.get("message")
+    verdict = record.diagnosis.get("summary")
     if verdict:
-        console.print(Text(str(verdict)))
+        console.print(Text(f"what the clients share: {verdict}"))
     console.print(Text(f"Adapters, run.json, README.md and report/index.html are in {folder}"))
 
 

@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import yaml
 from transformers import (
@@ -17,6 +18,7 @@ from transformers import (
 )
 
 from fedlora_hf.aggregation import METHODS
+from fedlora_hf.commands.launch import missing_processes
 from fedlora_hf.commands.summary import print_summary
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.data.clients import deduplicate, make_clients
@@ -67,9 +69,32 @@ def _from_yaml(path: str, parser: HfArgumentParser) -> dict[str, Any]:
     return dict(content)
 
 
+class Job(NamedTuple):
+    """What a FederatedTrainer is made of: the base model and its tokenizer, {client id: splits}, facts for the record."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    clients: dict[str, Any]
+    facts: dict[str, Any]
+
+
 def train(arguments: Sequence[str]) -> FederatedTrainer:
     """Parse, load, train, write, push; the trainer, for whoever calls this from Python."""
     args = parse(arguments)
+    job = prepare(args)
+    trainer = FederatedTrainer(job.model, args, job.clients, processing_class=job.tokenizer, record=job.facts)
+    trainer.train()
+    finish(trainer)
+    return trainer
+
+
+def prepare(args: FederatedConfig) -> Job:
+    """Load what the options name: the data, divided into clients, and the base model.
+
+    Raises ConfigError or DataError, one line each, for whatever of it is missing or does not fit.
+    """
+    if note := missing_processes(os.environ, args.world_size):
+        print(note, file=sys.stderr)  # noqa: T201
     if not args.model_name_or_path or not args.dataset:
         name = "dataset" if args.model_name_or_path else "model_name_or_path"
         raise ConfigError(f"--{name} is missing: a run needs it; see fedlora train --help")
@@ -110,13 +135,15 @@ def train(arguments: Sequence[str]) -> FederatedTrainer:
             "duplicates_removed": deduplicate(examples)[1],
         },
     }
-    trainer = FederatedTrainer(model, args, clients, processing_class=tokenizer, record=facts)
-    trainer.train()
+    return Job(model, tokenizer, clients, facts)
+
+
+def finish(trainer: FederatedTrainer) -> None:
+    """Print the summary of a run that is done, and push it where `push_to_hub` says so."""
     if trainer.is_world_process_zero():
-        print_summary(trainer.run.record, args.output_dir)
-    if args.push_to_hub:
+        print_summary(trainer.run.record, trainer.args.output_dir)
+    if trainer.args.push_to_hub:
         trainer.push_to_hub()
-    return trainer
 
 
 def load_base(args: FederatedConfig, labels: Sequence[str] | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -95,7 +95,7 @@ def _partition(
             raise DataError("partition_by 'client': the data names no clients; say which column does by client_column")
         return partition.by_column(examples["client"][:])
     if rule == "iid":
-        return partition.iid(len(examples), num_clients or 0, seed)
+        return partition.iid(len(examples), num_clients or 0, seed, minimum)
     if rule == "dirichlet" and "label" in examples.column_names:
         return partition.dirichlet(examples["label"][:], num_clients or 0, alpha, seed, minimum)
     groups = examples["group"][:]

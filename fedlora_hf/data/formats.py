@@ -7,15 +7,17 @@ label that keeps its names) and `group`. Both have `client` where the source nam
 Prompts are worded here, by our choice, and end with a line break, so that in the usual tokenizers no token holds the
 end of a prompt and the start of an answer:
 
-    Instruction:            Instruction:            User:
-    <instruction>           <task definition>       <turn>
-                                                                    a chat has every turn
-    Context:                Input:                  Assistant:      but the last like this
-    <context, if any>       <input>
-                                                    (the last assistant turn is the completion)
-    Answer:                 Answer:
+    Instruction:                    Instruction:                    User:
+    <instruction or question>       <task definition>               <what was said>
 
-A `prompt` or `question` column without context is used as it is, or as the instruction, respectively.
+    Context:                        Input:                          Assistant:
+    <context, if any>               <input>                         <the answer that completes it>
+
+    Answer:                         Answer:
+    <answer>                        <answer>
+
+Alpaca's input has the heading Input. Of a chat, the last assistant turn is the completion and all before it the
+prompt, under System, User and Assistant. A `prompt` column is used as it is.
 """
 # SPDX-License-Identifier: Apache-2.0
 
@@ -89,7 +91,7 @@ def load_examples(
         label = _choose(label_column, LABEL_COLUMNS, columns, "label_column")
         examples = _class_examples(records, text, label, names.get(label))
     group = next((name for name in GROUP_COLUMNS if name in columns), None)
-    groups = [""] * len(records) if group is None else _texts(records, group, names.get(group))
+    groups = [""] * len(records) if group is None else _texts(records, group, names.get(group), missing="")
     examples = examples.add_column("group", groups, feature=_TEXT)
     if client_column is not None or CLIENT_COLUMN in columns:
         client = _choose(client_column, (CLIENT_COLUMN,), columns, "client_column")
@@ -170,8 +172,8 @@ def _schema(columns: list[str], text_column: str | None, label_column: str | Non
     )
 
 
-def _texts(records: list[Record], column: str, names: list[str] | None) -> list[str]:
-    """A column as strings: of a list its first item, of a class label its name."""
+def _texts(records: list[Record], column: str, names: list[str] | None, missing: str | None = None) -> list[str]:
+    """A column as strings: of a list its first item, of a class label its name; `missing` for no value, if allowed."""
     texts = []
     for number, record in enumerate(records, start=1):
         value = record.get(column)
@@ -179,6 +181,7 @@ def _texts(records: list[Record], column: str, names: list[str] | None) -> list[
             value = value[0] if value else None
         if names is not None and isinstance(value, int):
             value = names[value] if 0 <= value < len(names) else None
+        value = missing if value is None else value
         if value is None:
             raise DataError(
                 f"record {number} has no value in {column!r}: every record needs one; complete or remove it"
@@ -203,6 +206,14 @@ def _task_instance(record: Record) -> tuple[str, list[str]]:
     return render_prompt(str(record["definition"]), str(record["inputs"]), "Input"), _answers(record["targets"])
 
 
+def _verbatim(record: Record) -> tuple[str, list[str]]:
+    """Prompt and completion as they are; `references`, where there are some, are further accepted answers."""
+    answers = _answers(record["completion"])
+    further = record.get("references")
+    answers += [text for text in _answers(further) if text not in answers] if isinstance(further, list) else []
+    return str(record["prompt"]), answers
+
+
 def _chat(record: Record) -> tuple[str, list[str]]:
     """The turns before the last assistant turn, each under who speaks, and that turn; what follows it is dropped."""
     messages = record["messages"]
@@ -221,7 +232,7 @@ SCHEMAS = (
     Schema("Natural Instructions", ("definition", "inputs", "targets"), _task_instance),
     _instruction_schema("Dolly", "instruction", "response", "context"),
     _instruction_schema("Alpaca", "instruction", "output", "input", "Input"),
-    Schema("prompt and completion", ("prompt", "completion"), lambda r: (str(r["prompt"]), _answers(r["completion"]))),
+    Schema("prompt and completion", ("prompt", "completion"), _verbatim),
     _instruction_schema("question and answer", "question", "answer", "context"),
     Schema("chat", ("messages",), _chat),
 )

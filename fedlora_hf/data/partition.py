@@ -35,9 +35,9 @@ def by_group(groups: Sequence[str]) -> Partition:
     return by_column(groups, "group")
 
 
-def iid(num_examples: int, num_clients: int, seed: int) -> Partition:
-    """A random deal: sizes differ by one at most."""
-    _check_count(num_examples, num_clients, 1)
+def iid(num_examples: int, num_clients: int, seed: int, minimum: int = 1) -> Partition:
+    """A random deal: sizes differ by one at most. DataError when a client would get fewer than `minimum`."""
+    _check_count(num_examples, num_clients, minimum)
     order = np.random.default_rng(derive_seed(seed, "iid")).permutation(num_examples)
     return _numbered(np.array_split(order, num_clients))
 

@@ -6,6 +6,7 @@ read is refused with the file and, where there is one, the line.
 # SPDX-License-Identifier: Apache-2.0
 
 import csv
+import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -33,13 +34,14 @@ def read_table(source: str | Path, *, split: str | None = None, revision: str | 
     source: a .jsonl, .json, .csv or .parquet file; a folder of Natural Instructions task files (or one that holds
         such a folder as `tasks/`); a folder written by `Dataset.save_to_disk`; otherwise a dataset id of the Hub,
         `user/name` or `user/name:configuration`. No code of a dataset is run.
-    split, revision: of a Hub dataset; the split is "train" unless told. A local source has one split: its own.
+    split, revision: of a Hub dataset; the split is "train" unless told. A saved dataset may have splits too, a file
+        or a folder of tasks has none.
 
     Raises DataError when there is nothing to read, or something that cannot be read.
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        table = _read_folder(path)
+        table = _read_folder(path, split)
     elif path.is_file():
         table = Table(_read_file(path), {})
     elif _looks_local(str(source)):
@@ -81,7 +83,7 @@ def _read_parquet(path: Path) -> list[Record]:
 
 
 def _csv_records(text: str, path: Path) -> Iterator[Record]:
-    reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         for record in reader:
             if None in record or None in record.values():
@@ -91,7 +93,8 @@ def _csv_records(text: str, path: Path) -> Iterator[Record]:
                 )
             yield record
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: {error}; it must be valid CSV, correct the line") from error
+        line = reader.reader.line_num
+        raise DataError(f"{path}, line {line}: {error}; it must be valid CSV, correct the line") from error
 
 
 def _json_lines(text: str, path: Path) -> Iterator[Record]:
@@ -151,9 +154,9 @@ def _task_records(task: Record, path: Path) -> Iterator[Record]:
         }
 
 
-def _read_folder(path: Path) -> Table:
-    if (path / "dataset_info.json").is_file():
-        return _from_dataset(datasets.load_from_disk(str(path)), str(path), None)
+def _read_folder(path: Path, split: str | None) -> Table:
+    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+        return _from_dataset(datasets.load_from_disk(str(path)), str(path), split)
     files = sorted(path.glob("*.json")) or sorted((path / "tasks").glob("*.json"))
     records = [record for file in files for record in _read_file(file) if "task_name" in record]
     if not records:

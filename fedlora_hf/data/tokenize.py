@@ -75,7 +75,7 @@ def with_chat_template(examples: datasets.Dataset, tokenizer: "PreTrainedTokeniz
                 [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
             )
         )
-        for prompt in examples["prompt"]
+        for prompt in examples["prompt"][:]
     ]
     return datasets.Dataset.from_dict({**examples[:], "prompt": prompts}, features=examples.features)
 

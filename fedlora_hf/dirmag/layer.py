@@ -97,6 +97,8 @@ class DirMagLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """W, differentiable in both parts; a write into it is split into the parts (`write`)."""
+        if self.__dict__.pop("dtype_wanted", False):
+            return self.direction.new_empty(0)
         if torch.compiler.is_compiling():  # a compiler traces reads only, and no subclass of Tensor
             return self.folded()
         # Not an inference tensor even in inference mode: those do not count their versions, and a write would go by.
@@ -113,6 +115,11 @@ class DirMagLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.folded())
+
+    def expect_dtype_read(self, expected: bool) -> None:
+        """Say that the next reading of `weight` is for its dtype alone, so that it is not folded for nothing."""
+        # Past nn.Module's __setattr__, which costs more than this saves.
+        self.__dict__["dtype_wanted"] = expected
 
     @torch.no_grad()
     def write(self, weight: Tensor) -> None:

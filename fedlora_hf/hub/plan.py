@@ -73,8 +73,8 @@ def public_record(record: RunRecord) -> RunRecord:
     return RunRecord.from_dict(content)
 
 
-def check_weights(path: Path) -> None:
-    """AdapterError unless `path` has the header of a safetensors file whose tensors lie inside the file."""
+def check_weights(path: Path, where: str = "") -> None:
+    """AdapterError, naming `where`, unless `path` has the header of a safetensors file and tensors that fill it."""
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
@@ -95,7 +95,9 @@ def check_weights(path: Path) -> None:
         AttributeError,
         RecursionError,
     ) as error:
-        raise AdapterError(f"{path}: not a safetensors file ({one_line(error, 80)}); save the adapter again") from None
+        raise AdapterError(
+            f"{where or path}: not a safetensors file ({one_line(error, 80)}); save the adapter again"
+        ) from None
 
 
 def _adapter(root: Path, part: PurePosixPath) -> Plan:

@@ -98,7 +98,7 @@ def fetch_adapter(
     repo_id, api = str(source.repo_id), HfApi(token=token)
     with hub_errors(AdapterError, str(source)):
         commit = _commit_of(api, source)
-        target = _place(cache, repo_id, commit, source.subfolder)
+        target = _place(cache, repo_id, commit, f"adapter-{source.subfolder}")
         if target.is_dir():
             return target
         prefix = f"{source.subfolder}/" if source.subfolder else ""
@@ -197,7 +197,7 @@ def _safe(path: str) -> str:
 def _place(cache: str | os.PathLike[str] | None, repo_id: str, commit: str, part: str) -> Path:
     """The folder that one adapter (or run) of one commit has to itself."""
     root = Path(cache) if cache is not None else Path(HF_HOME) / "fedlora_hf"
-    return root / repo_id.replace("/", "--") / commit / (quote(part, safe="") or "root")
+    return root / repo_id.replace("/", "--") / commit / quote(part, safe="")
 
 
 def _download(api: HfApi, repo_id: str, commit: str, sizes: dict[str, int], target: Path, prefix: str = "") -> None:
@@ -214,7 +214,7 @@ def _download(api: HfApi, repo_id: str, commit: str, sizes: dict[str, int], targ
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(cached, copy)
             if copy.name.endswith(".safetensors"):
-                check_weights(copy)
+                check_weights(copy, f"{repo_id}: {path}")
         if FILE_NAME in sizes:
             RunRecord.load(draft)
         try:

@@ -5,7 +5,6 @@ addresses, and no token may ever be shown.
 """
 # SPDX-License-Identifier: Apache-2.0
 
-import itertools
 import logging
 import re
 import time
@@ -84,7 +83,9 @@ def is_transient(error: BaseException) -> bool:
 
 def with_retries(call: Callable[[], Result], what: str, attempts: int = 5, first_wait_s: float = 1.0) -> Result:
     """call(), tried again after transient errors and conflicts, waiting 1, 2, 4, 8 ... 30 s in between."""
-    for attempt in itertools.count(1):
+    attempt = 0
+    while True:
+        attempt += 1
         try:
             return call()
         except Exception as error:
@@ -94,7 +95,6 @@ def with_retries(call: Callable[[], Result], what: str, attempts: int = 5, first
             reason = status_of(_root(error)) or type(_root(error)).__name__
             logger.warning("%s: %s; trying again in %g s (%d of %d)", what, reason, wait, attempt, attempts - 1)
             time.sleep(wait)
-    raise AssertionError  # itertools.count has no end
 
 
 @contextmanager

@@ -87,7 +87,7 @@ def mean_components(
     """(A, B) averaged component by component from pairs (A (r, in), B (out, r)) of one rank and one scale.
 
     Exact to rounding for one client and for equal clients. Unlike the mean of the matrices it does not shrink when
-    clients disagree in direction. Our choice; FedLoRA-Optimizer (arXiv 2510.11274) does not fix the rule.
+    clients disagree in direction. Our choice; the abstract of FedLoRA-Optimizer (arXiv 2510.11274) fixes no rule.
     """
     A = mean_matrix([A for A, _ in factors], weights, axis_a)
     return A, mean_matrix([B for _, B in factors], weights, axis_b)

@@ -92,6 +92,17 @@ def test_named_columns_make_a_schema() -> None:
     assert made[0]["completion"] == "B"
 
 
+def test_examples_made_before_stay_as_they_are() -> None:
+    record = {"prompt": "a", "completion": "yes", "references": ["yes", "yeah"], "group": "g", "client": "c"}
+    assert examples(record).to_list() == [record]
+    assert load_examples(examples(record)).to_list() == [record]
+
+
+def test_a_record_may_have_no_group() -> None:
+    pair = {"prompt": "a", "completion": "b"}
+    assert examples({**pair, "category": "x"}, {**pair, "category": None})["group"][:] == ["x", ""]
+
+
 def test_client_column_by_name_and_by_default() -> None:
     record = {"prompt": "a", "completion": "b", "client": "x", "hospital": 3}
     assert examples(record)["client"][:] == ["x"]
@@ -157,14 +168,14 @@ def test_classification_needs_two_classes_and_a_text() -> None:
 def test_published_dolly(real_data: Path) -> None:
     made = load_examples(real_data / "dolly" / "databricks-dolly-15k.jsonl")
     assert len(made) == 15_011
-    assert len(set(made["group"])) == 8
-    assert sum("\n\nContext:\n" in prompt for prompt in made["prompt"]) >= 4_467
+    assert len(set(made["group"][:])) == 8
+    assert sum("\n\nContext:\n" in prompt for prompt in made["prompt"][:]) >= 4_467
 
 
 @pytest.mark.real_data
 def test_published_natural_instructions(real_data: Path) -> None:
     made = load_examples(real_data / "natural_instructions")
     assert len(made) == 12_000
-    assert len(set(made["group"])) == 40
-    assert max(map(len, made["references"])) > 1
-    assert all(answers[0] == text for answers, text in zip(made["references"], made["completion"], strict=True))
+    assert len(set(made["group"][:])) == 40
+    assert max(map(len, made["references"][:])) > 1
+    assert all(answers[0] == text for answers, text in zip(made["references"][:], made["completion"][:], strict=True))

@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedlora_hf.data import partition
@@ -25,6 +25,7 @@ def equal(first: partition.Partition, second: partition.Partition) -> bool:
     return list(first) == list(second) and all(np.array_equal(first[name], second[name]) for name in first)
 
 
+@settings(deadline=None, database=None)
 @given(values=st.lists(st.text(min_size=1, max_size=4), min_size=1, max_size=30))
 def test_by_column_covers_all_and_keeps_values_together(values: list[str]) -> None:
     parts = partition.by_column(values)
@@ -34,6 +35,7 @@ def test_by_column_covers_all_and_keeps_values_together(values: list[str]) -> No
     assert all(len({values[index] for index in part}) == 1 for part in parts.values())
 
 
+@settings(deadline=None, database=None)
 @given(total=st.integers(1, 60), clients=st.integers(1, 12), seed=st.integers(0, 5))
 def test_iid_covers_all_in_even_sizes(total: int, clients: int, seed: int) -> None:
     if total < clients:
@@ -47,6 +49,7 @@ def test_iid_covers_all_in_even_sizes(total: int, clients: int, seed: int) -> No
     assert equal(parts, partition.iid(total, clients, seed))
 
 
+@settings(deadline=None, database=None)
 @given(seed=st.integers(0, 50), alpha=st.sampled_from([0.3, 1.0, 100.0]))
 def test_dirichlet_covers_all_with_the_minimum(seed: int, alpha: float) -> None:
     labels = ["a", "b", "c"] * 40

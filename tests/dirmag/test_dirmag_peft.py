@@ -310,6 +310,16 @@ def test_what_cannot_be_split_is_refused_in_one_line(base, options):
         DirMagLoraConfig(direction_seed=0.5)
 
 
+def test_the_weight_is_whole_again_after_a_forward_that_failed(trained):
+    layer = q_proj(trained)
+    expected = layer.lora_A["default"].weight.detach().clone()
+    with pytest.raises(RuntimeError):
+        layer(torch.randn(3, 5))
+    assert torch.equal(layer.lora_A["default"].weight, expected)
+    layer(torch.randn(3, 32))
+    assert torch.equal(layer.lora_A["default"].weight, expected)
+
+
 def test_a_compiler_traces_the_layer_without_a_break(trained):
     layer = q_proj(trained)
     x = torch.randn(3, 32)

@@ -44,8 +44,9 @@ def split(modules: Sequence[Blocks], rank: int, max_iter: int, tol: float) -> Sp
     X = [blocks.coords.double() for blocks in modules]
     S, dual = [torch.zeros_like(x) for x in X], [torch.zeros_like(x) for x in X]
     size = sum(float(x.square().sum()) for x in X) ** 0.5
-    low, n_iter = X, 0
-    for n_iter in range(1, max_iter + 1):
+    low, n_iter, converged = X, 0, False
+    while n_iter < max_iter and not converged:
+        n_iter += 1
         low = [_blocked(x - s + u, 1.0) for x, s, u in zip(X, S, dual, strict=True)]
         rest = [x - w + u for x, w, u in zip(X, low, dual, strict=True)]
         norm = torch.stack([part.square().sum((1, 2)) for part in rest]).sum(0).sqrt()
@@ -55,8 +56,7 @@ def split(modules: Sequence[Blocks], rank: int, max_iter: int, tol: float) -> Sp
         dual = [u + g for u, g in zip(dual, gap, strict=True)]
         primal = sum(float(g.square().sum()) for g in gap) ** 0.5
         moved = sum(float((s - o).square().sum()) for s, o in zip(S, old, strict=True)) ** 0.5
-        if converged := max(primal, moved) < tol * size:
-            break
+        converged = max(primal, moved) < tol * size
     sparse = torch.stack([s.square().sum((1, 2)) for s in S]).sum(0).sqrt()
     whole = torch.stack([x.square().sum((1, 2)) for x in X]).sum(0).sqrt()
     return Split(sparse / whole.clamp_min(1e-300), low, n_iter, converged)

@@ -75,8 +75,8 @@ def generator(seed: int = 0) -> torch.Generator:
 def summarise(B: Tensor, A: Tensor) -> tuple[Blocks, Tensor, Tensor]:
     """(blocks, inner products (K, K), inner products of strangers) of one module from B (K, out, r) and A (K, r, in).
 
-    The strangers are at most STRANGERS of the clients, evenly spaced, each with the signs of its input coordinates drawn
-    afresh: what the same updates' inner products would be if nobody pointed where another does.
+    The strangers are at most STRANGERS of the clients, evenly spaced, each with the signs of its input coordinates
+    drawn afresh: what the same updates' inner products would be if nobody pointed where another does.
     """
     K, _, r = B.shape
     gram = flat(B).T @ flat(B) if K * r <= GRAM_LIMIT and not _is_wide(B, A) else None

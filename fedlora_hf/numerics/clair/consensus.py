@@ -1,7 +1,7 @@
 """Who agrees with a majority: the consensus core, its agreement, and what chance would give.
 
-A client is rated by its similarity to the h-th most similar other client, h = (K - 1) // 2: high only for a client
-that agrees with half of the others, so a minority, however much alike, cannot rate itself high (our choice).
+A client is rated by its similarity to the h-th most similar other client, h = K // 2: high only for a client that,
+with those it agrees with, makes a majority, so a minority, however much alike, cannot rate itself high (our choice).
 """
 # SPDX-License-Identifier: Apache-2.0
 
@@ -30,7 +30,7 @@ def ratings(similarity: Tensor) -> Tensor:
     """(K,) each client's h-th largest similarity to the others."""
     K = len(similarity)
     others = similarity.clone().fill_diagonal_(-torch.inf)
-    return others.sort(dim=1, descending=True).values[:, max((K - 1) // 2, 1) - 1]
+    return others.sort(dim=1, descending=True).values[:, max(K // 2, 1) - 1]
 
 
 def best(values: Tensor, count: int) -> Tensor:

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -44,11 +44,12 @@ class Source(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """judgement: evidence on every client. weights: (K,) of the subspace fit, 0 for flagged or zero updates.
+    """judgement: evidence on every client. flagged: (K,) bool. weights: (K,) of the subspace fit, 0 for flagged or zero updates.
     shares: (K,) in the mean. module_scores: {module: {kind: (K,)}}. fits: {module: ModuleFit}, of the transposed
     updates when side is "input"."""
 
     judgement: Judgement
+    flagged: Tensor
     weights: Tensor
     shares: Tensor
     module_scores: Mapping[str, Mapping[str, Tensor]]
@@ -73,9 +74,15 @@ def _turned(pair: Pair, side: str) -> Pair:
     return pair if side == "output" else (A.mT.contiguous(), B.mT.contiguous())
 
 
-def solve(source: Source, shares: Tensor, target_rank: int | None, options: ClairOptions) -> Solution:
+def solve(
+    source: Source,
+    shares: Tensor,
+    target_rank: int | None,
+    options: ClairOptions,
+    verdict: Callable[[Judgement], Tensor] | None = None,
+) -> Solution:
     """CLAIR on K clients. shares: (K,) weights in the mean, summing to 1. target_rank: of the global update; None: the
-    factors' own.
+    factors' own. verdict: (K,) bool, who is flagged on this evidence; default the judgement's own flags.
 
     Raises UpdateError for fewer than 3 clients and for values that are not finite, ConfigError for a rank that the
     cohort cannot carry. Warns (ConvergenceWarning) when the solver stops at `max_iter`.
@@ -88,7 +95,8 @@ def solve(source: Source, shares: Tensor, target_rank: int | None, options: Clai
     inner = torch.stack(seen.inner).sum(0)
     alive = _alive(inner)
     judgement, fit = _judged(seen, inner, alive, options)
-    collaborative = alive & ~judgement.flagged
+    flagged = judgement.flagged if verdict is None else verdict(judgement)
+    collaborative = alive & ~flagged
     if not bool(collaborative.any()):  # every update is zero, or too few are not: nothing speaks against anyone
         collaborative = torch.ones_like(alive)
     weights = _weights(fit, alive, collaborative)
@@ -100,7 +108,7 @@ def solve(source: Source, shares: Tensor, target_rank: int | None, options: Clai
     }
     scores = _module_scores(source.modules, seen, fit, alive)
     if fit is None:
-        return Solution(judgement, weights, kept, scores, fits, 0, True)
+        return Solution(judgement, flagged, weights, kept, scores, fits, 0, True)
     if not fit.converged:
         warnings.warn(
             f"clair stopped at max_iter={options.max_iter} before weights settled to tol={options.tol}; "
@@ -108,7 +116,7 @@ def solve(source: Source, shares: Tensor, target_rank: int | None, options: Clai
             ConvergenceWarning,
             stacklevel=3,
         )
-    return Solution(judgement, weights, kept, scores, fits, fit.n_iter, fit.converged)
+    return Solution(judgement, flagged, weights, kept, scores, fits, fit.n_iter, fit.converged)
 
 
 def _look(source: Source, options: ClairOptions, common: Mapping[str, Pair] | None) -> _Seen:
@@ -210,7 +218,8 @@ def _fit_module(
     scaled = blocks.coords * weights.sqrt().to(blocks.coords)[:, None, None]
     values, vectors = torch.linalg.eigh(torch.einsum("kdr,ker->de", scaled, scaled))
     spectrum = values.flip(0)[: refine.SPECTRUM].clamp_min(0).double() / weights.sum().clamp_min(1e-300)
-    wide = min(d, max(rank, 2 * r)) if options.refine == "soft" else rank
+    places = min(blocks.out, int((weights > 0).sum()) * r)
+    wide = min(d, max(rank, min(2 * r, places // 4))) if options.refine == "soft" else rank
     start = vectors[:, -wide:].flip(1)
     start = start if blocks.basis is None else blocks.basis @ start
     unit = torch.where(blocks.energy > 0, weights / blocks.energy.clamp_min(1e-300), 0.0)

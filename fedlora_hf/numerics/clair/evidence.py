@@ -14,11 +14,22 @@ from torch import Tensor
 
 from fedlora_hf.numerics.clair.blocks import Blocks
 from fedlora_hf.numerics.clair.consensus import Consensus, chance_agreement, cosines
-from fedlora_hf.numerics.clair.flagging import ERRORS, GUARD, KINDS, OPPOSED, Score, effect_threshold, scale_scores
-from fedlora_hf.numerics.clair.subspace import Fit
+from fedlora_hf.numerics.clair.flagging import (
+    ERRORS,
+    GUARD,
+    KINDS,
+    LEAST_CAP,
+    Score,
+    effect_threshold,
+    opposed_threshold,
+    scale_scores,
+)
+from fedlora_hf.numerics.clair.subspace import Fit, common_use
 
-# Least agreement, and least shared energy beyond chance, that count as common structure.
+# Least agreement, and least energy beyond chance shared by a majority, that count as common structure.
 AGREEMENT, SHARED = 0.1, 0.1
+JOINT = 0.25  # of what clients that use the subspace at random overlap in it
+HALF = 0.5  # of what the kept clients share, what each client of a majority must reach
 FEW, COPY = 6, 1 - 1e-6
 
 
@@ -56,13 +67,14 @@ def judge(
 ) -> Judgement:
     """Scores and thresholds of every client.
 
-    inner: (K, K) products pooled over modules, clients in any state; null: those of strangers. alive: (K,) bool, clients whose update is not
-    zero; `agreed` (their consensus in direction), `fit` and `modules` are of these alone.
+    inner: (K, K) products pooled over modules, of clients in any state; null: those of strangers. alive: (K,) bool,
+    clients whose update is not zero; `agreed` (their consensus in direction), `fit` and `modules` are of these alone.
     """
     index = alive.nonzero().squeeze(1)
     gain, error, level = shared_energy(fit, modules)
     shared = 1 - gain / level if level > 0 else torch.zeros_like(gain)
-    usable = level > SHARED * len(modules) and fit.majority > ERRORS * float(error.median())
+    joint = common_use(modules, fit)
+    usable = joint > JOINT and fit.majority > max(SHARED * len(modules), HALF * level, ERRORS * float(error.median()))
     outside = float(fit.residual[fit.kept].max()) ** 2
     subspace = effect_threshold(shared, error / level, outside) if usable else None
 
@@ -71,8 +83,8 @@ def judge(
     chance = chance_agreement(cosines(null))
     if agreed.agreement > max(AGREEMENT, chance):
         direction = effect_threshold(aligned, agreed.spread / agreed.agreement)
-        if subspace is not None:  # one that lives in the majority's subspace must point the other way to be flagged
-            direction = torch.where(shared < GUARD / 2, direction.clamp_min(OPPOSED), direction)
+    if subspace is not None and direction is not None:
+        subspace, direction = _vouched(shared, subspace, aligned, direction)
     log_norm = inner.diag().clamp_min(1e-300).sqrt().log()
     size, limit = scale_scores(log_norm, alive)
 
@@ -82,6 +94,7 @@ def judge(
         "agreement_by_chance": chance,
         "shared_energy": level / len(modules),
         "shared_energy_of_majority": fit.majority / len(modules),
+        "common_use": joint,
         "direction_usable": direction is not None,
         "subspace_usable": subspace is not None,
         "identifiable": direction is not None or subspace is not None,
@@ -111,6 +124,16 @@ def unjudged(inner: Tensor, alive: Tensor) -> Judgement:
         "summary": f"{int(alive.sum())} of {len(alive)} updates are not zero: too few to judge any client",
     }
     return Judgement(dict.fromkeys(KINDS, zero), dict.fromkeys(KINDS, never), [], found)
+
+
+def _vouched(shared: Tensor, subspace: Tensor, aligned: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """Thresholds after each kind has spoken for clients the other would flag: far from the majority is far in both.
+
+    A client that points where the core points has another use for the rest of its rank, and is not judged by its
+    subspace; one that lives in the majority's subspace is flagged for its direction only when that is opposed.
+    """
+    subspace = torch.where((aligned < GUARD) & (subspace >= LEAST_CAP), torch.nan, subspace)
+    return subspace, torch.where(shared < GUARD / 2, torch.maximum(direction, opposed_threshold(aligned)), direction)
 
 
 def _of_minority(scores: Tensor, thresholds: Tensor | None) -> Tensor | None:

@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 
 KINDS = ("subspace", "direction", "scale")
-# A client with less than a quarter of what the core shares may be flagged; with less than a tenth it is, however
-# wide the honest clients are spread. Strangers score 1 give or take their standard error; where the guard is not
-# below that by ERRORS of them, nothing can be said.
-GUARD, CAP, ERRORS = 0.75, 0.9, 3.0
-# Where the core is nearly free of noise: a client is flagged already above this score, if that is also NOISE times the largest
-# share of energy that a client of the core has outside the subspace.
+# A client with less than a sixth of what the core shares may be flagged; with less than a tenth it is, however
+# wide the honest clients are spread. Strangers score 1 give or take their standard error, and the cap stays ERRORS
+# of these below; where that is less than LEAST_CAP, only opposition can be told.
+GUARD, CAP, LEAST_CAP, ERRORS = 0.83, 0.9, 0.7, 3.0
+# Where the core is nearly free of noise: a client is flagged already above this score, if that is also NOISE times the
+# largest share of energy that a client of the core has outside the subspace.
 CLEAN_GUARD, NOISE = 0.2, 10.0
-# Opposed to the core: the direction threshold of a client that lives in the majority's subspace.
-OPPOSED = 1.3
+# Opposed to the core (the core's negative scores 2): what a client that lives in the majority's subspace, or one that
+# noise could have turned away, must exceed to be flagged for its direction.
+OPPOSED, OPPOSED_CAP = 1.3, 1.7
 # Size: 5 times the typical norm, or 1 / 100 of it.
 LARGE, SMALL = math.log(5.0), math.log(100.0)
 # Log norm ratio given to a zero update, so that scores stay finite.
@@ -57,18 +58,24 @@ def critical_z(n: int) -> float:
 
 
 def effect_threshold(scores: Tensor, errors: Tensor, outside: float = 1.0) -> Tensor:
-    """(K,) thresholds of a score that is 0 at the core and 1 for a stranger; NaN where strangers are not told apart.
+    """(K,) thresholds of a score that is 0 at the core, 1 for a stranger and 2 for the core's negative.
 
     The robust spread of the scores, held between a guard and a cap. errors: (K,) standard errors of a stranger's
-    score. outside: largest share of its energy that a client of the core has outside the subspace. Among fewer than 6 clients
-    the cap counts alone.
+    score. outside: largest share of its energy that a client of the core has outside the subspace. Among fewer than 6
+    clients the cap counts alone.
     """
     guard = min(GUARD, max(CLEAN_GUARD, NOISE * outside))
     cap = (1 - ERRORS * errors).clamp_max(CAP)
     centre, spread = shorth(scores)
     level = centre + critical_z(len(scores)) * spread if len(scores) >= 6 else CAP
-    bar = torch.maximum(torch.minimum(torch.full_like(cap, level), cap), torch.full_like(cap, guard))
-    return torch.where(cap >= GUARD, bar, torch.nan)
+    bar = cap.clamp_max(max(level, guard))
+    return torch.where(cap >= LEAST_CAP, bar, torch.maximum(1 + ERRORS * errors, opposed_threshold(scores)))
+
+
+def opposed_threshold(scores: Tensor) -> Tensor:
+    """Scalar: score from which a client counts as opposed, by the robust spread between OPPOSED and OPPOSED_CAP."""
+    centre, spread = shorth(scores)
+    return scores.new_tensor(min(max(centre + critical_z(len(scores)) * spread, OPPOSED), OPPOSED_CAP))
 
 
 def scale_scores(log_norm: Tensor, alive: Tensor) -> tuple[Tensor, float]:

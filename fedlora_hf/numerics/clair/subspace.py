@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedlora_hf.numerics.clair.blocks import Blocks
-from fedlora_hf.numerics.clair.consensus import best, majority_size
+from fedlora_hf.numerics.clair.blocks import Blocks, affinity
+from fedlora_hf.numerics.clair.consensus import best, majority_size, ratings
 from fedlora_hf.numerics.clair.options import ClairOptions
 
 MAX_RANK = 16  # most directions that "auto" looks at
@@ -101,6 +101,20 @@ def _majority_gain(gains: Tensor) -> float:
     """What the K // 2 + 1 best clients all reach, over all modules."""
     total = gains.sum(0)
     return float(total.sort(descending=True).values[majority_size(len(total)) - 1])
+
+
+def common_use(modules: Sequence[Blocks], fit: Fit) -> float:
+    """Whether the kept clients use the same directions: 1 where each uses the subspace at random, towards 0 where it is
+    the union of what separate groups use. Median over the kept of their rating (see `consensus`) by overlap within
+    the subspace, against energies as large as the kept's median."""
+    overlap, level = torch.zeros(len(fit.weights), len(fit.weights), dtype=torch.float64), 0.0
+    for blocks, rank in zip(modules, fit.ranks, strict=True):
+        scaled = blocks.coords * fit.weights.sqrt().to(blocks.coords)[:, None, None]
+        stacked = scaled.permute(1, 0, 2).flatten(1)
+        local = torch.linalg.eigh(stacked @ stacked.T)[1][:, -rank:].T @ blocks.coords
+        overlap += rank * affinity(local).double()
+        level += float(local[fit.kept].square().sum((1, 2)).median()) ** 2
+    return float(ratings(overlap)[fit.kept].median()) / max(level, 1e-12)
 
 
 def _better_half(residual: Tensor, kept: Tensor) -> Tensor:

@@ -1,0 +1,37 @@
+"""Running a trainer as a file: help at once, exit codes as of `fedlora`, a word when fewer processes came than asked."""
+# SPDX-License-Identifier: Apache-2.0
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+from fedlora_hf.errors import FedLoraError
+
+
+def run(main: Callable[[Sequence[str]], object], about: str | None) -> int:
+    """Call `main` with the command line's arguments; the exit code, 0, 2 or 130, as `fedlora` gives it."""
+    arguments = sys.argv[1:]
+    if {"-h", "--help"} & set(arguments):
+        print(f"{(about or '').strip()}\n\nFurther flags are those of fedlora train; fedlora train --help lists them.")  # noqa: T201
+        return 0
+    try:
+        main(arguments)
+    except FedLoraError as error:
+        print(f"fedlora: error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
+        return 2
+    except KeyboardInterrupt:
+        print("fedlora: interrupted; committed rounds are kept, --resume_from last goes on", file=sys.stderr)  # noqa: T201
+        return 130
+    return 0
+
+
+def missing_processes(environ: Mapping[str, str], world_size: int) -> str | None:
+    """One line when `accelerate launch --cpu --num_processes N` was asked for N > 1 and started one, else None.
+
+    Without mpirun its launcher starts a single process and says nothing; the address it sets for N > 1 gives it away.
+    """
+    if world_size > 1 or environ.get("ACCELERATE_USE_CPU", "").lower() != "true" or "MASTER_ADDR" not in environ:
+        return None
+    return (
+        "fedlora: accelerate launch --cpu started 1 process though more were asked for; the result is the same, only "
+        "slower; torchrun --nproc_per_node N starts N"
+    )

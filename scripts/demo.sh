@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Run `fedlora demo`, setting everything up first: twelve clients, four of them contaminated; about three minutes.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+prepare_environment
+exec fedlora demo "$@"

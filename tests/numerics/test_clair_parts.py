@@ -1,0 +1,154 @@
+"""The parts of CLAIR: blocks and leave-one-out against dense matrices, consensus, thresholds, rounds."""
+# SPDX-License-Identifier: Apache-2.0
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedlora_hf.numerics.clair import accumulate, admm, blocks, refine
+from fedlora_hf.numerics.clair.consensus import consensus, ratings
+from fedlora_hf.numerics.clair.flagging import critical_z, effect_threshold, scale_scores, shorth
+from fedlora_hf.numerics.clair.subspace import held_out_energies, judging_rank, shared_rank
+
+
+def stacks(
+    K: int, out: int, r: int, width: int, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(K, out, r, generator=g, dtype=dtype), torch.randn(K, r, width, generator=g, dtype=dtype)
+
+
+@pytest.mark.parametrize(("out", "r", "width"), [(12, 3, 9), (250, 2, 20), (9, 9, 12), (6, 8, 30)])
+def test_blocks_hold_what_the_products_have(out: int, r: int, width: int) -> None:
+    B, A = stacks(6, out, r, width)
+    W = B @ A
+    found, inner, _ = blocks.summarise(B, A)
+    torch.testing.assert_close(found.energy, W.square().sum((1, 2)))
+    torch.testing.assert_close(inner, torch.einsum("jab,kab->jk", W, W))
+    basis = torch.eye(out, dtype=W.dtype) if found.basis is None else found.basis
+    rebuilt = basis @ found.coords
+    unit = W / W.flatten(1).norm(dim=1)[:, None, None]
+    torch.testing.assert_close(rebuilt @ rebuilt.mT, unit @ unit.mT)
+
+
+def test_both_compressed_bases_find_the_shared_directions() -> None:
+    """Above WIDTH stacked ranks the basis is cut: from the Gram, or, for many clients, by a randomised range."""
+    K, out, r = 60, 300, 8
+    B, A = stacks(K, out, r, 40, dtype=torch.float32)
+    B[:, :, 0] += 200 * torch.nn.functional.normalize(torch.ones(out), dim=0)
+    found, inner, _ = blocks.summarise(B, A)
+    assert found.basis is not None
+    assert found.basis.shape == (out, blocks.WIDTH)
+    ones = torch.nn.functional.normalize(torch.ones(out), dim=0)
+    assert float((found.basis.T @ ones).norm()) > 0.999
+    linear = blocks._range_basis(blocks.flat(B), blocks.WIDTH_MANY)
+    assert float((linear.T @ ones).norm()) > 0.999
+    assert float(inner.diag().min()) > 0
+
+
+def test_sketched_cosines_are_near_the_exact_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    B, A = stacks(10, 400, 4, 300)
+    A[1], B[1] = A[0], B[0]
+    exact = blocks.inner_products(B, A, None)
+    monkeypatch.setattr(blocks, "GRAM_LIMIT", 1)
+    rough = blocks.inner_products(B, A, None)
+    scale = exact.diag().sqrt()
+    assert float(((rough - exact) / (scale[:, None] * scale)).square().mean().sqrt()) < 0.05
+
+
+def test_held_out_energy_is_that_of_the_others_subspace() -> None:
+    B, A = stacks(7, 16, 3, 10)
+    found = blocks.summarise(B, A)[0]
+    weights = torch.tensor([1.0, 0.5, 0.2, 1e-7, 0.9, 0.3, 0.7], dtype=torch.float64)
+    energies = held_out_energies(found.coords, weights, 4)
+    for k in range(7):
+        others = [weights[j] * found.coords[j] @ found.coords[j].T for j in range(7) if j != k]
+        U = torch.linalg.eigh(sum(others))[1][:, -4:].flip(1)
+        torch.testing.assert_close(energies[k], (U.T @ found.coords[k]).square().sum(1), atol=1e-5, rtol=1e-5)
+
+
+def test_ranks_from_held_out_energy() -> None:
+    energy = torch.tensor([[0.5, 0.3, 0.15, 0.001, 0.001]] * 6)
+    assert shared_rank(energy, out=100) == 3
+    assert judging_rank(energy, out=100) == 2
+    assert shared_rank(torch.full((6, 5), 0.01), out=100) == 1
+
+
+def test_a_coherent_minority_is_not_the_core() -> None:
+    """Four of ten agree perfectly, six a little: the six are a majority, the four are not."""
+    cosine = torch.full((10, 10), 0.3, dtype=torch.float64)
+    cosine[6:, 6:] = 1.0
+    cosine[6:, :6] = cosine[:6, 6:] = 0.0
+    cosine.fill_diagonal_(1.0)
+    found = consensus(cosine)
+    assert found.core.tolist() == [0, 1, 2, 3, 4, 5]
+    assert found.agreement == pytest.approx(0.3)
+    assert float(ratings(cosine)[6:].max()) == 0
+    assert found.to_core[:6].tolist() == pytest.approx([0.3] * 6)
+
+
+def test_shorth_ignores_the_worse_half() -> None:
+    x = torch.cat([torch.linspace(-1, 1, 12), torch.full((9,), 50.0)])
+    centre, spread = shorth(x)
+    assert abs(centre) <= 0.1
+    assert spread < 2
+
+
+def test_effect_threshold_has_a_guard_a_cap_and_errors() -> None:
+    tight, wide = torch.linspace(-0.01, 0.01, 20), torch.linspace(-1, 1, 20)
+    nothing, large = torch.zeros(20), torch.full((20,), 0.2)
+    assert effect_threshold(tight, nothing)[0] == pytest.approx(0.83)
+    assert effect_threshold(wide, nothing)[0] == pytest.approx(0.9)
+    assert float(effect_threshold(tight, large)[0]) > 1  # a stranger cannot be told from a client of the core
+    assert effect_threshold(tight, nothing, outside=0.0)[0] == pytest.approx(0.2)
+    assert effect_threshold(torch.zeros(4), torch.zeros(4))[0] == pytest.approx(0.9)
+    assert critical_z(8) > critical_z(100) > 3
+
+
+def test_scale_knows_large_small_and_nothing() -> None:
+    log_norm = torch.tensor([0.0, 0.1, -0.1, 0.05, -0.05, 2.3, -6.0, -700.0], dtype=torch.float64)
+    alive = torch.tensor([True] * 7 + [False])
+    scores, limit = scale_scores(log_norm, alive)
+    assert (scores > limit).tolist() == [False] * 5 + [True] * 3
+    assert bool(torch.isfinite(scores).all())
+
+
+def test_evidence_over_rounds() -> None:
+    quiet, loud, mute = (0.2, 0.8), (1.6, 0.8), (5.0, None)
+    rounds = [{"a": {"direction": quiet}, "b": {"direction": loud}, "c": {"direction": mute}}] * 3
+    rounds += [{"a": {"direction": (80.0, 0.8)}}]
+    found = accumulate(rounds)
+    assert found["b"]["direction"] == (2.0, 1.0)
+    assert found["c"]["direction"].threshold is None
+    assert not found["c"]["direction"].flagged
+    assert found["a"]["direction"].score == pytest.approx((3 * 0.25 + 4) / 4)
+    assert accumulate(rounds, decay=0.5)["a"]["direction"].score > found["a"]["direction"].score
+    assert accumulate([]) == {}
+
+
+def test_admm_meets_its_optimality_conditions() -> None:
+    """L + S = X, and X - L - S is made of the dual: its singular values are at most 1, its blocks at most lambda."""
+    B, A = stacks(8, 10, 2, 9)
+    found = blocks.summarise(B, A)[0]
+    split = admm.split([found], 2, 5000, 1e-9)
+    assert split.converged
+    assert bool((split.sparse >= 0).all())
+    assert bool((split.sparse <= 1 + 1e-6).all())
+    X = torch.diag(torch.tensor([3.0, 1.0, 0.5]))
+    torch.testing.assert_close(admm.shrink_singular(X, 1.0), torch.diag(torch.tensor([2.0, 0.0, 0.0])))
+
+
+def test_leading_is_the_scatter_of_the_products() -> None:
+    B, A = stacks(5, 14, 3, 11)
+    weights = torch.rand(5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    W = B @ A
+    scatter = torch.einsum("k,kab,kcb->ac", weights, W, W)
+    values, vectors = torch.linalg.eigh(scatter)
+    found, U = refine.leading(B, A, weights, vectors[:, -4:].flip(1))
+    torch.testing.assert_close(found, values[-4:].flip(0))
+    torch.testing.assert_close(U @ U.T, vectors[:, -4:] @ vectors[:, -4:].T)
+
+
+def test_soft_gains_are_signal_to_noise() -> None:
+    gains = refine.soft_gains(torch.tensor([10.0, 2.0, 0.5]), total=12.5 + 7 * 1.0, places=10)
+    torch.testing.assert_close(gains, torch.tensor([0.9, 0.5, 0.0]))

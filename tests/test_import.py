@@ -1,0 +1,31 @@
+"""Importing the package is instant: it loads neither torch nor transformers, and its public names resolve."""
+# SPDX-License-Identifier: Apache-2.0
+
+import subprocess
+import sys
+
+import pytest
+
+import fedlora_hf
+
+HEAVY = ("torch", "transformers", "peft", "datasets", "matplotlib", "numpy", "huggingface_hub")
+
+
+@pytest.mark.parametrize("code", ["import fedlora_hf", "import fedlora_hf.cli; fedlora_hf.cli.build_parser()"])
+def test_importing_loads_nothing_heavy(code: str) -> None:
+    check = f"{code}\nimport sys\nprint([name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", fedlora_hf.__all__)
+def test_public_names_resolve(name: str) -> None:
+    value = getattr(fedlora_hf, name)
+    assert value.__name__ == name
+    assert value.__doc__
+    assert name in dir(fedlora_hf)
+
+
+def test_other_names_are_not_there() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'Trainer'"):
+        fedlora_hf.Trainer  # noqa: B018

@@ -1,0 +1,198 @@
+"""A run that was interrupted goes on to the same bits, from a committed round or from the middle of an open one."""
+# SPDX-License-Identifier: Apache-2.0
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import models
+import pytest
+
+from fedlora_hf import FederatedTrainer
+from fedlora_hf.errors import ConfigError
+from fedlora_hf.update import ClientUpdate
+
+# Three clients of a few steps each are too few for clair's weights to settle, which it says.
+pytestmark = [
+    pytest.mark.usefixtures("bare_output"),
+    pytest.mark.filterwarnings("ignore::fedlora_hf.errors.ConvergenceWarning"),
+]
+
+
+class Killed(BaseException):
+    """As a signal would be: nothing in the trainer may catch it."""
+
+
+def trainer_in(folder: Path, **changes: Any) -> FederatedTrainer:
+    clients = models.token_clients({"ada": 4, "bob": 6, "eve": 5}, held_out=2)
+    return models.federation(folder, clients, **{"num_rounds": 3, **changes})
+
+
+def counted(trainer: FederatedTrainer, die_at: tuple[int, str] | None = None) -> list[tuple[int, str]]:
+    """Note every (round, client) that is trained; die at one of them."""
+    calls: list[tuple[int, str]] = []
+    train_client = trainer.train_client
+
+    def noted(client_id: str, number: int) -> ClientUpdate:
+        if (number, client_id) == die_at:
+            raise Killed
+        calls.append((number, client_id))
+        return train_client(client_id, number)
+
+    trainer.train_client = noted  # type: ignore[method-assign]
+    return calls
+
+
+def numbers(folder: Path) -> dict[str, Any]:
+    """run.json without what the clock says and what may differ between a run and its resumption."""
+    record = json.loads((folder / "run.json").read_text())
+    del record["created"]
+    for entry in record["rounds"]:
+        del entry["seconds"]
+    for name in ("num_rounds", "resume_from"):
+        record["options"].pop(name, None)
+    return record
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fedsa", "stacking", "clair"])
+def test_going_on_from_a_committed_round_gives_the_same_bits(tmp_path: Path, method: str) -> None:
+    trainer_in(tmp_path / "whole", aggregation=method).train()
+    trainer_in(tmp_path / "parts", aggregation=method, num_rounds=1).train()
+    resumed = trainer_in(tmp_path / "parts", aggregation=method, resume_from="last")
+    calls = counted(resumed)
+    resumed.train()
+    assert calls == [(number, client) for number in (2, 3) for client in ("ada", "bob", "eve")]
+    assert models.weight_files(tmp_path / "parts") == models.weight_files(tmp_path / "whole")
+    assert numbers(tmp_path / "parts") == numbers(tmp_path / "whole")
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path) -> Path:
+    """A run that died in round 2, when two of its three clients were done."""
+    trainer = trainer_in(tmp_path / "parts")
+    counted(trainer, die_at=(2, "eve"))
+    with pytest.raises(Killed):
+        trainer.train()
+    return tmp_path / "parts"
+
+
+def test_finished_clients_of_an_open_round_are_not_trained_again(tmp_path: Path, interrupted: Path) -> None:
+    trainer_in(tmp_path / "whole").train()
+    resumed = trainer_in(interrupted)
+    calls = counted(resumed)
+    resumed.train(resume_from_checkpoint=True)
+    assert calls == [(2, "eve"), (3, "ada"), (3, "bob"), (3, "eve")]
+    assert models.weight_files(interrupted) == models.weight_files(tmp_path / "whole")
+    assert not list(interrupted.glob("**/.*"))
+
+
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "adapter_config.json", "update.json"])
+def test_a_client_left_damaged_in_an_open_round_is_trained_again(tmp_path: Path, interrupted: Path, file: str) -> None:
+    trainer_in(tmp_path / "whole").train()
+    damaged = interrupted / "rounds" / ".open-2" / "clients" / "bob" / file
+    damaged.write_bytes(damaged.read_bytes()[:-40])
+    resumed = trainer_in(interrupted, resume_from="last")
+    calls = counted(resumed)
+    resumed.train()
+    assert calls == [(2, "bob"), (2, "eve"), (3, "ada"), (3, "bob"), (3, "eve")]
+    assert models.weight_files(interrupted) == models.weight_files(tmp_path / "whole")
+
+
+def test_going_back_to_an_earlier_round(tmp_path: Path) -> None:
+    trainer_in(tmp_path / "run", keep_rounds=0).train()
+    before = models.weight_files(tmp_path / "run")
+    again = trainer_in(tmp_path / "run", keep_rounds=0, resume_from="1")
+    calls = counted(again)
+    again.train()
+    assert len(calls) == 6
+    assert models.weight_files(tmp_path / "run") == before
+
+
+def test_a_finished_run_is_only_evaluated_again(tmp_path: Path) -> None:
+    trainer_in(tmp_path).train()
+    before, record = models.weight_files(tmp_path), numbers(tmp_path)
+    again = trainer_in(tmp_path, resume_from="last")
+    calls = counted(again)
+    again.train()
+    assert calls == []
+    assert models.weight_files(tmp_path) == before
+    assert numbers(tmp_path) == record
+
+
+@pytest.mark.parametrize("kept", [2, 3])
+def test_every_round_that_is_kept_can_be_gone_on_from(tmp_path: Path, kept: int) -> None:
+    """fedsa needs each client's B, which may be older than the rounds that are kept."""
+    options: dict[str, Any] = {
+        "aggregation": "fedsa",
+        "clients_per_round": 1,
+        "num_rounds": 8,
+        "local_steps": 1,
+        "keep_rounds": kept,
+        "personalise": "method",
+    }
+    trainer = trainer_in(tmp_path / "run", **options)
+    trainer.train()
+    before = models.weight_files(tmp_path / "run")["adapter_model.safetensors"]
+    for number in range(8 - kept + 1, 8):
+        shutil.copytree(tmp_path / "run", tmp_path / str(number))
+        trainer_in(tmp_path / str(number), **options, resume_from=str(number)).train()
+        assert models.weight_files(tmp_path / str(number))["adapter_model.safetensors"] == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": 0.5}, "learning_rate=0.5: the run to resume has 0.01"),
+        ({"aggregation": "median"}, "aggregation='median': the run to resume has 'fedavg'"),
+        ({"seed": 7}, "seed: 7; the run to resume has 42"),
+        ({"lora_r": 4}, "lora_r=4: the run to resume has 2"),
+    ],
+)
+def test_another_run_is_not_a_resumption(
+    tmp_path: Path, interrupted: Path, changes: dict[str, Any], message: str
+) -> None:
+    before = models.weight_files(interrupted)
+    with pytest.raises(ConfigError) as caught:
+        trainer_in(interrupted, resume_from="last", **changes).train()
+    assert message in str(caught.value)
+    assert models.weight_files(interrupted) == before
+
+
+def test_other_clients_are_not_a_resumption(interrupted: Path) -> None:
+    other = models.federation(
+        interrupted, models.token_clients({"ada": 4, "kim": 6}, held_out=2), num_rounds=3, resume_from="last"
+    )
+    with pytest.raises(ConfigError, match="clients: .*kim"):
+        other.train()
+
+
+def test_an_unfinished_run_is_not_thrown_away_untold(interrupted: Path) -> None:
+    before = models.weight_files(interrupted)
+    with pytest.raises(ConfigError, match=r"holds an unfinished run \(round 1 is committed\)") as caught:
+        trainer_in(interrupted).train()
+    assert "--resume_from last" in str(caught.value)
+    assert models.weight_files(interrupted) == before
+
+
+def test_a_finished_run_may_be_run_anew(tmp_path: Path) -> None:
+    trainer_in(tmp_path).train()
+    before = models.weight_files(tmp_path)
+    trainer = trainer_in(tmp_path)
+    calls = counted(trainer)
+    trainer.train()
+    assert len(calls) == 9
+    assert models.weight_files(tmp_path) == before
+
+
+@pytest.mark.parametrize("where", ["9", "0", "first", "-1"])
+def test_a_round_that_is_not_there(tmp_path: Path, interrupted: Path, where: str) -> None:
+    with pytest.raises(ConfigError, match=r"must be 'last' or a committed round \(1\)"):
+        trainer_in(interrupted, resume_from=where).train()
+
+
+def test_resuming_where_nothing_is_begins(tmp_path: Path) -> None:
+    trainer = trainer_in(tmp_path, num_rounds=1, resume_from="last")
+    calls = counted(trainer)
+    trainer.train()
+    assert len(calls) == 3
