@@ -1,4 +1,4 @@
-"""Running a trainer as a file: help at once, exit codes as of `fedlora`, a word when fewer processes came than asked."""
+"""Running a trainer as a file: help at once, exit codes as of `fedlora`, a word when too few processes came."""
 # SPDX-License-Identifier: Apache-2.0
 
 import sys

@@ -56,12 +56,16 @@ def _verdict(record: RunRecord, client: str) -> str:
         return f"quarantined: {record.quarantined[client]}"
     if client not in record.flagged:
         return "collaborative"
-    kinds = [
-        f"{kind} {item['score']:.2f} > {item['threshold']:.2f}"
+    usable = {
+        kind: item
         for kind, item in record.clients[client]["evidence"].items()
-        if item["threshold"] is not None and item["score"] is not None and item["score"] > item["threshold"]
-    ]
-    return "flagged: " + ", ".join(kinds) if kinds else "flagged"
+        if item["threshold"] and item["score"] is not None
+    }
+    if not usable:
+        return "flagged"
+    kind = max(usable, key=lambda name: usable[name]["score"] / usable[name]["threshold"])
+    score, threshold = usable[kind]["score"], usable[kind]["threshold"]
+    return f"flagged: {kind} {score:.2f}" + (f" > {threshold:.2f}" if score > threshold else ", flagged before")
 
 
 def _loss(metrics: Mapping[str, Any] | None) -> str:

@@ -70,7 +70,7 @@ def _from_yaml(path: str, parser: HfArgumentParser) -> dict[str, Any]:
 
 
 class Job(NamedTuple):
-    """What a FederatedTrainer is made of: the base model and its tokenizer, {client id: splits}, facts for the record."""
+    """What a FederatedTrainer is made of: base model, tokenizer, {client id: splits}, facts for the record."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
