@@ -15,7 +15,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from fedlora_hf.dirmag import PARTS, DirMagLoraConfig, is_dirmag, set_trainable_parts, write_factor
+from fedlora_hf.dirmag import PARTS, DirMagLoraConfig, is_dirmag, phase_size, set_trainable_parts, write_factor
 from fedlora_hf.errors import AdapterError, ConfigError
 from fedlora_hf.seeding import derive_seed
 from fedlora_hf.update import AdapterState, LoraFactors
@@ -88,15 +88,30 @@ class AdapterSlot:
                 if parameter.requires_grad and f".{self.name}." in f".{name}.":
                     yield parameter
 
-    def train_only(self, factors: Iterable[str]) -> None:
-        """Leave trainable, of "A" and "B", the factors named (and any whole tensors, such as a head)."""
-        chosen = set(factors)
+    def train_only(self, parts: Iterable[str]) -> None:
+        """Leave trainable the factors ("A", "B") or parts of them ("A.direction") that are named, and whole tensors.
+
+        Parts need a direction/magnitude adapter; ConfigError otherwise.
+        """
+        chosen = set(parts)
         if is_dirmag(self.model, self.name):
-            set_trainable_parts(self.model, [part for part in PARTS if part[0] in chosen], self.name)
+            set_trainable_parts(self.model, [part for part in PARTS if chosen & {part, part[0]}], self.name)
             return
+        if odd := chosen - {"A", "B"}:
+            raise ConfigError(f"part {sorted(odd)[0]!r}: a plain LoRA adapter has A and B only; pass --adapter dirmag")
         for layer in self.layers.values():
             layer.lora_A[self.name].requires_grad_("A" in chosen)
             layer.lora_B[self.name].requires_grad_("B" in chosen)
+
+    def message_bytes(self, parts: Iterable[str]) -> int:
+        """Bytes of what a client that trains `parts` has to send: those parts and the whole tensors, in float32."""
+        chosen = set(parts)
+        size = sum(tensor.numel() for _, tensor in self._extras()) * 4
+        if is_dirmag(self.model, self.name):
+            return size + 4 * phase_size(self.model, [p for p in PARTS if chosen & {p, p[0]}], self.name).numbers
+        for layer in self.layers.values():
+            size += 4 * sum(getattr(layer, f"lora_{factor}")[self.name].weight.numel() for factor in sorted(chosen))
+        return size
 
     def read(self) -> AdapterState:
         """The adapter as it stands: detached float32 copies on the CPU."""
@@ -144,6 +159,11 @@ class AdapterSlot:
             if isinstance(value, list) and all(isinstance(item, str) for item in value):
                 content[name] = sorted(value)  # PEFT keeps sets; a set has no order to reproduce
         return content
+
+
+def slot_rank(slot: AdapterSlot) -> int:
+    """The largest rank of the slot's layers."""
+    return max(layer.lora_A[slot.name].out_features for layer in slot.layers.values())
 
 
 def set_carry(model: PeftModel, state: Mapping[str, LoraFactors] | None, name: str = DEFAULT) -> None:

@@ -14,7 +14,7 @@ from fedlora_hf.aggregation.cohort import PastRound
 from fedlora_hf.aggregation.method import Method
 from fedlora_hf.errors import ConfigError, RecordError
 from fedlora_hf.evaluation import mean_metrics
-from fedlora_hf.numerics import lowrank
+from fedlora_hf.numerics import direction, lowrank
 from fedlora_hf.record import RunRecord, plain, versions
 from fedlora_hf.rounds import RoundStore
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, Evidence, LoraFactors
@@ -92,18 +92,20 @@ def add_round(
     combined: Aggregate,
     quarantined: Mapping[str, str],
     start: AdapterState | None,
-    shared: Sequence[str],
     seconds: Mapping[str, float],
+    *,
+    stage: str = "federated",
+    message_bytes: int | None = None,
 ) -> None:
     """Append what a round did, and bring the verdict on every client up to date.
 
-    start: the adapter the round began with, None if there was none. shared: the factors that
-        travel ("A", "B"), for the count of bytes.
+    start: the adapter the round began with, None if there was none. message_bytes: what a client sends and is sent;
+    default the whole of what it sent.
     """
     record.rounds.append(
         {
             "round": number,
-            "stage": "federated",
+            "stage": stage,
             "cohort": list(cohort),
             "collaborative": [u.client_id for u in updates if u.client_id not in combined.flagged],
             "flagged": list(combined.flagged),
@@ -116,8 +118,11 @@ def add_round(
             "diagnosis": plain(combined.diagnosis),
             "n_iter": combined.n_iter,
             "converged": combined.converged,
-            "bytes_up": {u.client_id: travelling_bytes(u.state, shared) for u in updates},
-            "bytes_down": {} if start is None else dict.fromkeys(cohort, travelling_bytes(start, shared)),
+            "bytes_up": {u.client_id: u.state.nbytes() if message_bytes is None else message_bytes for u in updates},
+            "bytes_down": {}
+            if start is None
+            else dict.fromkeys(cohort, start.nbytes() if message_bytes is None else message_bytes),
+            "changed": {} if start is None else component_changes(start, combined.state),
             "seconds": dict(seconds),
             "metrics": {},
         }
@@ -198,11 +203,19 @@ def round_line(entry: Mapping[str, Any], num_rounds: int) -> str:
     return ", ".join([*parts, f"{logs['seconds']:.1f} s"])
 
 
-def travelling_bytes(state: AdapterState, shared: Iterable[str]) -> int:
-    """Bytes of the factors in `shared`, and of the extras, in the dtype they are stored in."""
-    shared = set(shared)
-    tensors = [getattr(factors, name) for factors in state.values() for name in ("A", "B") if name in shared]
-    return sum(tensor.numel() * tensor.element_size() for tensor in [*tensors, *state.extras.values()])
+def component_changes(start: AdapterState, end: AdapterState) -> dict[str, float]:
+    """How far the global adapter moved, {"A.direction", "A.magnitude", "B.direction", "B.magnitude"}: means over rows
+    and modules of 1 - cos and of |change of the norm|. {} where the ranks differ (stacking)."""
+    moved: dict[str, list[float]] = {}
+    for module, after in end.items():
+        before, after = start[module], after.rescaled(start[module].scale)
+        if before.rank != after.rank:
+            return {}
+        for factor in ("A", "B"):
+            turn, stretch = direction.component_change(getattr(before, factor), getattr(after, factor), "row")
+            moved.setdefault(f"{factor}.direction", []).append(turn)
+            moved.setdefault(f"{factor}.magnitude", []).append(stretch)
+    return {part: sum(values) / len(values) for part, values in moved.items()}
 
 
 def change(update: ClientUpdate, start: AdapterState | None, module: str) -> LoraFactors:

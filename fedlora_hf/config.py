@@ -84,7 +84,8 @@ class FederatedConfig(TrainingArguments):
 
     # Aggregation and personalisation.
     aggregation: str = _option("clair", "Aggregation method; fedlora train --help lists them.")
-    aggregation_options: Any = _option(
+    # With `str` in the union a flag's text arrives as it is; `Any` would be called on it, and fail.
+    aggregation_options: dict[str, Any] | str | None = _option(
         None, "The method's own options as JSON, e.g. '{\"rank\": 2}'."
     )
     weight_by: Literal["examples", "uniform"] = _option("examples", "Weights of the clients in a mean.")
@@ -93,8 +94,27 @@ class FederatedConfig(TrainingArguments):
         "Personal adapters: what the method refined (or the client's own last update), or the best on the client's "
         "validation split among that, the global adapter, its own update and mixes of the two.",
     )
-    personal_steps: int = _option(0, "Further local steps of each client from its personal adapter, at the end.")
-    pipeline: Literal["none", "fedlora_optimizer"] = _option("none", "Run the global and local optimizer stages.")
+    personal_steps: int | None = _option(
+        None, "Further local steps of each client from its personal adapter, at the end; default 0, in a pipeline 20."
+    )
+    personal_learning_rate: float | None = _option(
+        None, "Learning rate of the personal steps; default learning_rate, in a pipeline 5e-2."
+    )
+
+    # The direction/magnitude pipeline.
+    pipeline: Literal["none", "fedlora_optimizer"] = _option(
+        "none",
+        "fedlora_optimizer: after the federated rounds, global rounds that train A's direction alone, then personal "
+        "steps on B's magnitude alone (needs adapter dirmag, and sets it).",
+    )
+    global_rounds: int = _option(1, "Rounds of the global stage (0 leaves it out).")
+    global_learning_rate: float | None = _option(None, "Learning rate of the global stage; default learning_rate.")
+    server_dataset: str | None = _option(
+        None, "Data of the server's own for the global stage; default: the clients' data, federated."
+    )
+    initial_adapter: str | None = _option(
+        None, "Folder of an adapter to start from, so that a stage can be run alone or again."
+    )
 
     # Evaluation.
     evaluate_rounds: bool = _option(False, "Evaluate the global adapter on every client after every round.")
@@ -108,6 +128,15 @@ class FederatedConfig(TrainingArguments):
         self.average_tokens_across_devices = False
         if isinstance(self.target_modules, list) and len(self.target_modules) == 1:
             self.target_modules = [part.strip() for part in self.target_modules[0].split(",")]
+        if self.pipeline == "fedlora_optimizer":
+            self.adapter = "dirmag"
+        if self.personal_steps is None:
+            self.personal_steps = 20 if self.pipeline == "fedlora_optimizer" else 0
+        if self.server_dataset is not None and self.pipeline == "none":
+            raise ConfigError(
+                f"server_dataset={self.server_dataset!r}: only the global stage of a pipeline trains on the server; "
+                "pass --pipeline fedlora_optimizer or leave it out"
+            )
         self.aggregation_options = _parsed(self.aggregation_options)
         method_options(method_named(self.aggregation), **self.aggregation_options)
         for name, low, remedy in _AT_LEAST:
@@ -120,7 +149,9 @@ class FederatedConfig(TrainingArguments):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be in [0, 1); it is a share of the examples")
         if self.keep_rounds == 1:
-            raise ConfigError("keep_rounds=1: must be 0 (all) or at least 2; a round's personal adapters need its start")
+            raise ConfigError(
+                "keep_rounds=1: must be 0 (all) or at least 2; a round's personal adapters need its start"
+            )
         if self.validation_fraction + self.test_fraction >= 1:
             raise ConfigError(
                 f"validation_fraction + test_fraction = {self.validation_fraction + self.test_fraction}: must stay "
@@ -148,6 +179,7 @@ _AT_LEAST = (
     ("server_min_clients", 1, "a round needs an update"),
     ("keep_rounds", 0, "0 keeps all rounds"),
     ("personal_steps", 0, "0 adds none"),
+    ("global_rounds", 0, "0 leaves the global stage out"),
     ("fedprox_mu", 0, "0 leaves the term out"),
     ("generation_examples", 0, "0 generates nothing"),
     ("max_new_tokens", 1, "pass generation_examples=0 to generate nothing"),

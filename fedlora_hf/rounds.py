@@ -76,6 +76,10 @@ class RoundStore:
         os.rename(draft, place)
         return self._read(self._open(number), update.client_id)
 
+    def begin(self, number: int) -> None:
+        """Make sure that the open round's folder is there."""
+        self._open(number).mkdir(parents=True, exist_ok=True)
+
     def fail(self, number: int, client_id: str, reason: str) -> None:
         """Note in the open round that a client could not be trained, and why."""
         write_atomically(self._open(number) / "clients" / client_id / FAILURE, json.dumps(reason).encode())

@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,10 +18,12 @@ from transformers.trainer_utils import TrainOutput
 
 from fedlora_hf import adapters, bookkeeping, output, personalise
 from fedlora_hf.aggregation import aggregate, method_named
+from fedlora_hf.aggregation.parts import mean_of_trained
 from fedlora_hf.client import ClientData, local_batches, num_local_steps, prepare_client, train_locally
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.data.collate import Collator
 from fedlora_hf.errors import ConfigError, DataError, RoundError
+from fedlora_hf.files import read_adapter
 from fedlora_hf.hub import push_folder, write_card
 from fedlora_hf.names import unfit_reason
 from fedlora_hf.progress import Steps
@@ -29,9 +32,11 @@ from fedlora_hf.rounds import RoundStore
 from fedlora_hf.schedule import shares
 from fedlora_hf.scorer import Scorer
 from fedlora_hf.seeding import derive_seed
+from fedlora_hf.stages import Stage, personal_stage, round_stage, total_rounds
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, compressed, fitted, state_sum
 
 Metrics = dict[str, float]
+SERVER = "server"
 
 
 @dataclass
@@ -53,6 +58,7 @@ class FederatedTrainer(Trainer):
         `data.clients.make_clients` gives them, or already tokenised (input_ids, labels).
     peft_config: the adapter; default made from `args` (adapter, lora_r, lora_alpha, target_modules ...).
     processing_class: the tokenizer; needed for text, and for ROUGE-L.
+    server_dataset: data of the server's own, for the global stage of a pipeline (args.server_dataset says so).
     record: facts for the run record that only the caller knows (dataset, command).
     Further keyword arguments are Trainer's (callbacks, compute_loss_func, optimizer_cls_and_kwargs ...).
 
@@ -76,6 +82,7 @@ class FederatedTrainer(Trainer):
         peft_config: PeftConfig | None = None,
         processing_class: Any = None,
         data_collator: Any = None,
+        server_dataset: Any = None,
         record: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -90,6 +97,9 @@ class FederatedTrainer(Trainer):
             client_id: prepare_client(client_id, client_datasets[client_id], processing_class, args)
             for client_id in sorted(client_datasets)
         }
+        if (server_dataset is None) != (args.server_dataset is None):
+            raise ConfigError("server_dataset: the data and args.server_dataset go together; pass both or neither")
+        self.server = None if server_dataset is None else prepare_client(SERVER, server_dataset, processing_class, args)
         self.method = method_named(args.aggregation)
         if not isinstance(model, PeftModel):
             model = adapters.with_adapter(model, peft_config or adapters.peft_config(args), args.seed)
@@ -109,6 +119,8 @@ class FederatedTrainer(Trainer):
         if args.gradient_checkpointing:
             self._checkpoint_activations()
         self.slot = adapters.AdapterSlot(self.model)
+        if args.initial_adapter is not None:
+            self.slot.write(fitted(read_adapter(args.initial_adapter)[0], adapters.slot_rank(self.slot)))
         self.initial = self.slot.read()
         self.scorer = Scorer(self.model_wrapped, self.slot, self.data_collator, self.processing_class, args)
         self.store = RoundStore(f"{args.output_dir}/rounds", self.slot.config())
@@ -131,12 +143,12 @@ class FederatedTrainer(Trainer):
         """Run the rounds and write `output_dir`; go on from where `resume_from` (or `resume_from_checkpoint`) says."""
         args, began = self.args, time.perf_counter()
         self._begin("last" if resume_from_checkpoint is True else resume_from_checkpoint or args.resume_from)
-        self.state.max_steps = args.num_rounds * sum(self._num_steps(client) for client in self.clients)
-        self.state.num_train_epochs = args.num_rounds
+        self.state.max_steps = self.num_rounds * sum(self._num_steps(client) for client in self.clients)
+        self.state.num_train_epochs = self.num_rounds
         self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
         if not self.run.round:
             self._score("global", dict.fromkeys(self.clients, self.initial), when="before")
-        while self.run.round < args.num_rounds and not self.control.should_training_stop:
+        while self.run.round < self.num_rounds and not self.control.should_training_stop:
             self._round(self.run.round + 1)
         self._personalise()
         self.evaluate()
@@ -185,14 +197,17 @@ class FederatedTrainer(Trainer):
     def _round(self, number: int) -> None:
         """One round: train the cohort, look at the updates, aggregate, commit."""
         args, began = self.args, time.perf_counter()
-        cohort = self.cohort(number)
+        stage, cohort = self._stage(number), self.cohort(number)
         self.state.epoch = number - 1
         self.control = self.callback_handler.on_epoch_begin(args, self.state, self.control)
-        for client_id in self.steps.over(self._mine(cohort), f"round {number}/{args.num_rounds}"):
+        for client_id in self.steps.over(self._mine(cohort), f"round {number}/{self.num_rounds}"):
             self._train_into_store(client_id, number)
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
-            self._close(number, cohort, trained=time.perf_counter() - began)
+            if stage.on_server:
+                self._train_server(number)
+            else:
+                self._close(number, cohort, trained=time.perf_counter() - began)
         self.accelerator.wait_for_everyone()
         self.run = Run(number, self.store.state(number), self.store.record(number))
         entry = self.run.record.rounds[-1]
@@ -201,12 +216,12 @@ class FederatedTrainer(Trainer):
             entry["metrics"] = {"global": bookkeeping.mean_over_collaborative(self.run.record, per_client)}
         self.state.epoch = number
         self.log(bookkeeping.round_log(entry))
-        self.steps.say(bookkeeping.round_line(entry, args.num_rounds))
+        self.steps.say(bookkeeping.round_line(entry, self.num_rounds))
         self.control = self.callback_handler.on_epoch_end(args, self.state, self.control)
 
     def cohort(self, number: int) -> list[str]:
-        """The clients of a round, sorted: all, or `clients_per_round` drawn from (seed, round)."""
-        ids = list(self.clients)
+        """The clients of a round, sorted: all, or `clients_per_round` drawn from (seed, round); none on the server."""
+        ids = [] if self._stage(number).on_server else list(self.clients)
         if self.args.clients_per_round is None or self.args.clients_per_round >= len(ids):
             return ids
         rng = np.random.default_rng(derive_seed(self.args.seed, "cohort", number))
@@ -220,10 +235,18 @@ class FederatedTrainer(Trainer):
     def _num_steps(self, client_id: str) -> int:
         return num_local_steps(self.args, len(self.clients[client_id].train))
 
+    def _stage(self, number: int) -> Stage:
+        return round_stage(self.args, self.method.trains, number)
+
+    @property
+    def num_rounds(self) -> int:
+        """Rounds of the whole run, those of the global stage included."""
+        return total_rounds(self.args)
+
     @property
     def rank(self) -> int:
         """The rank of the adapter in the model."""
-        return max(factors.rank for factors in self.initial.values())
+        return adapters.slot_rank(self.slot)
 
     # ---- one client --------------------------------------------------------------------------------------------------
 
@@ -241,14 +264,37 @@ class FederatedTrainer(Trainer):
         """One client's local training in a round, from the state the round starts with; its update."""
         data, seed = self.clients[client_id], derive_seed(self.args.seed, "client", number, client_id)
         start = self._install_start(client_id)
+        return self._trained(client_id, data, start, self._stage(number), self._num_steps(client_id), seed)
+
+    def _trained(
+        self, name: str, data: ClientData, start: AdapterState, stage: Stage, steps: int, seed: int
+    ) -> ClientUpdate:
+        """The update after `steps` of a stage on the training split, from `start`, which is in the model already."""
+        self.slot.train_only(stage.parts)
         batches = local_batches(data.train, self.data_collator, self.args, seed)
-        result = train_locally(self, batches, self._num_steps(client_id), seed=seed, proximal_mu=self.args.fedprox_mu)
+        mu = self.args.fedprox_mu
+        with _learning_rate(self.args, stage.learning_rate):
+            result = train_locally(self, batches, steps, seed=seed, proximal_mu=mu)
         facts = {"train_loss": result.train_loss, "steps": result.steps}
         # A factor that was not trained is the start's to the bit, which an adapter kept in other parts (dirmag) is not.
-        untrained = [factor for factor in ("A", "B") if factor not in self.method.trains]
         return ClientUpdate(
-            client_id, personalise.with_kept(self.slot.read(), start, untrained), len(data.train), facts
+            name, personalise.with_kept(self.slot.read(), start, stage.untrained), len(data.train), facts
         )
+
+    def _train_server(self, number: int) -> None:
+        """A round of the global stage on the server's own data: its result is the new global adapter."""
+        assert self.server is not None
+        began, run, stage = time.perf_counter(), self.run, self._stage(number)
+        seed = derive_seed(self.args.seed, SERVER, number)
+        adapters.set_carry(self.model, None)
+        self.slot.write(run.state)
+        steps = num_local_steps(self.args, len(self.server.train))
+        update = self._trained(SERVER, self.server, run.state, stage, steps, seed)
+        seconds = {"train": time.perf_counter() - began}
+        combined = Aggregate(update.state, modules=run.record.modules, diagnosis=run.record.diagnosis)
+        bookkeeping.add_round(run.record, number, [], [update], combined, {}, run.state, seconds, stage=stage.name)
+        self.store.begin(number)
+        self.store.commit(number, update.state, run.record)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """As Trainer's, but found once: a client's optimizer does not wait for a walk over all modules."""
@@ -265,7 +311,6 @@ class FederatedTrainer(Trainer):
         elif self.method.keeps and (own := self.last_update(client_id)) is not None:
             start = personalise.with_kept(start, own.state, self.method.keeps)
         self.slot.write(start)
-        self.slot.train_only(self.method.trains)
         return start
 
     def last_update(self, client_id: str) -> ClientUpdate | None:
@@ -290,12 +335,12 @@ class FederatedTrainer(Trainer):
             target_rank=None if self.method.restarts else self.rank,
             reference=None if self.method.restarts else start,
             past=bookkeeping.past_rounds(self.run.record, before=number),
-            **dict(self.args.aggregation_options),
+            **cast(dict[str, Any], self.args.aggregation_options),
         )
 
     def _close(self, number: int, cohort: list[str], trained: float) -> None:
         """Aggregate the open round and commit it; nothing is changed when too few updates can be used."""
-        began, run = time.perf_counter(), self.run
+        began, run, stage = time.perf_counter(), self.run, self._stage(number)
         combined = self._combined(number)
         failures = {client: reason for client in cohort if (reason := self.store.failure(number, client))}
         quarantined = dict(sorted({**failures, **combined.quarantined}.items()))
@@ -306,13 +351,28 @@ class FederatedTrainer(Trainer):
                 "nothing was changed; lower server_min_clients, or mend the clients and pass --resume_from last"
             )
         state, start = combined.state, run.state
+        if stage.name == "global" and self.method.weighted:
+            means = mean_of_trained(usable, combined.weights, start, stage.parts)
+            state = AdapterState(means, combined.state.extras)
+            combined = replace(combined, state=state)
         if self.method.restarts:
             start = self.initial
             if run.round:
                 state = compressed(state_sum(run.state, combined.state))
         seconds = {"train": trained, "aggregate": time.perf_counter() - began}
-        shared = [factor for factor in self.method.trains if factor not in self.method.keeps]
-        bookkeeping.add_round(run.record, number, cohort, usable, combined, quarantined, start, shared, seconds)
+        size = self.slot.message_bytes([part for part in stage.parts if part not in self.method.keeps])
+        bookkeeping.add_round(
+            run.record,
+            number,
+            cohort,
+            usable,
+            combined,
+            quarantined,
+            start,
+            seconds,
+            stage=stage.name,
+            message_bytes=size,
+        )
         self.store.commit(number, state, run.record)
         needed = bookkeeping.needed_updates(run.record, self.args.keep_rounds)
         # What a client learned stands on the global adapter of the round before, where rounds restart.
@@ -328,7 +388,7 @@ class FederatedTrainer(Trainer):
         if self.is_world_process_zero():
             folders.begin()
         self.accelerator.wait_for_everyone()
-        refined = self._combined(run.round).personalised if run.round else {}
+        refined = self._combined(run.round).personalised if run.round and self.cohort(run.round) else {}
         chosen = {}
         members = bookkeeping.collaborative(run.record)
         for client_id in self.steps.over(self._mine(members), "personal adapter"):
@@ -346,7 +406,8 @@ class FederatedTrainer(Trainer):
         """(what was chosen, the adapter, {candidate: validation loss}) of one client."""
         data, own = self.clients[client_id], self._own(client_id)
         if self.args.personalise == "method" or data.validation is None:
-            name, state = personalise.given(self.run.state, own, refined)
+            # In the pipeline a client's personal steps start from what is broadcast, not from its own last update.
+            name, state = personalise.given(self.run.state, None if self.args.pipeline != "none" else own, refined)
             losses: dict[str, float] = {}
         else:
             offered = personalise.candidates(self.run.state, own, refined, self.rank)
@@ -372,13 +433,11 @@ class FederatedTrainer(Trainer):
 
     def _tuned(self, client_id: str, state: AdapterState) -> AdapterState:
         """`state` after `personal_steps` further local steps of the client."""
-        seed = derive_seed(self.args.seed, "personal", client_id)
+        seed, start = derive_seed(self.args.seed, "personal", client_id), fitted(state, self.rank)
         adapters.set_carry(self.model, None)
-        self.slot.write(fitted(state, self.rank))
-        self.slot.train_only(("A", "B"))
-        batches = local_batches(self.clients[client_id].train, self.data_collator, self.args, seed)
-        train_locally(self, batches, self.args.personal_steps, seed=seed)
-        return self.slot.read()
+        self.slot.write(start)
+        steps = int(self.args.personal_steps or 0)
+        return self._trained(client_id, self.clients[client_id], start, personal_stage(self.args), steps, seed).state
 
     # ---- evaluation --------------------------------------------------------------------------------------------------
 
@@ -471,3 +530,13 @@ class FederatedTrainer(Trainer):
             revision=revision,
             commit_message=commit_message,
         )
+
+
+@contextmanager
+def _learning_rate(args: FederatedConfig, rate: float) -> Iterator[None]:
+    """The optimizers made meanwhile have this learning rate."""
+    usual, args.learning_rate = args.learning_rate, rate
+    try:
+        yield
+    finally:
+        args.learning_rate = usual

@@ -4,7 +4,7 @@
     python scripts/bench_gpu.py --tiny
 
 The model is made on the device in bfloat16 with random weights (no download): hidden 4096, 32 layers, r=16 on q_proj
-and v_proj, gradient checkpointing. Local steps are those of `FederatedTrainer`; the bare loop is forward under autocast,
+and v_proj, gradient checkpointing. Local steps are those of `FederatedTrainer`; the bare loop is forward (autocast),
 backward, clip, fused AdamW on the same model and batches, nothing else. Both take turns; ratios are medians of pairs.
 Aggregation: the updates of `--clients` clients, each of 64 modules of that shape, held on the CPU and on the device.
 `--tiny` runs the same code on a CPU in seconds and measures nothing worth keeping.
@@ -32,7 +32,7 @@ from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors
 
 CLIENT = "client"
 TINY = {"hidden": 32, "layers": 2, "heads": 2, "vocabulary": 64, "batch": 2, "tokens": 16, "steps": 2, "repeats": 2}
-TINY |= {"rank": 2, "clients": 4}
+TINY |= {"rank": 4, "clients": 8}
 
 
 def random_llama(case: argparse.Namespace) -> LlamaForCausalLM:

@@ -14,7 +14,8 @@ The table has the median ms of a client's local training and the median of the p
 the processor. Whole rounds (all clients trained, their updates on disk, aggregated, committed) are timed inside
 `FederatedTrainer.train()` and compared with the sum of the raw loops.
 
-Memory: the peak resident size of a process that runs one round with few clients, and of one with many.
+Memory: the peak resident size of a process that runs whole rounds with few clients, and of one with many: when all is
+built, when the clients of the first round are trained, at the end; the difference also in sizes of one adapter.
 """
 # SPDX-License-Identifier: Apache-2.0
 
@@ -45,9 +46,14 @@ from fedlora_hf.seeding import derive_seed
 VOCABULARY = 512
 
 
-def small_model(hidden: int, rank: int, targets: list[str] | str) -> PeftModel:
-    """A Llama of two layers with random weights and a fresh adapter."""
-    sizes = {"hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": 2, "vocab_size": VOCABULARY}
+def small_model(hidden: int, layers: int, rank: int, targets: list[str] | str) -> PeftModel:
+    """A Llama with random weights and a fresh adapter."""
+    sizes = {
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_hidden_layers": layers,
+        "vocab_size": VOCABULARY,
+    }
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=4))
     return with_adapter(model, LoraConfig(r=rank, lora_alpha=16, target_modules=targets, task_type="CAUSAL_LM"), seed=0)
@@ -72,7 +78,7 @@ class Ways:
     """The ways to do one client's local training, on one model."""
 
     def __init__(self, case: argparse.Namespace, hidden: int, folder: str) -> None:
-        self.model = small_model(hidden, case.rank, ["q_proj", "v_proj"])
+        self.model = small_model(hidden, case.layers, case.rank, ["q_proj", "v_proj"])
         self.clients = random_clients(case.clients, case.batch * case.steps, case.tokens)
         self.args = options(
             folder,
@@ -193,29 +199,46 @@ def measure_time(case: argparse.Namespace, hidden: int) -> tuple[list[dict[str, 
 
 
 def measure_memory(case: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each number of clients; each is a process of its own."""
-    rows = []
+    """A row for each number of clients; each is a process of its own. `more`: than the first row, in adapters."""
+    rows: list[dict[str, Any]] = []
     for clients in case.memory_clients:
         flags = ["--peak_of", str(clients), "--aggregation", case.aggregation, "--rank", str(case.rank)]
-        flags += ["--hidden", str(case.hidden[0]), "--rounds", str(case.rounds)]
+        flags += ["--hidden", str(case.hidden[0]), "--layers", str(case.layers), "--rounds", str(case.rounds)]
         done = subprocess.run([sys.executable, __file__, *flags], check=True, stdout=subprocess.PIPE, text=True)
-        before, peak, adapter = (int(value) / 2**20 for value in done.stdout.split()[-3:])
-        row = {"aggregation": case.aggregation, "clients": clients, "adapter_MiB": round(adapter, 2)}
-        row |= {"built_MiB": round(before, 1), "peak_MiB": round(peak, 1), "all_adapters_MiB": round(adapter * clients)}
-        rows.append(row | {"peak_above_first_in_adapters": 0.0})
-        rows[-1]["peak_above_first_in_adapters"] = round((peak - rows[0]["peak_MiB"]) / adapter, 1)
+        adapter, built, trained, peak = (int(value) / 2**20 for value in done.stdout.split()[-4:])
+        row = {
+            "aggregation": case.aggregation,
+            "clients": clients,
+            "adapter_MiB": adapter,
+            "all_MiB": adapter * clients,
+        }
+        row |= {"built_MiB": built, "trained_MiB": trained, "peak_MiB": peak}
+        first = rows[0] if rows else row
+        row |= {f"more_{name}": (row[f"{name}_MiB"] - first[f"{name}_MiB"]) / adapter for name in ("trained", "peak")}
+        rows.append({name: round(value, 1) if isinstance(value, float) else value for name, value in row.items()})
     return rows
 
 
-def peak_of(case: argparse.Namespace) -> tuple[int, int, int]:
-    """Bytes: (peak when model, trainer and clients stand, peak after the run, one adapter)."""
-    model = small_model(case.hidden[0], case.rank, "all-linear")
+def peak_of(case: argparse.Namespace) -> tuple[int, ...]:
+    """Bytes: one adapter, and the process's peak when all is built, when the last client is trained, at the end."""
+    model = small_model(case.hidden[0], case.layers, case.rank, "all-linear")
     with tempfile.TemporaryDirectory() as folder:
         args = options(folder, num_rounds=case.rounds, local_steps=1, aggregation=case.aggregation)
-        trainer = FederatedTrainer(model, args, random_clients(case.peak_of, 2, 16))
-        before = resident_peak()
+        seen = AfterSteps()
+        trainer = FederatedTrainer(model, args, random_clients(case.peak_of, 2, 16), callbacks=[seen])
+        built = resident_peak()
         trainer.train()
-        return before, resident_peak(), trainer.initial.nbytes()
+        return trainer.initial.nbytes(), built, seen.peak, resident_peak()
+
+
+class AfterSteps(TrainerCallback):
+    """The peak of memory up to the last local step of the first round: before anything is aggregated."""
+
+    peak = 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.epoch:
+            self.peak = resident_peak()
 
 
 def resident_peak() -> int:
@@ -232,7 +255,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--hidden", type=int, nargs="+", default=[64, 256], help="widths of the model (memory: the first)"
     )
-    sizes = {"clients": 10, "steps": 5, "batch": 4, "tokens": 64, "rank": 8, "rounds": 3}
+    sizes = {"clients": 10, "steps": 5, "batch": 4, "tokens": 64, "rank": 8, "layers": 2, "rounds": 3}
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
     parser.add_argument("--repeats", type=int, default=5, help="each client is timed so often each way (%(default)s)")

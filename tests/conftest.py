@@ -29,3 +29,11 @@ def bare_output(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs that write no figures and wait for no disk: neither moves a number, and both take most of a tiny run."""
     monkeypatch.setattr("fedlora_hf.output.write_report", lambda record, folder: [])
     monkeypatch.setattr("os.fsync", lambda handle: None)
+
+
+@pytest.fixture(scope="session")
+def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny causal LM and its tokenizer."""
+    import models
+
+    return models.save_base(tmp_path_factory.mktemp("base"))

@@ -1,6 +1,7 @@
 """What a round leaves in the record, and the standing of clients that follows from it."""
 # SPDX-License-Identifier: Apache-2.0
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from fedlora_hf import bookkeeping
 from fedlora_hf.aggregation import aggregate
 from fedlora_hf.record import RunRecord
-from fedlora_hf.update import Aggregate, Evidence
+from fedlora_hf.update import AdapterState, Aggregate, Evidence, LoraFactors
 
 IDS = ["ada", "bob", "eve", "kim"]
 
@@ -28,13 +29,15 @@ def blank(rounds: list[dict[str, Any]] | None = None) -> RunRecord:
 def entry(number: int, cohort: str, flagged: str = "", quarantined: str = "") -> dict[str, Any]:
     reasons = dict.fromkeys(quarantined.split(), "NaN")
     good = [client for client in cohort.split() if client not in flagged.split() and client not in reasons]
+    evidence = {client: {"scale": {"score": number, "threshold": 3.0}} for client in cohort.split()}
     return {
         "round": number,
         "cohort": cohort.split(),
         "flagged": flagged.split(),
         "quarantined": reasons,
         "weights": {client: 1 / len(good) for client in good},
-        "evidence": {client: {"scale": {"score": number, "threshold": 3.0}} for client in cohort.split()},
+        "evidence": evidence,
+        "combined_evidence": evidence,
     }
 
 
@@ -51,8 +54,10 @@ def test_a_client_stands_as_its_last_round_left_it() -> None:
     assert record.quarantined == {}
     assert bookkeeping.collaborative(record) == ["eve", "kim"]
     assert {client: facts["weight"] for client, facts in record.clients.items()} == {
-        **{"ada": 0.0, "bob": 0.0},
-        **{"eve": 0.5, "kim": 0.5},
+        "ada": 0.0,
+        "bob": 0.0,
+        "eve": 0.5,
+        "kim": 0.5,
     }
     assert record.clients["bob"]["evidence"]["scale"]["score"] == 1
     record.rounds.append(entry(4, "kim bob", quarantined="kim"))
@@ -76,9 +81,7 @@ def test_a_round_is_written_down() -> None:
     record.clients = {u.client_id: {"num_examples": u.num_examples} for u in updates} | {"client9": {}}
     cohort = ["client0", "client1", "client2", "client9"]
     seconds = {"train": 2.0, "aggregate": 1.0}
-    bookkeeping.add_round(
-        record, 1, cohort, updates, combined, {"client9": "NaN"}, updates[0].state, ("A", "B"), seconds
-    )
+    bookkeeping.add_round(record, 1, cohort, updates, combined, {"client9": "NaN"}, updates[0].state, seconds)
     (written,) = record.rounds
     assert written["weights"] == pytest.approx({"client0": 1 / 6, "client1": 2 / 6, "client2": 3 / 6})
     assert written["update_norm"]["client0"] == pytest.approx(0, abs=1e-5)
@@ -96,17 +99,29 @@ def test_a_round_is_written_down() -> None:
 
 
 def _json(record: RunRecord) -> dict[str, Any]:
-    import json
-
     return dict(json.loads(record.to_json()))
 
 
-def test_only_what_travels_is_counted() -> None:
-    state = sample_updates.cohort(1)[0].state
-    head = 4 * 18
-    assert bookkeeping.travelling_bytes(state, ("A",)) == 4 * 4 * 40 + head
-    assert bookkeeping.travelling_bytes(state, ("B",)) == 4 * 4 * 36 + head
-    assert bookkeeping.travelling_bytes(state, ()) == head
+@pytest.mark.parametrize("size", [0, 100])
+def test_bytes_are_those_of_the_message(size: int) -> None:
+    """0 for a method that shares nothing."""
+    updates, record = sample_updates.cohort(2), blank()
+    record.clients = {u.client_id: {} for u in updates}
+    combined = aggregate(updates, "product_mean")
+    ids = [u.client_id for u in updates]
+    bookkeeping.add_round(record, 1, ids, updates, combined, {}, updates[0].state, {}, message_bytes=size)
+    assert record.rounds[0]["bytes_up"] == record.rounds[0]["bytes_down"] == dict.fromkeys(ids, size)
+
+
+def test_how_far_directions_and_magnitudes_moved() -> None:
+    start = sample_updates.cohort(1)[0].state
+    doubled = AdapterState({m: LoraFactors(f.A * 2, -f.B, f.scale) for m, f in start.items()})
+    moved = bookkeeping.component_changes(start, doubled)
+    assert moved["A.direction"] == pytest.approx(0, abs=1e-6)
+    assert moved["A.magnitude"] > 1
+    assert moved["B.direction"] == pytest.approx(2)
+    assert moved["B.magnitude"] == pytest.approx(0, abs=1e-6)
+    assert bookkeeping.component_changes(start, AdapterState({m: f.padded(6) for m, f in start.items()})) == {}
 
 
 def test_cosines_are_of_the_changes_of_all_modules_together() -> None:
@@ -126,7 +141,7 @@ def test_evidence_is_plain_numbers() -> None:
     combined = Aggregate(updates[0].state, weights={"client1": 1.0}, flagged=("client0",), evidence=evidence)
     record = blank()
     record.clients = {u.client_id: {} for u in updates}
-    bookkeeping.add_round(record, 1, ["client0", "client1"], updates, combined, {}, None, ("A",), {})
+    bookkeeping.add_round(record, 1, ["client0", "client1"], updates, combined, {}, None, {})
     assert record.rounds[0]["evidence"]["client0"] == {
         "scale": {"score": 4.0, "threshold": 3.0},
         "subspace": {"score": 0.1, "threshold": None},

@@ -117,7 +117,7 @@ def test_every_client_starts_a_round_from_the_global_adapter(tmp_path: Path, sta
         assert sample_updates.same_bits(start, expected)
 
 
-def test_ffa_never_changes_A(tmp_path: Path) -> None:
+def test_ffa_never_changes_the_common_factor(tmp_path: Path) -> None:
     trainer = models.federation(tmp_path, aggregation="ffa")
     trainer.train()
     states = [trainer.run.state, *(update(trainer, number, client) for number in (1, 2) for client in trainer.clients)]
@@ -127,7 +127,7 @@ def test_ffa_never_changes_A(tmp_path: Path) -> None:
             assert state[module].B.abs().max() > 0
 
 
-def test_fedsa_clients_keep_their_own_B(tmp_path: Path, starts: Any) -> None:
+def test_fedsa_clients_keep_their_own_factor(tmp_path: Path, starts: Any) -> None:
     trainer = models.federation(tmp_path, aggregation="fedsa", keep_rounds=0)
     found = starts(trainer)
     trainer.train()

@@ -163,7 +163,7 @@ def test_other_clients_are_not_a_resumption(interrupted: Path) -> None:
     other = models.federation(
         interrupted, models.token_clients({"ada": 4, "kim": 6}, held_out=2), num_rounds=3, resume_from="last"
     )
-    with pytest.raises(ConfigError, match="clients: .*kim"):
+    with pytest.raises(ConfigError, match=r"clients: .*kim"):
         other.train()
 
 

@@ -1,9 +1,9 @@
-"""CLAIR: contaminated clients found by what they do not share, the others' updates refined (arXiv 2605.21217).
+r"""CLAIR: contaminated clients found by what they do not share, the others' updates refined (arXiv 2605.21217).
 
 Clients whose updates lie outside the subspace that the majority shares are flagged and left out of the mean; for the
 others the shared part is kept and the rest averaged. Options go in as JSON (`fedlora_hf.numerics.clair.ClairOptions`):
---aggregation_options '{"rank": 2, "side": "input"}'. After every round this file says who is flagged; with `--settled N`
-it ends the run when the verdict has stood still for N rounds. The evidence of each client stands at the end.
+--aggregation_options '{"rank": 2, "side": "input"}'. After every round this file says who is flagged; `--settled N`
+ends the run when the verdict has stood still for N rounds. The evidence of each client stands at the end.
 
     python trainers/clair.py --model_name_or_path meta-llama/Llama-2-7b-hf --dataset databricks/databricks-dolly-15k \
         --partition_by category --num_rounds 10 --local_steps 50 --bf16 --output_dir out/clair --settled 3

@@ -1,4 +1,4 @@
-"""FedAvg on LoRA: every client trains A and B, the server means the factors (McMahan et al. 2017, arXiv 1602.05629).
+r"""FedAvg on LoRA: every client trains A and B, the server means the factors (McMahan et al. 2017, arXiv 1602.05629).
 
 The reference that other methods are compared with. Its mean is not exact: mean(B) mean(A) is not mean(B A). At the end
 this file says by how much, from the updates of the last round. `--fedprox_mu 0.01` adds FedProx's pull to the round's
@@ -39,7 +39,7 @@ def averaging_error(trainer: "FederatedTrainer") -> float:
 
     number = trainer.run.round
     updates = [trainer.store.update(number, client) for client in trainer.run.record.rounds[-1]["collaborative"]]
-    rank = sum(update.state[module].rank for update in updates for module in list(update.state)[:1])
+    rank = len(updates) * trainer.rank
     exact = aggregate(updates, "product_mean", weight_by=trainer.args.weight_by, target_rank=rank).state
     missed = [(trainer.run.state[module] - exact[module]).norm() ** 2 for module in exact]
     return float((sum(missed) / max(exact.norm() ** 2, 1e-300)) ** 0.5)

@@ -1,11 +1,11 @@
-"""FedSA-LoRA: A is shared, every client keeps a B of its own (Guo et al. 2025, arXiv 2410.01463).
+r"""FedSA-LoRA: A is shared, every client keeps a B of its own (Guo et al. 2025, arXiv 2410.01463).
 
 A method for personal adapters: A carries what all tasks have in common, B what is a client's own, and no B ever leaves
 its client. What matters at the end is each client's own adapter on its own test split beside the global one's (mean A,
 mean B); this file prints the two and who gains. `--personal_steps N` tunes each personal adapter a little further.
 
-    accelerate launch trainers/fedsa.py --model_name_or_path meta-llama/Llama-2-7b-hf --dataset natural-instructions/ \
-        --partition_by task --num_rounds 10 --local_steps 20 --bf16 --output_dir out/fedsa
+    accelerate launch trainers/fedsa.py --model_name_or_path meta-llama/Llama-2-7b-hf --partition_by task \
+        --dataset natural-instructions/tasks --num_rounds 10 --local_steps 20 --bf16 --output_dir out/fedsa
 """
 # SPDX-License-Identifier: Apache-2.0
 

@@ -1,4 +1,4 @@
-"""FFA-LoRA: A stays as it was drawn, clients train B alone (Sun et al. 2024, arXiv 2403.12313).
+r"""FFA-LoRA: A stays as it was drawn, clients train B alone (Sun et al. 2024, arXiv 2403.12313).
 
 With one A for all the mean of the B's is the exact mean of the updates, half of the adapter travels, and noise added
 for privacy is not squared. Half of the parameters are trained, so it wants a larger learning rate than LoRA: where no

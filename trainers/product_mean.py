@@ -1,12 +1,12 @@
-"""The exact mean: clients train A and B, the server means the products B A and re-factors them to the rank of the run.
+r"""The exact mean: clients train A and B, the server means the products B A and re-factors them to the rank of the run.
 
 What the factors' mean only approximates (trainers/fedavg.py) is exact here up to the rank: what does not fit is
 discarded, and its share of the energy is in the record for every module. Where much is discarded, the clients have
 learned more directions than `--lora_r` holds; this file lists the worst modules and stops the run early, when
 `--patience N` rounds have brought no lower training loss.
 
-    python trainers/product_mean.py --model_name_or_path deepseek-ai/deepseek-llm-7b-base --dataset natural-instructions/ \
-        --partition_by task --num_rounds 20 --local_steps 20 --lora_r 32 --bf16 --output_dir out/product_mean
+    python trainers/product_mean.py --model_name_or_path deepseek-ai/deepseek-llm-7b-base --partition_by task \
+        --dataset natural-instructions/tasks --num_rounds 20 --local_steps 20 --lora_r 32 --bf16 --output_dir out/mean
 """
 # SPDX-License-Identifier: Apache-2.0
 

@@ -1,4 +1,4 @@
-"""Robust means, and a drill: median, trimmed_mean, multikrum or geometric_median with some clients spoiled on purpose.
+r"""Robust means, and a drill: median, trimmed_mean, multikrum or geometric_median with some clients spoiled on purpose.
 
 The rules work on the products B A (Yin et al. 2018, arXiv 1803.01498; Blanchard et al. 2017, arXiv 1703.02757; RFA,
 Pillutla et al. 2022, arXiv 1912.13445). They bound what a few clients can do, and name nobody. `--spoil N` gives N

@@ -32,6 +32,11 @@ class CohortSource:
     def modules(self) -> Sequence[str]:
         return self.cohort.modules
 
+    @property
+    def restarted(self) -> bool:
+        """Whether the clients started from nothing, so that what they hold is what they learned."""
+        return self.cohort.reference is None
+
     def whole(self, module: str) -> Pair:
         """What the clients hold, stacked."""
         return self._stacked(module, None)

@@ -24,4 +24,5 @@ METHOD = Method(
     averages="product",
     rule=median,
     robust=True,
+    weighted=False,
 )

@@ -25,6 +25,7 @@ class Method:
     trains: the factors a client trains; keeps: the factors a client keeps for itself between rounds.
     restarts: clients start every round from fresh factors on top of the frozen aggregate.
     robust: made to withstand contaminated clients.
+    weighted: the global adapter is a mean with `Aggregate.weights` (a coordinate-wise median is not).
     """
 
     name: str
@@ -37,3 +38,4 @@ class Method:
     keeps: tuple[str, ...] = ()
     restarts: bool = False
     robust: bool = False
+    weighted: bool = True

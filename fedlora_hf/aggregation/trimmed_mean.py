@@ -39,4 +39,5 @@ METHOD = Method(
     rule=trimmed_mean,
     options=TrimmedMeanOptions,
     robust=True,
+    weighted=False,
 )

@@ -55,7 +55,7 @@ def aggregate_adapters(
     record = _record(chosen, {**options, "target_rank": target_rank}, [*quarantined, *(u.client_id for u in usable)])
     record.model = {"name_or_path": config.get("base_model_name_or_path"), "task": _task(config)}
     cohort = sorted(record.clients)
-    bookkeeping.add_round(record, 1, cohort, usable, combined, quarantined, None, ("A", "B"), {})
+    bookkeeping.add_round(record, 1, cohort, usable, combined, quarantined, None, {}, stage="aggregate")
     folders = output.ClientFolders(output_dir, config)
     folders.begin()
     own = {update.client_id: update.state for update in usable}

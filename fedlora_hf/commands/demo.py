@@ -88,7 +88,11 @@ def lines(rng: np.random.Generator, count: int) -> list[str]:
 def examples(rng: np.random.Generator, count: int, mapping: dict[str, str] | None) -> Dataset:
     """Lines and their copies with the letters of `mapping` replaced; None: the copies are random letters."""
     prompts = lines(rng, count)
-    copies = lines(rng, count) if mapping is None else ["".join(mapping.get(letter, letter) for letter in p) for p in prompts]
+    copies = (
+        lines(rng, count)
+        if mapping is None
+        else ["".join(mapping.get(letter, letter) for letter in p) for p in prompts]
+    )
     return Dataset.from_dict(
         {"prompt": [f"{p}\n" for p in prompts], "completion": copies, "references": [[c] for c in copies]}
     )

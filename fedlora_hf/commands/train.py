@@ -76,13 +76,21 @@ class Job(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
     clients: dict[str, Any]
     facts: dict[str, Any]
+    server: Any = None
 
 
 def train(arguments: Sequence[str]) -> FederatedTrainer:
     """Parse, load, train, write, push; the trainer, for whoever calls this from Python."""
     args = parse(arguments)
     job = prepare(args)
-    trainer = FederatedTrainer(job.model, args, job.clients, processing_class=job.tokenizer, record=job.facts)
+    trainer = FederatedTrainer(
+        job.model,
+        args,
+        job.clients,
+        processing_class=job.tokenizer,
+        server_dataset=job.server,
+        record=job.facts,
+    )
     trainer.train()
     finish(trainer)
     return trainer
@@ -135,7 +143,8 @@ def prepare(args: FederatedConfig) -> Job:
             "duplicates_removed": deduplicate(examples)[1],
         },
     }
-    return Job(model, tokenizer, clients, facts)
+    server = None if args.server_dataset is None else load_examples(args.server_dataset, task=args.task)
+    return Job(model, tokenizer, clients, facts, server)
 
 
 def finish(trainer: FederatedTrainer) -> None:

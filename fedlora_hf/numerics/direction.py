@@ -93,5 +93,17 @@ def mean_components(
     return A, mean_matrix([B for _, B in factors], weights, axis_b)
 
 
+def component_change(before: Tensor, after: Tensor, axis: Axis) -> tuple[float, float]:
+    """(mean of 1 - cos between the directions, mean of |change of the magnitude|) over rows or columns of a factor.
+
+    A vector that is zero before or after has no direction there, and counts for the magnitude alone.
+    """
+    old, new = (torch.linalg.vector_norm(w.double(), dim=_summed(axis)) for w in (before, after))
+    inner = (before.double() * after.double()).sum(_summed(axis))
+    both = (old > 0) & (new > 0)
+    turn = 1 - inner[both] / (old[both] * new[both])
+    return float(turn.mean()) if len(turn) else 0.0, float((new - old).abs().mean())
+
+
 def _summed(axis: Axis) -> int:
     return 1 if axis == "row" else 0

@@ -152,3 +152,20 @@ def test_leading_is_the_scatter_of_the_products() -> None:
 def test_soft_gains_are_signal_to_noise() -> None:
     gains = refine.soft_gains(torch.tensor([10.0, 2.0, 0.5]), total=12.5 + 7 * 1.0, places=10)
     torch.testing.assert_close(gains, torch.tensor([0.9, 0.5, 0.0]))
+
+
+def test_iterated_mean_is_the_exact_one_where_there_is_a_gap() -> None:
+    B, A = stacks(70, 600, 8, 560, dtype=torch.float32)
+    g = torch.Generator().manual_seed(3)
+    B[:, :, :3] += 6 * torch.randn(600, 3, generator=g)
+    A[:, :3] += 6 * torch.randn(3, 560, generator=g)
+    shares = torch.rand(70, generator=g, dtype=torch.float64)
+    shares[5] = 0
+    shares /= shares.sum()
+    M = torch.einsum("k,kor,kri->oi", shares, B.double(), A.double())
+    (left, right), low = refine.mean_update(B, A, shares, 3, 0)
+    U, S, Vh = torch.linalg.svd(M)
+    best = (U[:, :3] * S[:3]) @ Vh[:3]
+    assert float((low.B @ low.A - best).norm() / best.norm()) < 1e-5
+    assert low.discarded == pytest.approx(float(S[3:].square().sum() / S.square().sum()), rel=0.05)
+    torch.testing.assert_close(left @ right, low.B @ low.A)

@@ -12,7 +12,7 @@ from torch import Tensor
 from fedlora_hf.errors import ConfigError, ConvergenceWarning, UpdateError
 from fedlora_hf.numerics import lowrank
 from fedlora_hf.numerics.clair import admm, refine
-from fedlora_hf.numerics.clair.blocks import Blocks, affinity, summarise
+from fedlora_hf.numerics.clair.blocks import Blocks, affinity, flat, summarise
 from fedlora_hf.numerics.clair.consensus import consensus, cosines
 from fedlora_hf.numerics.clair.evidence import Judgement, judge, unjudged
 from fedlora_hf.numerics.clair.options import ClairOptions
@@ -34,18 +34,21 @@ NOTHING = 1e-6
 
 class Source(Protocol):
     """Where the clients' factors come from, module by module, stacked: B (K, out, r) and A (K, r, in), zero-padded to
-    one rank, scale folded in. `change` is what clients learned this round, `whole` what they hold (often the same)."""
+    one rank, scale folded in. `change` is what clients learned this round, `whole` what they hold; `restarted` says
+    that they are the same."""
 
     @property
     def modules(self) -> Sequence[str]: ...
+    @property
+    def restarted(self) -> bool: ...
     def change(self, module: str) -> Pair: ...
     def whole(self, module: str) -> Pair: ...
 
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """judgement: evidence on every client. flagged: (K,) bool. weights: (K,) of the subspace fit, 0 for flagged or zero updates.
-    shares: (K,) in the mean. module_scores: {module: {kind: (K,)}}. fits: {module: ModuleFit}, of the transposed
+    """judgement: evidence on every client. flagged: (K,) bool. weights: (K,) of the subspace fit, 0 for flagged or zero
+    updates. shares: (K,) in the mean. module_scores: {module: {kind: (K,)}}. fits: {module: ModuleFit}, of the transposed
     updates when side is "input"."""
 
     judgement: Judgement
@@ -216,7 +219,7 @@ def _fit_module(
         energy = held_out_energies(blocks.coords, weights, min(MAX_RANK, d))
         rank = shared_rank(energy[weights > OUTSIDE].double(), blocks.out) if bool((weights > OUTSIDE).any()) else 1
     scaled = blocks.coords * weights.sqrt().to(blocks.coords)[:, None, None]
-    values, vectors = torch.linalg.eigh(torch.einsum("kdr,ker->de", scaled, scaled))
+    values, vectors = torch.linalg.eigh(flat(scaled) @ flat(scaled).T)
     spectrum = values.flip(0)[: refine.SPECTRUM].clamp_min(0).double() / weights.sum().clamp_min(1e-300)
     places = min(blocks.out, int((weights > 0).sum()) * r)
     wide = min(d, max(rank, min(2 * r, places // 4))) if options.refine == "soft" else rank
@@ -229,7 +232,8 @@ def _fit_module(
         else refine.signed(start[:, :rank].double())
     )
 
-    B, A = _turned(source.whole(module), options.side)
+    if not source.restarted:
+        B, A = _turned(source.whole(module), options.side)
     target = min(target_rank or A.shape[1], B.shape[1], A.shape[2])
     extra = max(B.shape[1], A.shape[2]) if options.exact else rank
     mean, total = refine.mean_update(B, A, shares, target, extra)

@@ -98,6 +98,10 @@ class _InMemory:
     def modules(self) -> Sequence[str]:
         return tuple(self.pairs)
 
+    @property
+    def restarted(self) -> bool:
+        return True
+
     def change(self, module: str) -> Pair:
         return self.pairs[module]
 

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 
 from fedlora_hf.numerics import lowrank
+from fedlora_hf.numerics.clair.blocks import flat, generator
 
 SPECTRUM = 64
+# A mean of more columns than ITERATED is decomposed by iteration.
+ITERATED, SPARE, PASSES, PROBES = 512, 16, 12, 32
 Pair = tuple[Tensor, Tensor]
 
 
@@ -48,7 +51,7 @@ def scatter_times(B: Tensor, A: Tensor, weights: Tensor, U: Tensor) -> Tensor:
     """sum_k weights_k W_k W_k^T U, (out, p), from the factors alone."""
     inner = (A @ A.transpose(1, 2)) @ (B.transpose(1, 2) @ U)
     scaled = inner * weights.to(B)[:, None, None]
-    return B.permute(1, 0, 2).reshape(B.shape[1], -1) @ scaled.reshape(-1, U.shape[1])
+    return flat(B) @ scaled.reshape(-1, U.shape[1])
 
 
 def leading(B: Tensor, A: Tensor, weights: Tensor, start: Tensor, mean: Pair | None = None, steps: int = 2) -> Pair:
@@ -74,14 +77,50 @@ def signed(U: Tensor) -> Tensor:
 
 
 def mean_update(B: Tensor, A: Tensor, shares: Tensor, rank: int, extra: int) -> tuple[Pair, lowrank.LowRank]:
-    """(M cut to rank + extra, M cut to rank) from one decomposition; shares (K,) sum to 1 over the clients kept."""
+    """(M cut to rank + extra, M cut to rank) from one decomposition; shares (K,) sum to 1 over the clients kept.
+
+    Exact (`lowrank.mean_truncated`) but for wide layers of many clients, where the leading part is found by iteration.
+    """
     kept = shares.nonzero().squeeze(1).tolist()
-    low = lowrank.mean_truncated([(B[k], A[k]) for k in kept], [float(shares[k]) for k in kept], rank + extra)
+    wide = min(len(kept) * A.shape[1], B.shape[1], A.shape[2])
+    if wide > ITERATED and 8 * (rank + extra + SPARE) < wide:
+        low = _leading_mean(flat(B[kept]), A[kept].flatten(0, 1), shares[kept], rank + extra)
+    else:
+        low = lowrank.mean_truncated([(B[k], A[k]) for k in kept], [float(shares[k]) for k in kept], rank + extra)
     cut = min(rank, low.B.shape[1])
     energy = low.spectrum.square()
     whole = float(energy[: low.B.shape[1]].sum()) / max(1 - low.discarded, 1e-12)
     lost = low.discarded + (float(energy[cut : low.B.shape[1]].sum()) / whole if whole > 0 else 0.0)
     return (low.B, low.A), lowrank.LowRank(low.B[:, :cut], low.A[:cut], low.spectrum, lost)
+
+
+def _leading_mean(B: Tensor, A: Tensor, shares: Tensor, rank: int) -> lowrank.LowRank:
+    """The leading part of M = B diag(shares) A, B (out, n) and A (n, in), by subspace iteration with SPARE directions
+    more than asked for, until PASSES steps are done or the energy found stands still to 1e-6.
+
+    What is discarded is measured on PROBES random vectors: to about sqrt(2 / (PROBES * effective rank of the rest)).
+    """
+    weight = shares.to(B).repeat_interleave(len(A) // len(shares))[:, None]
+    start = torch.randn(A.shape[1], rank + SPARE, generator=generator(5), dtype=B.dtype)
+    right, found = torch.linalg.qr(A.T @ (weight * (A @ start)))[0], 0.0
+    for _ in range(PASSES):
+        left = torch.linalg.qr(B @ (weight * (A @ right)))[0]
+        image = A.T @ (weight * (B.T @ left))
+        energy = float(image.double().square().sum())
+        if energy <= found * (1 + 1e-6):
+            break
+        right, found = torch.linalg.qr(image)[0], energy
+    U, S, Vh = torch.linalg.svd(image.T.double(), full_matrices=False)
+    probes = torch.randn(A.shape[1], PROBES, generator=generator(6), dtype=B.dtype)
+    rest = B @ (weight * (A @ probes))
+    rest = rest - left @ (left.T @ rest)
+    energies = S.square()
+    lost = float(energies[rank:].sum()) + float(rest.double().square().sum()) / PROBES
+    total = float(energies[:rank].sum()) + lost
+    root = S[:rank].sqrt()
+    out = signed(left.double() @ U[:, :rank])
+    turned = (out.T @ (left.double() @ U[:, :rank])).diagonal()
+    return lowrank.LowRank(out * root, (turned * root)[:, None] * Vh[:rank], S, lost / total if total > 0 else 0.0)
 
 
 def soft_gains(values: Tensor, total: float, places: int) -> Tensor:

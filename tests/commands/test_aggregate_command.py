@@ -1,0 +1,194 @@
+"""`fedlora aggregate` on folders that stock PEFT wrote, good ones and bad ones."""
+# SPDX-License-Identifier: Apache-2.0
+
+import json
+from pathlib import Path
+from typing import Any
+
+import models
+import pytest
+import sample_updates
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from fedlora_hf import cli
+from fedlora_hf.files import WEIGHTS, read_adapter
+
+# A handful of random adapters agree on nothing, which clair says.
+pytestmark = [
+    pytest.mark.usefixtures("bare_output"),
+    pytest.mark.filterwarnings("ignore::fedlora_hf.errors.ConvergenceWarning"),
+]
+
+
+def stock(folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
+    """An adapter of random factors of which half is common to all seeds, saved by PEFT."""
+    config = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM", **changes}
+    model = get_peft_model(models.tiny_llama(), LoraConfig(**config))
+    with torch.no_grad():
+        for number, (name, parameter) in enumerate(model.named_parameters()):
+            if "lora_" in name:
+                common = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1000 + number))
+                own = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(100 * seed + number))
+                parameter.copy_(common + 0.3 * own)
+    model.to(dtype).save_pretrained(folder)
+    return folder
+
+
+def combined(folder: Path, *adapters: Path, code: int = 0, **flags: Any) -> dict[str, Any]:
+    """Aggregate into `folder`, and give run.json."""
+    options = [f"--{name}={value}" for name, value in flags.items()]
+    assert cli.main(["aggregate", *map(str, adapters), "--output_dir", str(folder), *options]) == code
+    return dict(json.loads((folder / "run.json").read_text()))
+
+
+def dense(folder: Path) -> torch.Tensor:
+    return sample_updates.dense(read_adapter(folder)[0])
+
+
+def pickled(folder: Path) -> Path:
+    stock(folder)
+    torch.save(load_file(folder / WEIGHTS), folder / "adapter_model.bin")
+    (folder / WEIGHTS).unlink()
+    return folder
+
+
+def with_nan(folder: Path) -> Path:
+    stock(folder)
+    tensors = load_file(folder / WEIGHTS)
+    next(iter(tensors.values()))[0, 0] = torch.nan
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    return folder
+
+
+def test_ranks_alphas_rslora_and_dtypes_may_differ(tmp_path: Path) -> None:
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"r": 4, "lora_alpha": 16},
+        {"r": 3, "lora_alpha": 5, "use_rslora": True},
+        {"dtype": torch.bfloat16},
+        {"r": 4, "rank_pattern": {"v_proj": 1}, "alpha_pattern": {"q_proj": 1}},
+    ]
+    folders = [stock(tmp_path / f"site{seed}", seed, **kind) for seed, kind in enumerate(kinds)]
+    record = combined(tmp_path / "out", *folders, method="product_mean", target_rank=16)
+    mean = sum(dense(folder) for folder in folders) / len(folders)
+    assert sample_updates.relative(dense(tmp_path / "out"), mean) < 1e-5
+    assert record["quarantined"] == {}
+    assert record["kind"] == "aggregate"
+    assert all(facts["weight"] == pytest.approx(0.2) for facts in record["clients"].values())
+    for folder in (tmp_path / "out", *(tmp_path / "out" / "clients" / f"site{seed}" for seed in range(5))):
+        model = PeftModel.from_pretrained(models.tiny_llama(), str(folder))
+        assert torch.isfinite(models.logits(model)).all()
+    for seed, folder in enumerate(folders):
+        found = dense(tmp_path / "out" / "clients" / f"site{seed}")
+        assert sample_updates.relative(found, dense(folder)) < 1e-5
+
+
+def test_the_output_is_the_mean_in_stock_peft(tmp_path: Path) -> None:
+    folders = [stock(tmp_path / f"site{seed}", seed) for seed in range(3)]
+    combined(tmp_path / "out", *folders, method="stacking")
+    model = models.tiny_llama()
+    weights = dict(model.named_parameters())
+    with torch.no_grad():
+        for folder in folders:
+            for module, factors in read_adapter(folder)[0].items():
+                weights[f"{module}.weight"] += factors.dense() / 3
+    stock_model = PeftModel.from_pretrained(models.tiny_llama(), str(tmp_path / "out"))
+    torch.testing.assert_close(models.logits(stock_model), models.logits(model), atol=1e-5, rtol=1e-4)
+
+
+def test_what_cannot_be_used_is_quarantined_with_its_reason(tmp_path: Path) -> None:
+    good = [stock(tmp_path / f"site{seed}", seed) for seed in range(4)]
+    (tmp_path / "empty").mkdir()
+    bad = {
+        "dora": stock(tmp_path / "dora", use_dora=True),
+        "pickle": pickled(tmp_path / "pickle"),
+        "nan": with_nan(tmp_path / "nan"),
+        "other": stock(tmp_path / "other", target_modules=["k_proj"]),
+        "empty": tmp_path / "empty",
+        "truncated": stock(tmp_path / "truncated"),
+    }
+    weights = tmp_path / "truncated" / WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-30])
+    record = combined(tmp_path / "out", *good, *bad.values(), method="product_mean")
+    reasons = {
+        "dora": "use_dora is set",
+        "pickle": "pickled weights can run code",
+        "nan": "is not finite (NaN or Inf)",
+        "other": "wrong modules",
+        "empty": "adapter_config.json: no such file",
+        "truncated": "the file is damaged",
+    }
+    assert sorted(record["quarantined"]) == sorted(reasons)
+    assert all(reasons[client] in record["quarantined"][client] for client in reasons)
+    assert sorted(path.name for path in (tmp_path / "out" / "clients").iterdir()) == [f"site{n}" for n in range(4)]
+    assert sorted(client for client, facts in record["clients"].items() if facts["collaborative"]) == [
+        f"site{n}" for n in range(4)
+    ]
+    combined(tmp_path / "alone", *good, method="product_mean")
+    assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "alone" / WEIGHTS).read_bytes()
+
+
+def test_the_order_of_adapters_changes_no_bit(tmp_path: Path) -> None:
+    folders = [stock(tmp_path / f"site{seed}", seed) for seed in range(5)]
+    combined(tmp_path / "one", *folders)
+    combined(tmp_path / "two", *folders[::-1])
+    assert models.weight_files(tmp_path / "one") == models.weight_files(tmp_path / "two")
+
+
+def test_clair_leaves_refined_adapters_evidence_and_a_verdict(tmp_path: Path, capsys: Any) -> None:
+    folders = [stock(tmp_path / f"site{seed}", seed) for seed in range(6)]
+    record = combined(tmp_path / "out", *folders, rank=2, side="input")
+    assert record["method"] == "clair"
+    assert (record["options"]["rank"], record["options"]["side"]) == (2, "input")
+    assert all(set(facts["evidence"]) == {"subspace", "direction", "scale"} for facts in record["clients"].values())
+    assert record["flagged"] == []
+    assert "site0" in capsys.readouterr().out
+    for client in record["clients"]:
+        PeftModel.from_pretrained(models.tiny_llama(), str(tmp_path / "out" / "clients" / client))
+
+
+def test_options_of_a_method(tmp_path: Path) -> None:
+    folders = [stock(tmp_path / f"site{seed}", seed) for seed in range(5)]
+    record = combined(tmp_path / "out", *folders, method="trimmed_mean", option="trim=0.2")
+    assert record["options"]["trim"] == 0.2
+
+
+def test_common_modules_alone(tmp_path: Path) -> None:
+    folders = [stock(tmp_path / f"site{seed}", seed) for seed in range(3)]
+    folders.append(stock(tmp_path / "more", 9, target_modules=["q_proj", "v_proj", "k_proj"]))
+    record = combined(tmp_path / "out", *folders, method="product_mean", partial_modules="common")
+    assert record["quarantined"] == {}
+    assert len(record["modules"]) == 4
+    for folder in (tmp_path / "out", tmp_path / "out" / "clients" / "site0", tmp_path / "out" / "clients" / "more"):
+        PeftModel.from_pretrained(models.tiny_llama(), str(folder))  # warns of modules without weights
+
+
+def refused(capsys: Any, *arguments: str | Path) -> str:
+    assert cli.main(["aggregate", *map(str, arguments)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return str(line)
+
+
+def test_two_adapters_of_one_name_are_refused(tmp_path: Path, capsys: Any) -> None:
+    one, two = stock(tmp_path / "a" / "site"), stock(tmp_path / "b" / "site")
+    line = refused(capsys, one, two, "--output_dir", tmp_path / "out")
+    assert "its client id 'site' is also that of" in line
+    assert "rename a folder" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_usable_adapter_is_an_error(tmp_path: Path, capsys: Any) -> None:
+    line = refused(capsys, pickled(tmp_path / "p"), "--output_dir", tmp_path / "out")
+    assert "none of 1 adapters can be read; 'p' for one:" in line
+    line = refused(capsys, with_nan(tmp_path / "n"), "--output_dir", tmp_path / "out", "--method", "fedavg")
+    assert "0 usable updates" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_again_replaces_the_clients_of_before(tmp_path: Path) -> None:
+    folders = [stock(tmp_path / f"site{seed}", seed) for seed in range(4)]
+    combined(tmp_path / "out", *folders, method="fedavg")
+    combined(tmp_path / "out", *folders[:3], method="fedavg")
+    assert sorted(path.name for path in (tmp_path / "out" / "clients").iterdir()) == ["site0", "site1", "site2"]

@@ -1,0 +1,150 @@
+"""`fedlora train` from a file of records to an output folder that stock PEFT, and nothing else, can use."""
+# SPDX-License-Identifier: Apache-2.0
+
+import json
+from pathlib import Path
+from typing import Any
+
+import models
+import pytest
+import sample_data
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from fedlora_hf import cli
+from fedlora_hf.commands.train import parse
+from fedlora_hf.errors import ConfigError
+
+TINY = {
+    "num_rounds": 2,
+    "local_steps": 2,
+    "per_device_train_batch_size": 4,
+    "lora_r": 2,
+    "lora_alpha": 4,
+    "learning_rate": 0.01,
+    "generation_examples": 1,
+    "max_new_tokens": 4,
+    "max_length": 64,
+    "use_cpu": True,
+    "disable_tqdm": True,
+}
+# A few steps of a tiny model are too few for clair's weights to settle, which it says.
+pytestmark = pytest.mark.filterwarnings("ignore::fedlora_hf.errors.ConvergenceWarning")
+
+
+def run(base: Path, dataset: Path, folder: Path, **changes: Any) -> dict[str, Any]:
+    """Train, and give run.json."""
+    flags = {"model_name_or_path": base, "dataset": dataset, "output_dir": folder, **TINY, **changes}
+    assert cli.main(["train", *(f"--{name}={value}" for name, value in flags.items())]) == 0
+    return dict(json.loads((folder / "run.json").read_text()))
+
+
+def loaded(base: Path, folder: Path, kind: Any = AutoModelForCausalLM, **more: Any) -> torch.Tensor:
+    return models.logits(PeftModel.from_pretrained(kind.from_pretrained(base, **more), str(folder)))
+
+
+def test_dolly_by_category(tmp_path: Path, base_model: Path, capsys: Any) -> None:
+    """The whole output folder of the main job, with everything as the interface has it, figures included."""
+    data = sample_data.write_dolly(tmp_path / "dolly.jsonl", 80, duplicates=3)
+    out = tmp_path / "out"
+    record = run(base_model, data, out)
+    assert sorted(record["clients"]) == sorted(sample_data.CATEGORIES)
+    assert record["method"] == "clair"
+    assert record["data"]["num_examples"] == 83
+    assert record["data"]["duplicates_removed"] == 3
+    assert record["model"]["name_or_path"] == str(base_model)
+    assert len(record["rounds"]) == 2
+    for when, kind in (("before", "global"), ("after", "global"), ("after", "personalised")):
+        assert {"loss", "perplexity", "token_accuracy", "rouge_l"} <= set(record["metrics"][when][kind])
+    assert record["metrics"]["after"]["global"]["loss"] < record["metrics"]["before"]["global"]["loss"]
+    good = [client for client, facts in record["clients"].items() if facts["collaborative"]]
+    assert sorted(path.name for path in (out / "clients").iterdir()) == sorted(good)
+    assert {"adapter_config.json", "adapter_model.safetensors", "README.md", "run.json", "report", "rounds"} <= {
+        path.name for path in out.iterdir()
+    }
+    assert (out / "report" / "index.html").is_file()
+    base = models.logits(AutoModelForCausalLM.from_pretrained(base_model))
+    for folder in (out, *(out / "clients" / client for client in good[:2])):
+        assert (loaded(base_model, folder) - base).abs().max() > 1e-4
+    assert str(out) in capsys.readouterr().out
+
+
+def test_natural_instructions_by_task(tmp_path: Path, base_model: Path, bare_output: None) -> None:
+    tasks = sample_data.write_natural_instructions(tmp_path / "tasks", tasks=4, instances=12)
+    record = run(base_model, tasks, tmp_path / "out", partition_by="task", aggregation="product_mean")
+    assert sorted(record["clients"]) == sorted(path.stem for path in tasks.glob("*.json"))
+    assert all(facts["metrics"]["global"]["rouge_l"] is not None for facts in record["clients"].values())
+
+
+@pytest.mark.parametrize("partition_by", ["iid", "dirichlet"])
+def test_made_up_clients(tmp_path: Path, base_model: Path, bare_output: None, partition_by: str) -> None:
+    data = sample_data.write_dolly(tmp_path / "dolly.jsonl", 60)
+    record = run(
+        base_model,
+        data,
+        tmp_path / "out",
+        partition_by=partition_by,
+        num_clients=3,
+        aggregation="fedavg",
+        dirichlet_alpha=5.0,
+        clients_per_round=2,
+        generation_examples=0,
+    )
+    assert list(record["clients"]) == ["client-00", "client-01", "client-02"]
+    assert all(len(entry["cohort"]) == 2 for entry in record["rounds"])
+
+
+def test_classification_of_categories(tmp_path: Path, base_model: Path, bare_output: None) -> None:
+    data = sample_data.write_dolly(tmp_path / "dolly.jsonl", 60)
+    record = run(
+        base_model,
+        data,
+        tmp_path / "out",
+        task="sequence_classification",
+        partition_by="iid",
+        num_clients=3,
+        aggregation="product_mean",
+    )
+    assert set(record["metrics"]["after"]["global"]) == {"loss", "accuracy"}
+    adapted = loaded(base_model, tmp_path / "out", AutoModelForSequenceClassification, num_labels=8)
+    assert adapted.shape == (4, 8)
+
+
+def test_a_run_of_the_command_line_is_resumed(tmp_path: Path, base_model: Path, bare_output: None) -> None:
+    data = sample_data.write_dolly(tmp_path / "dolly.jsonl", 40)
+    settings = {"aggregation": "fedavg", "generation_examples": 0}
+    run(base_model, data, tmp_path / "whole", **settings)
+    run(base_model, data, tmp_path / "parts", **settings, num_rounds=1)
+    record = run(base_model, data, tmp_path / "parts", **settings, resume_from="last")
+    assert len(record["rounds"]) == 2
+    assert models.weight_files(tmp_path / "parts") == models.weight_files(tmp_path / "whole")
+
+
+def test_options_of_a_method_are_json() -> None:
+    args = parse(["--aggregation", "trimmed_mean", "--aggregation_options", '{"trim": 0.3}', "--use_cpu"])
+    assert args.aggregation_options == {"trim": 0.3}
+
+
+def test_flags_override_the_config_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("num_rounds: 7\nlearning_rate: 0.5\ntarget_modules: [q_proj, k_proj]\noutput_dir: elsewhere\n")
+    args = parse(["--config", str(path), "--num_rounds", "2", "--use_cpu"])
+    assert (args.num_rounds, args.learning_rate, args.output_dir) == (2, 0.5, "elsewhere")
+    assert args.target_modules == ["q_proj", "k_proj"]
+    with pytest.raises(ConfigError, match="see fedlora train --help"):
+        parse(["--num_roundz", "2"])
+
+
+@pytest.mark.real_data
+def test_published_dolly_and_natural_instructions(
+    tmp_path: Path, base_model: Path, bare_output: None, real_data: Path
+) -> None:
+    """A few examples of each client; the whole run is for the benchmarks."""
+    few = {"max_examples_per_client": 10, "num_rounds": 1, "local_steps": 1, "generation_examples": 0}
+    dolly = real_data / "dolly" / "databricks-dolly-15k.jsonl"
+    record = run(base_model, dolly, tmp_path / "dolly", **few)
+    assert len(record["clients"]) == 8
+    assert record["data"]["duplicates_removed"] > 0
+    tasks = run(base_model, real_data / "natural_instructions", tmp_path / "tasks", partition_by="task", **few)
+    assert len(tasks["clients"]) == 40
