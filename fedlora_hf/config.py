@@ -69,7 +69,9 @@ class FederatedConfig(TrainingArguments):
         0.0, "FedProx: weight of half the squared distance to the round's start, added to a client's loss."
     )
     server_min_clients: int = _option(1, "Fewest usable updates a round may be aggregated from.")
-    resume_from: str | None = _option(None, "'last' or a round number of output_dir: go on from that committed round.")
+    resume_from: str | None = _option(
+        None, "'last' or a round number of output_dir, or hub:user/repo@round-3: go on from that committed round."
+    )
     keep_rounds: int = _option(2, "Committed rounds kept on disk (0: all); the updates still needed are always kept.")
 
     # Adapter.
@@ -120,6 +122,9 @@ class FederatedConfig(TrainingArguments):
     evaluate_rounds: bool = _option(False, "Evaluate the global adapter on every client after every round.")
     generation_examples: int = _option(4, "Test examples a client answers greedily for ROUGE-L (0: none).")
     max_new_tokens: int = _option(64, "Longest generated answer, in tokens.")
+    hub_with_clients: bool = _option(
+        False, "Push the personal adapters too; they derive from the clients' private data."
+    )
     max_eval_examples: int | None = _option(None, "At most so many test examples a client.")
 
     def __post_init__(self) -> None:

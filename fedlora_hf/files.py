@@ -178,8 +178,8 @@ def _patterned(pattern: Any, module: str, default: Any) -> Any:
 def write_adapter(folder: str | os.PathLike[str], state: AdapterState, config: Mapping[str, Any]) -> None:
     """Write `state` as a stock PEFT folder, each file whole or not at all, tensors in float32.
 
-    `config` is an adapter_config.json as a dict; r and lora_alpha are set to what the state needs. Modules of lower
-    rank or another scale are padded and rescaled, which changes no update.
+    `config` is an adapter_config.json as a dict; r, lora_alpha and target_modules are set to what the state needs.
+    Modules of lower rank or another scale are padded and rescaled, which changes no update.
     """
     folder = Path(folder)
     rank = max(factors.rank for factors in state.values())
@@ -191,7 +191,7 @@ def write_adapter(folder: str | os.PathLike[str], state: AdapterState, config: M
         tensors[f"{PREFIX}{module}.lora_B.weight"] = written.B.contiguous()
     for name, tensor in state.extras.items():
         tensors[PREFIX + name] = tensor.contiguous()
-    content = {**config, **rank_and_alpha(config, rank, scale)}
+    content = {**config, **rank_and_alpha(config, rank, scale), "target_modules": target_modules(config, list(state))}
     write_atomically(folder / WEIGHTS, safetensors_bytes(tensors, metadata={"format": "pt"}))
     write_atomically(folder / CONFIG, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
 
@@ -211,6 +211,19 @@ def rank_and_alpha(config: Mapping[str, Any], rank: int, scale: float) -> dict[s
         "rank_pattern": {},
         "alpha_pattern": {},
     }
+
+
+def target_modules(config: Mapping[str, Any], modules: list[str]) -> Any:
+    """The config's target_modules where its names match the modules, all of them and no others; else full names.
+
+    An adapter that lacks what its config names, or has more, is loaded by PEFT with a warning or only in part.
+    """
+    named = config.get("target_modules")
+    if not isinstance(named, list):
+        return named
+    matches = {name: {m for m in modules if m == name or m.endswith(f".{name}")} for name in named}
+    fits = all(matches.values()) and set().union(*matches.values()) == set(modules)
+    return named if fits else modules
 
 
 def _header(file: Any, name: str) -> list[int]:

@@ -46,11 +46,17 @@ class ClientFolders:
 
 
 def write_run(
-    folder: str | os.PathLike[str], state: AdapterState, config: Mapping[str, Any], record: RunRecord
+    folder: str | os.PathLike[str],
+    state: AdapterState,
+    config: Mapping[str, Any],
+    record: RunRecord,
+    *,
+    report: bool = True,
 ) -> None:
-    """Write the global adapter, run.json, the report and the card into `folder`, each file whole or not at all."""
+    """Write the global adapter, run.json, the report (unless told not to) and the card, each file whole or not at all."""
     folder = Path(folder)
     write_adapter(folder, state, config)
     record.save(folder)
-    write_report(record, folder)
+    if report:
+        write_report(record, folder)
     write_card(folder)

@@ -76,6 +76,15 @@ class RoundStore:
         os.rename(draft, place)
         return self._read(self._open(number), update.client_id)
 
+    def kept(self, number: int, client_id: str) -> ClientUpdate | None:
+        """The client's update of a committed round, or None where it is not here (the round came from the Hub)."""
+        return self.update(number, client_id) if (self._place(number) / "clients" / client_id).is_dir() else None
+
+    def adopt(self, number: int, state: AdapterState, record: RunRecord) -> None:
+        """Commit a round that was run elsewhere."""
+        self.begin(number)
+        self.commit(number, state, record)
+
     def begin(self, number: int) -> None:
         """Make sure that the open round's folder is there."""
         self._open(number).mkdir(parents=True, exist_ok=True)

@@ -24,9 +24,10 @@ from fedlora_hf.config import FederatedConfig
 from fedlora_hf.data.collate import Collator
 from fedlora_hf.errors import ConfigError, DataError, RoundError
 from fedlora_hf.files import read_adapter
-from fedlora_hf.hub import push_folder, write_card
+from fedlora_hf.hub import fetch_run, parse_source, write_card
 from fedlora_hf.names import unfit_reason
 from fedlora_hf.progress import Steps
+from fedlora_hf.publishing import Publisher
 from fedlora_hf.record import RunRecord
 from fedlora_hf.rounds import RoundStore
 from fedlora_hf.schedule import shares
@@ -123,6 +124,7 @@ class FederatedTrainer(Trainer):
             self.slot.write(fitted(read_adapter(args.initial_adapter)[0], adapters.slot_rank(self.slot)))
         self.initial = self.slot.read()
         self.scorer = Scorer(self.model_wrapped, self.slot, self.data_collator, self.processing_class, args)
+        self.publisher = Publisher(args)
         self.store = RoundStore(f"{args.output_dir}/rounds", self.slot.config())
         self._facts = dict(record or {})
         self.run = Run(0, self.initial, self._opening())
@@ -161,6 +163,8 @@ class FederatedTrainer(Trainer):
 
     def _begin(self, resume: str | None) -> None:
         """Stand at the start of a new run, or after the committed round that `resume` names."""
+        if resume is not None and resume.startswith("hub:"):
+            resume = self._fetch(resume)
         committed = self.store.committed()
         if resume not in (None, "last") and not (resume.isdigit() and int(resume) in committed):
             have = ", ".join(map(str, committed)) or "none"
@@ -179,6 +183,24 @@ class FederatedTrainer(Trainer):
             earlier = self.store.record(number)
             bookkeeping.check_same_run(earlier, self.run.record)
             self.run = Run(number, self.store.state(number), earlier)
+
+    def _fetch(self, source: str) -> str:
+        """Take a run from the Hub as the last committed round of this output folder; the round's number."""
+        place = parse_source(source)
+        folder = fetch_run(str(place.repo_id), place.revision, token=self.args.hub_token)
+        record = RunRecord.load(folder)
+        if self.method.keeps or self.method.restarts:
+            raise ConfigError(
+                f"resume_from={source!r}: {self.method.name} goes on from what clients keep for themselves, which is "
+                "not on the Hub; resume from the output folder"
+            )
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            bookkeeping.check_overwrite(self.args.output_dir, self.store)
+            self.store.clear()
+            self.store.adopt(len(record.rounds), read_adapter(folder)[0], record)
+        self.accelerator.wait_for_everyone()
+        return str(len(record.rounds))
 
     def _opening(self) -> RunRecord:
         size = sum(parameter.numel() for parameter in self.slot.parameters())
@@ -217,6 +239,9 @@ class FederatedTrainer(Trainer):
         self.state.epoch = number
         self.log(bookkeeping.round_log(entry))
         self.steps.say(bookkeeping.round_line(entry, self.num_rounds))
+        if self.publisher.pushes_rounds and self.is_world_process_zero():
+            output.write_run(args.output_dir, self.run.state, self.store.config, self.run.record, report=False)
+            self.publisher.round(number)
         self.control = self.callback_handler.on_epoch_end(args, self.state, self.control)
 
     def cohort(self, number: int) -> list[str]:
@@ -316,7 +341,7 @@ class FederatedTrainer(Trainer):
     def last_update(self, client_id: str) -> ClientUpdate | None:
         """The client's update of the last round it took part in, read from disk; None if there is none."""
         number = bookkeeping.last_rounds(self.run.record).get(client_id)
-        return None if number is None else self.store.update(number, client_id)
+        return None if number is None else self.store.kept(number, client_id)
 
     # ---- the server --------------------------------------------------------------------------------------------------
 
@@ -388,7 +413,7 @@ class FederatedTrainer(Trainer):
         if self.is_world_process_zero():
             folders.begin()
         self.accelerator.wait_for_everyone()
-        refined = self._combined(run.round).personalised if run.round and self.cohort(run.round) else {}
+        refined = self._combined(run.round).personalised if self._has_updates(run.round) else {}
         chosen = {}
         members = bookkeeping.collaborative(run.record)
         for client_id in self.steps.over(self._mine(members), "personal adapter"):
@@ -401,6 +426,11 @@ class FederatedTrainer(Trainer):
             folders.publish()
         self.accelerator.wait_for_everyone()
         run.personalised = folders.read(members)
+
+    def _has_updates(self, number: int) -> bool:
+        """Whether a round left clients' updates here: not before the first, on the server, or on the Hub."""
+        cohort = self.cohort(number) if number else ()
+        return any(self.store.kept(number, client) is not None for client in cohort)
 
     def _personal(self, client_id: str, refined: AdapterState | None) -> tuple[str, AdapterState, dict[str, float]]:
         """(what was chosen, the adapter, {candidate: validation loss}) of one client."""
@@ -504,32 +534,26 @@ class FederatedTrainer(Trainer):
         if self.is_world_process_zero():
             write_card(self.args.output_dir)
 
-    def push_to_hub(
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the first push makes the repository, private unless hub_private_repo is False."""
+
+    def push_to_hub(  # type: ignore[override]  # the address of the commit, and clients only when asked
         self,
         commit_message: str | None = "End of training",
         blocking: bool = True,
         token: str | None = None,
         revision: str | None = None,
-        private: bool | None = None,
         *,
         with_clients: bool = False,
         **kwargs: Any,
-    ) -> Any:
+    ) -> str | None:
         """Push `output_dir` as one commit: the global adapter, run.json, card and report; the personal adapters only
-        when asked (`with_clients`), because they derive from private data. Private by default (`hub_private_repo`)."""
+        when asked (`with_clients`), because they derive from private data. Private unless hub_private_repo=False.
+        Returns the address of the commit."""
         if not self.is_world_process_zero():
             return None
         self.save_model()
-        private = self.args.hub_private_repo if private is None else private
-        return push_folder(
-            self.args.output_dir,
-            self.args.hub_model_id or Path(self.args.output_dir).name,
-            private=True if private is None else private,
-            with_clients=with_clients,
-            token=token or self.args.hub_token,
-            revision=revision,
-            commit_message=commit_message,
-        )
+        return self.publisher.push(commit_message, token=token, revision=revision, with_clients=with_clients)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What every test may lean on: a quiet, offline, single-threaded environment, and the real data where it stands beside."""
+"""What every test may lean on: a quiet, offline, single-threaded environment; the real data where it stands beside."""
 # SPDX-License-Identifier: Apache-2.0
 
 import os

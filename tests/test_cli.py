@@ -148,6 +148,7 @@ def test_flags(capsys: Any, tmp_path: Path, base_model: Path, dolly: Path) -> No
         ("num_round: 3", "'num_round' is no flag of fedlora train"),
         ("num_rounds: many", "num_rounds"),
         ("learning_rate: {a: 1}", "learning_rate"),
+        ("partition_by: colour", "partition_by"),
     ],
 )
 def test_a_config_file_that_cannot_be_used(

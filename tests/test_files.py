@@ -1,4 +1,4 @@
-"""Adapter folders: read as stock PEFT writes them, written as stock PEFT reads them, refused when they are anything else."""
+"""Adapter folders: read as stock PEFT writes them, written as it reads them, refused when they are anything else."""
 # SPDX-License-Identifier: Apache-2.0
 
 import json
@@ -15,7 +15,16 @@ from safetensors.torch import load_file, save_file
 
 from fedlora_hf.adapters import AdapterSlot
 from fedlora_hf.errors import AdapterError
-from fedlora_hf.files import CONFIG, PREFIX, WEIGHTS, module_scale, rank_and_alpha, read_adapter, write_adapter
+from fedlora_hf.files import (
+    CONFIG,
+    PREFIX,
+    WEIGHTS,
+    module_scale,
+    rank_and_alpha,
+    read_adapter,
+    target_modules,
+    write_adapter,
+)
 from fedlora_hf.update import AdapterState, LoraFactors
 
 
@@ -89,6 +98,22 @@ def test_rank_and_alpha_are_left_where_they_fit() -> None:
     assert rank_and_alpha(config, 6, 2.0)["lora_alpha"] == 12
     assert rank_and_alpha({**config, "use_rslora": True}, 4, 2.0)["use_rslora"] is False
     assert rank_and_alpha({**config, "rank_pattern": {"q": 4}}, 4, 2.0)["rank_pattern"] == {}
+
+
+@pytest.mark.parametrize(
+    ("named", "fits"),
+    [
+        (["q_proj", "v_proj"], True),
+        (["0.q_proj", "v_proj"], True),
+        (["q_proj"], False),
+        (["q_proj", "k_proj", "v_proj"], False),
+        (["proj"], False),
+        (".*_proj", True),
+    ],
+)
+def test_target_modules_are_those_of_the_state(named: Any, fits: bool) -> None:
+    modules = ["layers.0.q_proj", "layers.0.v_proj"]
+    assert target_modules({"target_modules": named}, modules) == (named if fits else modules)
 
 
 def test_factors_are_read_one_module_at_a_time_and_not_kept(tmp_path: Path) -> None:

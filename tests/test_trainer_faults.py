@@ -1,4 +1,4 @@
-"""What goes wrong in a run: failing and poisoned clients, too few of them, wrong arguments. The round goes on, or says why."""
+"""What goes wrong: failing and poisoned clients, too few of them, wrong arguments. The round goes on, or says why."""
 # SPDX-License-Identifier: Apache-2.0
 
 from dataclasses import replace
@@ -38,7 +38,7 @@ def poisoned(trainer: FederatedTrainer, monkeypatch: pytest.MonkeyPatch, client:
         update = train_client(client_id, number)
         if client_id != client:
             return update
-        state = {module: factors for module, factors in update.state.items()}
+        state = dict(update.state)
         module = next(iter(state))
         A = state[module].A.clone()
         A[0, 0] = value

@@ -152,3 +152,14 @@ def test_under_accelerate_launch_and_torchrun_the_adapter_is_the_same_to_the_bit
     assert "started 1 process" not in launched(two, inputs, tmp_path / "two")
     adapters = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("one", "two")]
     assert adapters[0] == adapters[1]
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.parametrize("path", sorted((SHELF / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_example_config_is_a_config_of_fedlora_train(path: Path, tmp_path: Path) -> None:
+    from fedlora_hf.commands.train import parse
+
+    args = parse(["--config", str(path), "--use_cpu", "true", "--output_dir", str(tmp_path)])
+    assert args.target_modules == ["q_proj", "v_proj"]
+    assert args.output_dir == str(tmp_path)  # flags override the file
+    assert args.gradient_checkpointing == args.bf16 == ("7b" in path.stem)

@@ -65,11 +65,11 @@ def clair(cohort: Cohort, options: ClairOptions) -> Aggregate:
     shares = torch.tensor([cohort.weights[client] for client in cohort.ids], dtype=torch.float64)
     solution = numerics.solve(source, shares, cohort.target_rank, options, partial(_verdict, cohort))
     weights = dict(zip(cohort.ids, solution.shares.tolist(), strict=True))
-    state, modules = {}, {}
+    state, modules, written = {}, {}, {}
     for module, fit in solution.fits.items():
-        rank = cohort.rank(module)
+        rank, scale = written[module] = cohort.rank(module), cohort.scale(module)
         low = numerics.turned_back(fit.total, options.side)
-        state[module] = LoraFactors.from_low_rank(low, rank, cohort.scale(module))
+        state[module] = LoraFactors.from_low_rank(low, rank, scale)
         modules[module] = {
             "rank": rank,
             "subspace_rank": fit.rank,
@@ -83,11 +83,10 @@ def clair(cohort: Cohort, options: ClairOptions) -> Aggregate:
     flagged = [client for client, bad in zip(cohort.ids, solution.flagged.tolist(), strict=True) if bad]
     this_round = _this_round(cohort, solution.judgement)
     personalised = {u.client_id: u for u in cohort.updates if u.client_id not in flagged and options.refine != "none"}
+    refiner = Refiner(solution, options, written)
     return Aggregate(
         AdapterState(state, cohort.mean_extras(weights)),
-        personalised=numerics.LazyMapping(
-            tuple(personalised), partial(_personal, cohort, solution, options, personalised)
-        ),
+        personalised=numerics.LazyMapping(tuple(personalised), partial(refiner.adapter, personalised)),
         weights=weights,
         flagged=tuple(flagged),
         evidence=_combined(cohort, this_round) if cohort.past else this_round,
@@ -99,33 +98,29 @@ def clair(cohort: Cohort, options: ClairOptions) -> Aggregate:
     )
 
 
-def _personal(
-    cohort: Cohort,
-    solution: numerics.Solution,
-    options: ClairOptions,
-    updates: Mapping[str, ClientUpdate],
-    client: str,
-) -> AdapterState:
-    """One client's refined adapter, itself computed module by module when read."""
-    state = updates[client].state
-    compute = partial(_personal_module, cohort, solution, options, state)
-    return AdapterState(numerics.LazyMapping(tuple(state), compute), state.extras)
+@dataclass(frozen=True, eq=False)
+class Refiner:
+    """What makes refined adapters: the solution, and each module's (rank, scale), read once from the cohort."""
 
+    solution: numerics.Solution
+    options: ClairOptions
+    written: Mapping[str, tuple[int, float]]
 
-def _personal_module(
-    cohort: Cohort, solution: numerics.Solution, options: ClairOptions, state: AdapterState, module: str
-) -> LoraFactors:
-    low = personal_low_rank(cohort, solution, options, state, module)
-    return LoraFactors.from_low_rank(
-        low, low.A.shape[0] if options.exact else cohort.rank(module), cohort.scale(module)
-    )
+    def adapter(self, updates: Mapping[str, ClientUpdate], client: str) -> AdapterState:
+        """One client's refined adapter, itself computed module by module when read."""
+        state = updates[client].state
+        return AdapterState(numerics.LazyMapping(tuple(state), partial(self.module, state)), state.extras)
 
+    def module(self, state: AdapterState, module: str) -> LoraFactors:
+        """The refined factors of one module, at the module's rank or, when `exact`, at their own."""
+        low = self.low_rank(state, module)
+        rank, scale = self.written[module]
+        return LoraFactors.from_low_rank(low, low.A.shape[0] if self.options.exact else rank, scale)
 
-def personal_low_rank(
-    cohort: Cohort, solution: numerics.Solution, options: ClairOptions, state: AdapterState, module: str
-) -> lowrank.LowRank:
-    """The refined update of one module with the energy that re-factoring it discards."""
-    return numerics.refined(solution.fits[module], state[module].pair(torch.float64), options, cohort.rank(module))
+    def low_rank(self, state: AdapterState, module: str) -> lowrank.LowRank:
+        """The refined update of one module with the energy that re-factoring it discards."""
+        pair = state[module].pair(torch.float64)
+        return numerics.refined(self.solution.fits[module], pair, self.options, self.written[module][0])
 
 
 def _evidence(kinds: Mapping[str, numerics.Score]) -> dict[str, Evidence]:

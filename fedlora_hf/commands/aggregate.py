@@ -52,6 +52,8 @@ def aggregate_adapters(
     quarantined = dict(sorted({**unreadable, **combined.quarantined}.items()))
     usable = [update for update in updates if update.client_id not in quarantined]
     config = next(config for client_id, config in configs if client_id == usable[0].client_id)
+    if "modules_left_out" in combined.diagnosis:
+        config = {**config, "target_modules": list(combined.state)}
     record = _record(chosen, {**options, "target_rank": target_rank}, [*quarantined, *(u.client_id for u in usable)])
     record.model = {"name_or_path": config.get("base_model_name_or_path"), "task": _task(config)}
     cohort = sorted(record.clients)

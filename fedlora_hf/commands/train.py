@@ -46,9 +46,8 @@ def parse(arguments: Sequence[str]) -> FederatedConfig:
     )
     parser.add_argument("--config", help="YAML file of flags; flags on the command line override it")
     known, _ = parser.parse_known_args(list(arguments))
-    if known.config:
-        parser.set_defaults(**_from_yaml(known.config, parser))
-    values = vars(parser.parse_args(list(arguments)))
+    given = _from_yaml(known.config, parser) if known.config else []
+    values = vars(parser.parse_args([*given, *arguments]))
     values.pop("config")
     try:
         return FederatedConfig(**values)
@@ -57,7 +56,8 @@ def parse(arguments: Sequence[str]) -> FederatedConfig:
         raise ConfigError(" ".join(str(error).split())[:400]) from None
 
 
-def _from_yaml(path: str, parser: HfArgumentParser) -> dict[str, Any]:
+def _from_yaml(path: str, parser: HfArgumentParser) -> list[str]:
+    """The flags that a YAML file stands for, so that its values are checked as those of the command line are."""
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
@@ -66,7 +66,15 @@ def _from_yaml(path: str, parser: HfArgumentParser) -> dict[str, Any]:
     odd = sorted(set(content) - flags) if isinstance(content, dict) else ["not a mapping"]
     if odd:
         raise ConfigError(f"--config {path}: {odd[0]!r} is no flag of fedlora train; see fedlora train --help")
-    return dict(content)
+    given = []
+    for name, value in content.items():
+        texts = [json.dumps(v) if isinstance(v, dict | bool) else str(v) for v in _as_list(value)]
+        given += [f"--{name}", *texts] if isinstance(value, list) else [f"--{name}={text}" for text in texts]
+    return given
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else value if isinstance(value, list) else [value]
 
 
 class Job(NamedTuple):

@@ -6,6 +6,7 @@ import math
 import matplotlib.pyplot as plt
 import torch
 from cohorts import IN, OUT, RANK, generator, normal, unit
+from matplotlib.ticker import NullFormatter
 from tables import COLOURS, arguments, write
 from torch import Tensor
 
@@ -88,6 +89,7 @@ def main() -> None:
         for series, colour, mark in zip(("subspace error", "local", "fedavg", "clair"), COLOURS, "osv^", strict=False):
             axis.loglog([r[name] for r in part], [r[series] for r in part], color=colour, marker=mark, label=series)
         axis.set(xlabel={"sigma": "noise of the responses", "samples": "samples per client"}[name])
+    axes[1].xaxis.set_minor_formatter(NullFormatter())
     axes[0].set(ylabel="error", title=f"slope {in_noise:.2f}")
     axes[1].set(title=f"slope {in_size:.2f}")
     axes[1].legend(fontsize=8)

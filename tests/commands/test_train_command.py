@@ -128,10 +128,14 @@ def test_options_of_a_method_are_json() -> None:
 
 def test_flags_override_the_config_file(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
-    path.write_text("num_rounds: 7\nlearning_rate: 0.5\ntarget_modules: [q_proj, k_proj]\noutput_dir: elsewhere\n")
+    path.write_text(
+        "num_rounds: 7\nlearning_rate: 1e-3\ntarget_modules: [q_proj, k_proj]\noutput_dir: elsewhere\n"
+        "use_rslora: true\nlocal_steps:\naggregation: trimmed_mean\naggregation_options: {trim: 0.3}\n"
+    )
     args = parse(["--config", str(path), "--num_rounds", "2", "--use_cpu"])
-    assert (args.num_rounds, args.learning_rate, args.output_dir) == (2, 0.5, "elsewhere")
+    assert (args.num_rounds, args.learning_rate, args.output_dir) == (2, 1e-3, "elsewhere")
     assert args.target_modules == ["q_proj", "k_proj"]
+    assert (args.use_rslora, args.local_steps, args.aggregation_options) == (True, None, {"trim": 0.3})
     with pytest.raises(ConfigError, match="see fedlora train --help"):
         parse(["--num_roundz", "2"])
 

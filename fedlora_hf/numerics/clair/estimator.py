@@ -48,8 +48,8 @@ class Source(Protocol):
 @dataclass(frozen=True, eq=False)
 class Solution:
     """judgement: evidence on every client. flagged: (K,) bool. weights: (K,) of the subspace fit, 0 for flagged or zero
-    updates. shares: (K,) in the mean. module_scores: {module: {kind: (K,)}}. fits: {module: ModuleFit}, of the transposed
-    updates when side is "input"."""
+    updates. shares: (K,) in the mean. module_scores: {module: {kind: (K,)}}. fits: {module: ModuleFit}, of the
+    transposed updates when side is "input"."""
 
     judgement: Judgement
     flagged: Tensor
@@ -182,7 +182,7 @@ def _judged(seen: _Seen, inner: Tensor, alive: Tensor, options: ClairOptions) ->
         fit = _convex(blocks, limit, options)
     else:
         fit = best_anchored(blocks, starts, limit, options)
-    return judge(inner, torch.stack(seen.null).sum(0), agreed, alive, fit, blocks), fit
+    return judge(inner, torch.stack(seen.null).sum(0), agreed, alive, fit, blocks, options.center), fit
 
 
 def _convex(blocks: list[Blocks], limit: int, options: ClairOptions) -> Fit:

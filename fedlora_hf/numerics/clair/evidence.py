@@ -63,12 +63,19 @@ def _score(score: Tensor, threshold: Tensor) -> Score:
 
 
 def judge(
-    inner: Tensor, null: Tensor, agreed: Consensus, alive: Tensor, fit: Fit, modules: Sequence[Blocks]
+    inner: Tensor,
+    null: Tensor,
+    agreed: Consensus,
+    alive: Tensor,
+    fit: Fit,
+    modules: Sequence[Blocks],
+    centered: bool = False,
 ) -> Judgement:
     """Scores and thresholds of every client.
 
     inner: (K, K) products pooled over modules, of clients in any state; null: those of strangers. alive: (K,) bool,
     clients whose update is not zero; `agreed` (their consensus in direction), `fit` and `modules` are of these alone.
+    centered: a common component was taken out of `modules`; a stranger then has its negative in the subspace.
     """
     index = alive.nonzero().squeeze(1)
     gain, error, level = shared_energy(fit, modules)
@@ -84,7 +91,7 @@ def judge(
     if agreed.agreement > max(AGREEMENT, chance):
         direction = effect_threshold(aligned, agreed.spread / agreed.agreement)
     if subspace is not None and direction is not None:
-        subspace, direction = _vouched(shared, subspace, aligned, direction)
+        subspace, direction = _vouched(torch.ones_like(shared) if centered else shared, subspace, aligned, direction)
     log_norm = inner.diag().clamp_min(1e-300).sqrt().log()
     size, limit = scale_scores(log_norm, alive)
 
