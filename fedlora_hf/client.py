@@ -8,11 +8,13 @@ scheduler factories, gradient accumulation by tokens), so a client's steps are a
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import datasets
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
@@ -133,7 +135,7 @@ def train_locally(
     if accelerator.scaler is not None:
         trainer.optimizer = optimizer = accelerator.prepare_optimizer(optimizer)
     total = torch.zeros((), device=args.device)
-    with torch.random.fork_rng(devices=_cuda_devices(args.device), enabled=True):
+    with torch.random.fork_rng(devices=_cuda_devices(args.device), enabled=True), _mode_set_once(model):
         torch.manual_seed(derive_seed(seed, "dropout"))
         for _ in range(steps):
             micro_batches = next(batches)
@@ -156,6 +158,19 @@ def train_locally(
     accelerator._optimizers.clear()
     trainer.optimizer = trainer.lr_scheduler = None
     return LocalResult(train_loss=float(total) / steps, steps=steps)
+
+
+@contextmanager
+def _mode_set_once(model: nn.Module) -> Iterator[None]:
+    """`model.train()` passes at once while the model is in that mode: training_step asks for it at every step, and it
+    would walk over all modules. A callback that evaluates changes the mode, and changes it back, as ever."""
+    walk = model.train
+    model.train = lambda mode=True: model if model.training == mode else walk(mode)  # type: ignore[method-assign]
+    try:
+        walk()
+        yield
+    finally:
+        del model.train
 
 
 def _cuda_devices(device: torch.device) -> list[torch.device]:

@@ -53,7 +53,7 @@ def write_run(
     *,
     report: bool = True,
 ) -> None:
-    """Write the global adapter, run.json, the report (unless told not to) and the card, each file whole or not at all."""
+    """Write the global adapter, run.json, the report (unless told not to) and the card, each file whole or not."""
     folder = Path(folder)
     write_adapter(folder, state, config)
     record.save(folder)

@@ -109,6 +109,10 @@ class RoundStore:
         os.rename(place, self.folder / str(number))
         _sync(self.folder)
 
+    def amend(self, number: int, record: RunRecord) -> None:
+        """Replace the record of a committed round by one that knows more of it, such as its metrics."""
+        record.save(self.folder / str(number))
+
     def prune(self, keep: int, needed: Iterable[tuple[int, str]], bases: Container[int] = ()) -> None:
         """Remove committed rounds but the last `keep` (0: none is removed), except the updates that are `needed`.
 

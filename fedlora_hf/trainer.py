@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -236,6 +235,8 @@ class FederatedTrainer(Trainer):
         if args.evaluate_rounds:
             per_client = self._test_metrics(dict.fromkeys(self.clients, self.run.state))
             entry["metrics"] = {"global": bookkeeping.mean_over_collaborative(self.run.record, per_client)}
+            if self.is_world_process_zero():
+                self.store.amend(number, self.run.record)
         self.state.epoch = number
         self.log(bookkeeping.round_log(entry))
         self.steps.say(bookkeeping.round_line(entry, self.num_rounds))

@@ -16,7 +16,7 @@ FLOORS = [
     {"config", "rounds", "personalise"},
     {"adapters", "stages"},
     {"client", "scorer", "bookkeeping", "hub", "report"},
-    {"output"},
+    {"output", "publishing"},
     {"trainer"},
     {"commands"},
     {"cli"},

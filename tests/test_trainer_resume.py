@@ -67,6 +67,14 @@ def test_going_on_from_a_committed_round_gives_the_same_bits(tmp_path: Path, met
     assert numbers(tmp_path / "parts") == numbers(tmp_path / "whole")
 
 
+def test_metrics_of_rounds_before_are_kept(tmp_path: Path) -> None:
+    trainer_in(tmp_path / "whole", evaluate_rounds=True).train()
+    trainer_in(tmp_path / "parts", evaluate_rounds=True, num_rounds=1).train()
+    trainer_in(tmp_path / "parts", evaluate_rounds=True, resume_from="last").train()
+    assert all(entry["metrics"]["global"]["loss"] > 0 for entry in numbers(tmp_path / "parts")["rounds"])
+    assert numbers(tmp_path / "parts") == numbers(tmp_path / "whole")
+
+
 @pytest.fixture
 def interrupted(tmp_path: Path) -> Path:
     """A run that died in round 2, when two of its three clients were done."""

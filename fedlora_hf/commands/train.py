@@ -1,6 +1,7 @@
 """`fedlora train`: from flags or a YAML file to a finished run."""
 # SPDX-License-Identifier: Apache-2.0
 
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -66,7 +67,7 @@ def _from_yaml(path: str, parser: HfArgumentParser) -> list[str]:
     odd = sorted(set(content) - flags) if isinstance(content, dict) else ["not a mapping"]
     if odd:
         raise ConfigError(f"--config {path}: {odd[0]!r} is no flag of fedlora train; see fedlora train --help")
-    given = []
+    given: list[str] = []
     for name, value in content.items():
         texts = [json.dumps(v) if isinstance(v, dict | bool) else str(v) for v in _as_list(value)]
         given += [f"--{name}", *texts] if isinstance(value, list) else [f"--{name}={text}" for text in texts]

@@ -1,4 +1,4 @@
-"""Text copying for the attack table: a federation with every contaminated version of its clients, trained once and kept.
+"""Text copying for the attack table: a federation with its clients' contaminated versions, trained once and kept.
 
 The base model copies a line of letters; in the federation's language some letters are replaced, most of them alike for
 all clients, two for one client alone (as in `fedlora demo`). All train one round from a common start. Whoever may be
@@ -45,13 +45,13 @@ class Regime:
 
 # Rates: those of `attacks.py --tune`, the best for a client alone; common to all that follows.
 REGIMES = {
-    "scarce": Regime("scarce", train=8, validation=4, test=40, learning_rate=5e-3),
+    "scarce": Regime("scarce", train=6, validation=4, test=40, learning_rate=5e-3),
     "ample": Regime("ample", train=64, validation=16, test=40, learning_rate=5e-3),
 }
 
 
 class Federation:
-    """One seed's clients in one regime. `cache`: folder of base models and updates; whatever is there is not made again.
+    """One seed's clients in one regime. `cache`: folder of base models and updates; what is there is not made again.
 
     honest: the clients' names, by number. suspects: the numbers of those who may be contaminated, in the order in which
     they become so: a larger share of contaminated clients contains the smaller one.
@@ -145,7 +145,7 @@ def options(folder: Path, regime: Regime, seed: int) -> FederatedConfig:
         num_rounds=1,
         local_steps=STEPS,
         per_device_train_batch_size=8,
-        per_device_eval_batch_size=512,
+        per_device_eval_batch_size=128,
         learning_rate=regime.learning_rate,
         lora_r=RANK,
         lora_alpha=2 * RANK,

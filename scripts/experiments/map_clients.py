@@ -30,34 +30,36 @@ SPLITS: dict[str, tuple[str, float]] = {
     "Dirichlet 0.1": ("dirichlet", 0.1),
     "one each": ("group", 1.0),
 }
-CLIENTS, SHARES = 20, (0.2, 0.4)
+CLIENTS, SHARES = 16, (0.2, 0.4)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """data: path. base: folder of the base model. kinds: contaminations of the data. groups: how many tasks are drawn
-    from the data (None: all). pretrained_on: sources that the base has seen all but `unseen` of."""
+    """One kind of data on one base model, and how a client trains on it: `steps` of 4 sequences of `max_length` tokens.
+
+    base: folder of the base model, loaded in `dtype`. kinds: contaminations of the data. groups: how many tasks are
+    drawn from the data (None: all). pretrained_on: sources that the base was made from; only the half of them that was
+    held out then is used.
+    """
 
     name: str
+    title: str
     data: Path
     base: Path
     task: str
     target_modules: tuple[str, ...]
-    learning_rate: float
     kinds: tuple[str, ...]
+    max_length: int = 64
+    dtype: str = "float32"
     groups: int | None = None
     pretrained_on: tuple[Path, ...] = ()
-    unseen: float = 0.5
+    steps: int = 20
+    learning_rate: float = 1e-3
 
 
-@dataclass(frozen=True)
-class Budget:
-    """How long a client trains: steps of `batch` sequences of at most `max_length` tokens; `examples` a client."""
-
-    steps: int = 30
-    batch: int = 4
-    max_length: int = 128
-    examples: int = 120
+# Examples a client: enough for 20 steps of 4 without a repeat, and a dozen to validate on.
+EXAMPLES = 120
+HELD_OUT = 0.5
 
 
 def variant(client: str, kind: str) -> str:
@@ -81,7 +83,7 @@ def _examples(setting: Setting) -> datasets.Dataset:
     examples = load_examples(setting.data, task=setting.task)
     if not setting.pretrained_on:
         return examples
-    unseen = held_out(setting.pretrained_on, setting.unseen)
+    unseen = held_out(setting.pretrained_on, HELD_OUT)
     pairs = zip(examples["prompt"][:], examples["completion"][:], strict=True)
     return examples.select([row for row, pair in enumerate(pairs) if pair in unseen])
 
@@ -98,7 +100,7 @@ def held_out(sources: tuple[Path, ...], fraction: float) -> frozenset[tuple[str,
     return frozenset(pairs[place] for place in order[:split]) - {pairs[place] for place in order[split:]}
 
 
-def client_data(setting: Setting, split: str, seed: int, budget: Budget) -> dict[str, Any]:
+def client_data(setting: Setting, split: str, seed: int) -> dict[str, Any]:
     """{client id: splits}: every client sound, and contaminated twins of the pool.
 
     A twin's validation split is spoiled as its training split is: it judges others by what it was taught.
@@ -117,7 +119,7 @@ def client_data(setting: Setting, split: str, seed: int, budget: Budget) -> dict
             num_clients=CLIENTS,
             dirichlet_alpha=alpha,
             test_fraction=0.0,
-            max_examples_per_client=budget.examples,
+            max_examples_per_client=EXAMPLES,
             seed=seed,
         )
     )
@@ -132,19 +134,20 @@ def client_data(setting: Setting, split: str, seed: int, budget: Budget) -> dict
     return clients
 
 
-def trainer(setting: Setting, split: str, seed: int, budget: Budget, cache_dir: Path) -> FederatedTrainer:
+def trainer(setting: Setting, split: str, seed: int, cache_dir: Path) -> FederatedTrainer:
     """A trainer over all clients of one (setting, split, seed); its store lies in the cache."""
     args = FederatedConfig(
         output_dir=str(cache_dir / setting.name / split.replace(" ", "-") / f"seed-{seed}"),
         task=setting.task,
         model_name_or_path=str(setting.base),
+        model_dtype=setting.dtype,
         target_modules=list(setting.target_modules),
         learning_rate=setting.learning_rate,
         lora_r=8,
         lora_alpha=16,
-        local_steps=budget.steps,
-        per_device_train_batch_size=budget.batch,
-        max_length=budget.max_length,
+        local_steps=setting.steps,
+        per_device_train_batch_size=4,
+        max_length=setting.max_length,
         seed=seed,
         use_cpu=True,
         disable_tqdm=True,
@@ -154,7 +157,7 @@ def trainer(setting: Setting, split: str, seed: int, budget: Budget, cache_dir: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "head"))  # a classifier's fresh head is drawn as the base is loaded
         model, tokenizer = load_base(args, classes.names if classes else None)
-    return FederatedTrainer(model, args, client_data(setting, split, seed, budget), processing_class=tokenizer)
+    return FederatedTrainer(model, args, client_data(setting, split, seed), processing_class=tokenizer)
 
 
 def train_missing(federation: FederatedTrainer) -> Iterator[str]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fedlora_hf.numerics.clair import accumulate, admm, blocks, refine
 from fedlora_hf.numerics.clair.consensus import consensus, ratings
-from fedlora_hf.numerics.clair.flagging import critical_z, effect_threshold, scale_scores, shorth
+from fedlora_hf.numerics.clair.flagging import critical_z, effect_threshold, scale_scores, shorth, subspace_guard
 from fedlora_hf.numerics.clair.subspace import held_out_energies, judging_rank, shared_rank
 
 
@@ -97,11 +97,11 @@ def test_shorth_ignores_the_worse_half() -> None:
 def test_effect_threshold_has_a_guard_a_cap_and_errors() -> None:
     tight, wide = torch.linspace(-0.01, 0.01, 20), torch.linspace(-1, 1, 20)
     nothing, large = torch.zeros(20), torch.full((20,), 0.2)
-    assert effect_threshold(tight, nothing)[0] == pytest.approx(0.83)
-    assert effect_threshold(wide, nothing)[0] == pytest.approx(0.9)
-    assert float(effect_threshold(tight, large)[0]) > 1  # a stranger cannot be told from a client of the core
-    assert effect_threshold(tight, nothing, outside=0.0)[0] == pytest.approx(0.2)
-    assert effect_threshold(torch.zeros(4), torch.zeros(4))[0] == pytest.approx(0.9)
+    assert effect_threshold(tight, nothing, 0.83)[0] == pytest.approx(0.83)
+    assert effect_threshold(wide, nothing, 0.83)[0] == pytest.approx(0.9)
+    assert float(effect_threshold(tight, large, 0.83)[0]) > 1  # a stranger cannot be told from a client of the core
+    assert [subspace_guard(x) for x in (0.0, 0.05, 0.5)] == pytest.approx([0.2, 0.5, 0.7])
+    assert effect_threshold(torch.zeros(4), torch.zeros(4), 0.83)[0] == pytest.approx(0.9)
     assert critical_z(8) > critical_z(100) > 3
 
 

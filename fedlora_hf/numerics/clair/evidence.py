@@ -18,11 +18,12 @@ from fedlora_hf.numerics.clair.flagging import (
     ERRORS,
     GUARD,
     KINDS,
-    LEAST_CAP,
+    SUBSPACE_GUARD,
     Score,
     effect_threshold,
     opposed_threshold,
     scale_scores,
+    subspace_guard,
 )
 from fedlora_hf.numerics.clair.subspace import Fit, common_use
 
@@ -83,13 +84,13 @@ def judge(
     joint = common_use(modules, fit)
     usable = joint > JOINT and fit.majority > max(SHARED * len(modules), HALF * level, ERRORS * float(error.median()))
     outside = float(fit.residual[fit.kept].max()) ** 2
-    subspace = effect_threshold(shared, error / level, outside) if usable else None
+    subspace = effect_threshold(shared, error / level, subspace_guard(outside)) if usable else None
 
     aligned = 1 - agreed.to_core / agreed.agreement if agreed.agreement > 0 else torch.zeros_like(gain)
     direction = None
     chance = chance_agreement(cosines(null))
     if agreed.agreement > max(AGREEMENT, chance):
-        direction = effect_threshold(aligned, agreed.spread / agreed.agreement)
+        direction = effect_threshold(aligned, agreed.spread / agreed.agreement, GUARD)
     if subspace is not None and direction is not None:
         subspace, direction = _vouched(torch.ones_like(shared) if centered else shared, subspace, aligned, direction)
     log_norm = inner.diag().clamp_min(1e-300).sqrt().log()
@@ -139,7 +140,7 @@ def _vouched(shared: Tensor, subspace: Tensor, aligned: Tensor, direction: Tenso
     A client that points where the core points has another use for the rest of its rank, and is not judged by its
     subspace; one that lives in the majority's subspace is flagged for its direction only when that is opposed.
     """
-    subspace = torch.where((aligned < GUARD) & (subspace >= LEAST_CAP), torch.nan, subspace)
+    subspace = torch.where((aligned < GUARD) & (subspace >= SUBSPACE_GUARD), torch.nan, subspace)
     return subspace, torch.where(shared < GUARD / 2, torch.maximum(direction, opposed_threshold(aligned)), direction)
 
 

