@@ -90,7 +90,8 @@ def reason_of(run: Run, client: Client) -> str:
         return "; ".join(parts)
     earlier = [str(entry.number) for entry in run.rounds if client.id in entry.flagged]
     if earlier:
-        return f"flagged in round {', '.join(earlier)}; no score of the last judgement is above its threshold"
+        rounds = ", ".join(earlier)
+        return f"flagged in round {rounds}; its evidence over all rounds has not fallen far enough to clear it"
     return "the record holds no score above a threshold for it"
 
 

@@ -104,7 +104,7 @@ def personal(table: Table, regime: str, metric: str) -> str:
     columns: dict[str, tuple[str, str]] = {"alone": ("local", "personal"), "FedAvg": ("fedavg", "global")}
     columns |= {"FedAvg of the benign": ("fedavg of the benign", "global"), "CLAIR global": ("clair hard", "global")}
     columns |= {rule.replace("clair", "CLAIR"): (rule, "personal") for rule in REFINED}
-    choosing = ("fedavg of the benign", "fedavg", "multikrum", *REFINED)
+    choosing = ("fedavg", "multikrum", *REFINED)
     columns |= {f"chosen: {rule}": (rule, "chosen") for rule in choosing if rule in table.rules}
     lines = []
     for cell in table.cells:

@@ -37,7 +37,7 @@ OURS: dict[str, tuple[str, dict[str, str]]] = {
 # Not rules but what rules are held against: every client alone, and FedAvg told who is contaminated.
 ALONE, ORACLE = "local", "fedavg of the benign"
 # Rules whose clients also choose between the global adapter, their own, mixtures, and the refined one.
-CHOOSING = (ORACLE, "fedavg", "multikrum", "clair hard", "clair soft")
+CHOOSING = ("fedavg", "multikrum", "clair hard", "clair soft")
 
 
 @dataclass(frozen=True, eq=False)

@@ -113,7 +113,6 @@ def _byzfl() -> dict[str, Rule]:
 
     return {
         "byzfl MultiKrum": rule(lambda changes, bad: aggregators.MultiKrum(bad)),
-        "byzfl TrMean": rule(lambda changes, bad: aggregators.TrMean(bad)),
         "byzfl NNM + TrMean": rule(nearest_then_trimmed),
         "byzfl GeometricMedian": rule(lambda changes, bad: aggregators.GeometricMedian()),
         # The radius within which it trusts a client: the median norm, as its default (100) would clip nobody here.
