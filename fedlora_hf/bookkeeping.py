@@ -245,7 +245,11 @@ def past_rounds(record: RunRecord, before: int) -> list[PastRound]:
     return [
         PastRound(
             {
-                client: {kind: Evidence(item["score"], item["threshold"]) for kind, item in kinds.items()}
+                client: {
+                    kind: Evidence(item["score"], item["threshold"])
+                    for kind, item in kinds.items()
+                    if item["score"] is not None
+                }
                 for client, kinds in entry["evidence"].items()
             },
             frozenset(entry["flagged"]),

@@ -2,35 +2,27 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
-import torch
-from accelerate.utils import gather_object
-from peft import PeftConfig, PeftModel
 from torch import nn
-from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer_utils import TrainOutput
 
 from fedlora_hf import adapters, bookkeeping, output, personalise
 from fedlora_hf.aggregation import aggregate, method_named
+from fedlora_hf.aggregation.method import Method
 from fedlora_hf.aggregation.parts import mean_of_trained
-from fedlora_hf.client import ClientData, local_batches, num_local_steps, prepare_client, train_locally
+from fedlora_hf.client import num_local_steps, prepare_client
+from fedlora_hf.client_trainer import ClientTrainer
 from fedlora_hf.config import FederatedConfig
-from fedlora_hf.data.collate import Collator
-from fedlora_hf.errors import ConfigError, DataError, RoundError
+from fedlora_hf.errors import ConfigError, RoundError
 from fedlora_hf.files import read_adapter
 from fedlora_hf.hub import fetch_run, parse_source, write_card
-from fedlora_hf.names import unfit_reason
-from fedlora_hf.progress import Steps
 from fedlora_hf.publishing import Publisher
 from fedlora_hf.record import RunRecord
 from fedlora_hf.rounds import RoundStore
-from fedlora_hf.schedule import shares
-from fedlora_hf.scorer import Scorer
 from fedlora_hf.seeding import derive_seed
 from fedlora_hf.stages import Stage, personal_stage, round_stage, total_rounds
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, compressed, fitted, state_sum
@@ -49,7 +41,7 @@ class Run:
     personalised: dict[str, AdapterState] = field(default_factory=dict)
 
 
-class FederatedTrainer(Trainer):
+class FederatedTrainer(ClientTrainer):
     """Fine-tune one model together with many clients, none of which shows its data to another.
 
     model: a causal LM or a sequence classifier, or a PeftModel that has its adapter already.
@@ -68,73 +60,27 @@ class FederatedTrainer(Trainer):
     of a round; the result does not depend on how many there are.
     """
 
-    args: FederatedConfig
-    model: Any
-    processing_class: Any
-    _decay_names: list[str] | None = None
-
     def __init__(
         self,
         model: nn.Module,
         args: FederatedConfig,
         client_datasets: Mapping[str, Any],
         *,
-        peft_config: PeftConfig | None = None,
-        processing_class: Any = None,
-        data_collator: Any = None,
         server_dataset: Any = None,
         record: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if not isinstance(args, FederatedConfig):
-            raise ConfigError(f"args is a {type(args).__name__}: must be a FederatedConfig; import it from fedlora_hf")
-        if not client_datasets:
-            raise DataError("0 clients: a federation needs at least one; pass client_datasets={id: Dataset}")
-        for client_id in client_datasets:
-            if reason := unfit_reason(client_id):
-                raise ConfigError(reason)
-        self.clients: dict[str, ClientData] = {
-            client_id: prepare_client(client_id, client_datasets[client_id], processing_class, args)
-            for client_id in sorted(client_datasets)
-        }
+        super().__init__(model, args, client_datasets, **kwargs)
         if (server_dataset is None) != (args.server_dataset is None):
             raise ConfigError("server_dataset: the data and args.server_dataset go together; pass both or neither")
-        self.server = None if server_dataset is None else prepare_client(SERVER, server_dataset, processing_class, args)
+        tokenizer = self.processing_class
+        self.server = None if server_dataset is None else prepare_client(SERVER, server_dataset, tokenizer, args)
         self.method = method_named(args.aggregation)
-        if not isinstance(model, PeftModel):
-            model = adapters.with_adapter(model, peft_config or adapters.peft_config(args), args.seed)
-        if data_collator is None:
-            pad = getattr(processing_class, "pad_token_id", None)
-            data_collator = Collator(pad if pad is not None else 0, 8 if torch.cuda.is_available() else 1)
-        super().__init__(
-            model=model, args=args, data_collator=data_collator, processing_class=processing_class, **kwargs
-        )
-        if self.optimizer is not None:
-            raise ConfigError("optimizers=(...): every client needs a fresh one; pass optimizer_cls_and_kwargs instead")
-        self.remove_callback(ProgressCallback)
-        self.remove_callback(PrinterCallback)
-        self.steps = Steps(enabled=not args.disable_tqdm and self.is_world_process_zero())
-        # Clients, not batches, are shared out over the processes: the model is prepared for mixed precision only.
-        self.model_wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=True)
-        if args.gradient_checkpointing:
-            self._checkpoint_activations()
-        self.slot = adapters.AdapterSlot(self.model)
-        if args.initial_adapter is not None:
-            self.slot.write(fitted(read_adapter(args.initial_adapter)[0], adapters.slot_rank(self.slot)))
-        self.initial = self.slot.read()
-        self.scorer = Scorer(self.model_wrapped, self.slot, self.data_collator, self.processing_class, args)
+        _check_cohort(args, self.method, len(self.clients))
         self.publisher = Publisher(args)
         self.store = RoundStore(f"{args.output_dir}/rounds", self.slot.config())
         self._facts = dict(record or {})
         self.run = Run(0, self.initial, self._opening())
-
-    def _checkpoint_activations(self) -> None:
-        """Switch checkpointing on, as Trainer.train() would: a client's steps do not pass through it."""
-        base: Any = self.model.get_base_model()
-        if hasattr(base, "activation_checkpointing_enable"):  # transformers < 5.23 knows the older name alone
-            base.activation_checkpointing_enable(self.args.activation_checkpointing_kwargs)
-        else:
-            base.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
 
     # ---- the run -----------------------------------------------------------------------------------------------------
 
@@ -144,7 +90,7 @@ class FederatedTrainer(Trainer):
         """Run the rounds and write `output_dir`; go on from where `resume_from` (or `resume_from_checkpoint`) says."""
         args, began = self.args, time.perf_counter()
         self._begin("last" if resume_from_checkpoint is True else resume_from_checkpoint or args.resume_from)
-        self.state.max_steps = self.num_rounds * sum(self._num_steps(client) for client in self.clients)
+        self.state.max_steps = self.num_rounds * sum(self.num_steps(client) for client in self.clients)
         self.state.num_train_epochs = self.num_rounds
         self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
         if not self.run.round:
@@ -221,7 +167,7 @@ class FederatedTrainer(Trainer):
         stage, cohort = self._stage(number), self.cohort(number)
         self.state.epoch = number - 1
         self.control = self.callback_handler.on_epoch_begin(args, self.state, self.control)
-        for client_id in self.steps.over(self._mine(cohort), f"round {number}/{self.num_rounds}"):
+        for client_id in self.steps.over(self.mine(cohort), f"round {number}/{self.num_rounds}"):
             self._train_into_store(client_id, number)
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
@@ -233,7 +179,7 @@ class FederatedTrainer(Trainer):
         self.run = Run(number, self.store.state(number), self.store.record(number))
         entry = self.run.record.rounds[-1]
         if args.evaluate_rounds:
-            per_client = self._test_metrics(dict.fromkeys(self.clients, self.run.state))
+            per_client = self.test_metrics(dict.fromkeys(self.clients, self.run.state))
             entry["metrics"] = {"global": bookkeeping.mean_over_collaborative(self.run.record, per_client)}
             if self.is_world_process_zero():
                 self.store.amend(number, self.run.record)
@@ -253,14 +199,6 @@ class FederatedTrainer(Trainer):
         rng = np.random.default_rng(derive_seed(self.args.seed, "cohort", number))
         return sorted(rng.choice(ids, self.args.clients_per_round, replace=False).tolist())
 
-    def _mine(self, clients: Iterable[str]) -> list[str]:
-        """Those of the clients that this process works for."""
-        costs = {client: self._num_steps(client) for client in clients}
-        return shares(costs, self.accelerator.num_processes)[self.accelerator.process_index]
-
-    def _num_steps(self, client_id: str) -> int:
-        return num_local_steps(self.args, len(self.clients[client_id].train))
-
     def _stage(self, number: int) -> Stage:
         return round_stage(self.args, self.method.trains, number)
 
@@ -268,11 +206,6 @@ class FederatedTrainer(Trainer):
     def num_rounds(self) -> int:
         """Rounds of the whole run, those of the global stage included."""
         return total_rounds(self.args)
-
-    @property
-    def rank(self) -> int:
-        """The rank of the adapter in the model."""
-        return adapters.slot_rank(self.slot)
 
     # ---- one client --------------------------------------------------------------------------------------------------
 
@@ -290,22 +223,7 @@ class FederatedTrainer(Trainer):
         """One client's local training in a round, from the state the round starts with; its update."""
         data, seed = self.clients[client_id], derive_seed(self.args.seed, "client", number, client_id)
         start = self._install_start(client_id)
-        return self._trained(client_id, data, start, self._stage(number), self._num_steps(client_id), seed)
-
-    def _trained(
-        self, name: str, data: ClientData, start: AdapterState, stage: Stage, steps: int, seed: int
-    ) -> ClientUpdate:
-        """The update after `steps` of a stage on the training split, from `start`, which is in the model already."""
-        self.slot.train_only(stage.parts)
-        batches = local_batches(data.train, self.data_collator, self.args, seed)
-        mu = self.args.fedprox_mu
-        with _learning_rate(self.args, stage.learning_rate):
-            result = train_locally(self, batches, steps, seed=seed, proximal_mu=mu)
-        facts = {"train_loss": result.train_loss, "steps": result.steps}
-        # A factor that was not trained is the start's to the bit, which an adapter kept in other parts (dirmag) is not.
-        return ClientUpdate(
-            name, personalise.with_kept(self.slot.read(), start, stage.untrained), len(data.train), facts
-        )
+        return self.trained(client_id, data, start, self._stage(number), self.num_steps(client_id), seed)
 
     def _train_server(self, number: int) -> None:
         """A round of the global stage on the server's own data: its result is the new global adapter."""
@@ -315,18 +233,12 @@ class FederatedTrainer(Trainer):
         adapters.set_carry(self.model, None)
         self.slot.write(run.state)
         steps = num_local_steps(self.args, len(self.server.train))
-        update = self._trained(SERVER, self.server, run.state, stage, steps, seed)
+        update = self.trained(SERVER, self.server, run.state, stage, steps, seed)
         seconds = {"train": time.perf_counter() - began}
         combined = Aggregate(update.state, modules=run.record.modules, diagnosis=run.record.diagnosis)
         bookkeeping.add_round(run.record, number, [], [update], combined, {}, run.state, seconds, stage=stage.name)
         self.store.begin(number)
         self.store.commit(number, update.state, run.record)
-
-    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """As Trainer's, but found once: a client's optimizer does not wait for a walk over all modules."""
-        if self._decay_names is None:
-            self._decay_names = super().get_decay_parameter_names(model)
-        return self._decay_names
 
     def _install_start(self, client_id: str) -> AdapterState:
         """Put the state a client starts a round from into the model, and leave trainable what the method trains."""
@@ -417,11 +329,11 @@ class FederatedTrainer(Trainer):
         refined = self._combined(run.round).personalised if self._has_updates(run.round) else {}
         chosen = {}
         members = bookkeeping.collaborative(run.record)
-        for client_id in self.steps.over(self._mine(members), "personal adapter"):
+        for client_id in self.steps.over(self.mine(members), "personal adapter"):
             name, state, losses = self._personal(client_id, refined.get(client_id))
             folders.write(client_id, state)
             chosen[client_id] = {"choice": name, "validation_loss": losses}
-        for client_id, facts in self._gathered(chosen).items():
+        for client_id, facts in self.gathered(chosen).items():
             run.record.clients[client_id]["personal"] = facts
         if self.is_world_process_zero():
             folders.publish()
@@ -468,7 +380,7 @@ class FederatedTrainer(Trainer):
         adapters.set_carry(self.model, None)
         self.slot.write(start)
         steps = int(self.args.personal_steps or 0)
-        return self._trained(client_id, self.clients[client_id], start, personal_stage(self.args), steps, seed).state
+        return self.trained(client_id, self.clients[client_id], start, personal_stage(self.args), steps, seed).state
 
     # ---- evaluation --------------------------------------------------------------------------------------------------
 
@@ -496,24 +408,10 @@ class FederatedTrainer(Trainer):
     def _score(self, kind: str, states: Mapping[str, AdapterState], when: str = "after") -> None:
         """Evaluate adapters on their clients' test splits and put the metrics into the record."""
         record = self.run.record
-        per_client = self._test_metrics(states)
+        per_client = self.test_metrics(states)
         for client_id, metrics in per_client.items():
             record.clients[client_id]["metrics"]["before" if when == "before" else kind] = metrics
         record.metrics.setdefault(when, {})[kind] = bookkeeping.mean_over_collaborative(record, per_client)
-
-    def _test_metrics(self, states: Mapping[str, AdapterState]) -> dict[str, Metrics]:
-        """{client: metrics of its adapter on its test split}, each client evaluated by one process."""
-        found: dict[str, Metrics] = {}
-        for client_id in self.steps.over(self._mine(states), "evaluating"):
-            data, state = self.clients[client_id], states[client_id]
-            if data.test is not None:
-                found[client_id] = self.scorer.metrics(state, data.test) | self.scorer.answers(state, data.questions)
-        return self._gathered(found)
-
-    def _gathered(self, found: dict[str, Any]) -> dict[str, Any]:
-        """Every process's {client: value} as one, sorted, on every process."""
-        parts = gather_object([found]) if self.accelerator.num_processes > 1 else [found]
-        return dict(sorted(item for part in parts for item in part.items()))
 
     # ---- what is left behind -----------------------------------------------------------------------------------------
 
@@ -557,11 +455,10 @@ class FederatedTrainer(Trainer):
         return self.publisher.push(commit_message, token=token, revision=revision, with_clients=with_clients)
 
 
-@contextmanager
-def _learning_rate(args: FederatedConfig, rate: float) -> Iterator[None]:
-    """The optimizers made meanwhile have this learning rate."""
-    usual, args.learning_rate = args.learning_rate, rate
-    try:
-        yield
-    finally:
-        args.learning_rate = usual
+def _check_cohort(args: FederatedConfig, method: Method, clients: int) -> None:
+    size = min(clients, args.clients_per_round or clients)
+    if size < method.least_clients:
+        raise ConfigError(
+            f"{size} clients a round: {method.name} needs at least {method.least_clients}; add clients or choose "
+            "--aggregation product_mean"
+        )

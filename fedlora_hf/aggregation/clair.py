@@ -13,6 +13,7 @@ from fedlora_hf.aggregation.method import Method
 from fedlora_hf.numerics import clair as numerics
 from fedlora_hf.numerics import lowrank
 from fedlora_hf.numerics.clair.blocks import stack
+from fedlora_hf.numerics.clair.estimator import LEAST_CLIENTS
 from fedlora_hf.numerics.clair.evidence import Judgement
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, Evidence, LoraFactors
 
@@ -183,4 +184,5 @@ METHOD = Method(
     rule=clair,
     options=ClairOptions,
     robust=True,
+    least_clients=LEAST_CLIENTS,
 )

@@ -26,6 +26,7 @@ class Method:
     restarts: clients start every round from fresh factors on top of the frozen aggregate.
     robust: made to withstand contaminated clients.
     weighted: the global adapter is a mean with `Aggregate.weights` (a coordinate-wise median is not).
+    least_clients: fewest usable updates it can work with.
     """
 
     name: str
@@ -39,3 +40,4 @@ class Method:
     restarts: bool = False
     robust: bool = False
     weighted: bool = True
+    least_clients: int = 1

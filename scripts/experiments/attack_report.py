@@ -131,6 +131,8 @@ def goal(table: Table, regime: str) -> str:
     ways |= {f"{rule}, chosen": (rule, "chosen") for rule in ("fedavg", "multikrum")}
     lines = []
     for title, (rule, kind) in ways.items():
+        if rule not in table.rules:
+            continue
         column = f"{kind}_loss"
         over_means = _excesses(table, regime, rule, column, lambda values: [statistics.fmean(values)])
         over_runs = _excesses(table, regime, rule, column, lambda values: values)

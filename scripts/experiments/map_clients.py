@@ -134,10 +134,15 @@ def client_data(setting: Setting, split: str, seed: int) -> dict[str, Any]:
     return clients
 
 
+def run_folder(setting: Setting, split: str, seed: int, cache_dir: Path) -> Path:
+    """Where the updates of one (setting, split, seed) are kept."""
+    return cache_dir / setting.name / split.replace(" ", "-") / f"seed-{seed}"
+
+
 def trainer(setting: Setting, split: str, seed: int, cache_dir: Path) -> FederatedTrainer:
     """A trainer over all clients of one (setting, split, seed); its store lies in the cache."""
     args = FederatedConfig(
-        output_dir=str(cache_dir / setting.name / split.replace(" ", "-") / f"seed-{seed}"),
+        output_dir=str(run_folder(setting, split, seed, cache_dir)),
         task=setting.task,
         model_name_or_path=str(setting.base),
         model_dtype=setting.dtype,

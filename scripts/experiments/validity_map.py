@@ -25,6 +25,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--cache", type=Path, required=True, help="folder for the trained updates, outside the project")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="*", help="names of the settings to train; default all")
     parser.add_argument("--stage", choices=("train", "detect", "functional", "all"), default="all")
     parser.add_argument("--output_dir", type=Path, default=DEFAULT_OUTPUT)
     return parser.parse_args()
@@ -54,6 +55,8 @@ def train(args: argparse.Namespace) -> None:
     """Fill the cache, one seed after the other."""
     for seed in range(args.seeds):
         for setting in settings(args):
+            if args.only and setting.name not in args.only:
+                continue
             for split in SPLITS:
                 began, used = time.perf_counter(), time.process_time()
                 federation = trainer(setting, split, seed, args.cache)

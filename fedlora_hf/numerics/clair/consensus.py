@@ -60,7 +60,7 @@ def consensus(similarity: Tensor) -> Consensus:
 
 
 def chance_agreement(null: Tensor) -> float:
-    """Agreement that strangers reach: that of a (K, K) similarity without common direction, plus 3 standard errors."""
+    """Agreement that strangers reach: that of a (K, K) similarity without common direction, plus 4 standard errors."""
     K = len(null)
     off = null[~torch.eye(K, dtype=torch.bool)]
-    return consensus(null).agreement + 3 * float(off.square().mean().sqrt()) / K**0.5
+    return consensus(null).agreement + 4 * float(off.square().mean().sqrt()) / K**0.5

@@ -81,10 +81,10 @@ def judge(
     index = alive.nonzero().squeeze(1)
     gain, error, level = shared_energy(fit, modules)
     shared = 1 - gain / level if level > 0 else torch.zeros_like(gain)
+    guard = subspace_guard(float(fit.residual[fit.kept].max()) ** 2)
     joint = common_use(modules, fit)
     usable = joint > JOINT and fit.majority > max(SHARED * len(modules), HALF * level, ERRORS * float(error.median()))
-    outside = float(fit.residual[fit.kept].max()) ** 2
-    subspace = effect_threshold(shared, error / level, subspace_guard(outside)) if usable else None
+    subspace = effect_threshold(shared, error / level, guard, guard < SUBSPACE_GUARD) if usable else None
 
     aligned = 1 - agreed.to_core / agreed.agreement if agreed.agreement > 0 else torch.zeros_like(gain)
     direction = None

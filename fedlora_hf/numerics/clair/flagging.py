@@ -26,6 +26,8 @@ CLEAN_GUARD, NOISE = 0.2, 10.0
 OPPOSED, OPPOSED_CAP = 1.3, 1.7
 # Size: 5 times the typical norm, or 1 / 100 of it.
 LARGE, SMALL = math.log(5.0), math.log(100.0)
+# However unequal the clients' norms, one of LARGE ** SCALE_CAP (7.5) times the typical norm is flagged.
+SCALE_CAP = 1.25
 # Log norm ratio given to a zero update, so that scores stay finite.
 ZERO = math.log(1e6)
 
@@ -58,15 +60,18 @@ def critical_z(n: int) -> float:
     return 3.4 + 60.0 / n
 
 
-def effect_threshold(scores: Tensor, errors: Tensor, guard: float) -> Tensor:
+def effect_threshold(scores: Tensor, errors: Tensor, guard: float, clean: bool = False) -> Tensor:
     """(K,) thresholds of a score that is 0 at the core, 1 for a stranger and 2 for the core's negative.
 
     The robust spread of the scores, held between a guard and a cap. errors: (K,) standard errors of a stranger's
-    score. Among fewer than 6 clients the cap counts alone.
+    score. Among fewer than 6 clients the cap counts alone. clean: the core is so free of noise that a stranger's
+    errors do not matter.
     """
     cap = (1 - ERRORS * errors).clamp_max(CAP)
     centre, spread = shorth(scores)
     level = centre + critical_z(len(scores)) * spread if len(scores) >= 6 else CAP
+    if clean:
+        return torch.full_like(cap, max(min(level, CAP), guard) if len(scores) >= 6 else guard)
     bar = cap.clamp_max(max(level, guard))
     return torch.where(cap >= LEAST_CAP, bar, torch.maximum(1 + ERRORS * errors, opposed_threshold(scores)))
 
@@ -87,7 +92,7 @@ def scale_scores(log_norm: Tensor, alive: Tensor) -> tuple[Tensor, float]:
     centre, spread = shorth(log_norm[alive])
     deviation = torch.where(alive, log_norm - centre, torch.full_like(log_norm, -ZERO)).clamp(-ZERO, ZERO)
     scores = torch.where(deviation > 0, deviation / LARGE, -deviation / SMALL)
-    return scores, max(1.0, critical_z(int(alive.sum())) * spread / LARGE)
+    return scores, min(max(1.0, critical_z(int(alive.sum())) * spread / LARGE), SCALE_CAP)
 
 
 def accumulate(

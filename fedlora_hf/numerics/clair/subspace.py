@@ -66,11 +66,17 @@ def held_out_energies(coords: Tensor, weights: Tensor, limit: int) -> Tensor:
 
 
 def judging_rank(energy: Tensor, out: int) -> int:
-    """Smallest rank whose gain over a random subspace is CARRIES of the best; energy (kept, p)."""
-    steps = torch.arange(1, energy.shape[1] + 1, dtype=energy.dtype)
-    gain = energy.mean(0).cumsum(0) - steps / out
-    top = gain.max()
-    return int((gain >= CARRIES * top).nonzero()[0]) + 1 if top > 0 else 1
+    """Smallest rank whose gain over a random subspace is CARRIES of the best, and on over directions that carry half
+    as much as those before do on average; energy (kept, p)."""
+    mean = energy.mean(0)
+    gain = (mean - 1 / out).cumsum(0)
+    top = float(gain.max())
+    if top <= 0:
+        return 1
+    rank = int((gain >= CARRIES * top).nonzero()[0]) + 1
+    while rank < len(mean) and float(mean[rank]) > float(mean[:rank].mean()) / 2:
+        rank += 1
+    return rank
 
 
 def shared_rank(energy: Tensor, out: int) -> int:
