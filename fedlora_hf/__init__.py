@@ -14,7 +14,7 @@ _HOME = {
     "FederatedTrainer": "trainer",
     "DirMagLoraConfig": "dirmag",
     "aggregate": "aggregation",
-    "load_run": "record",
+    "load_run": "hub",
 }
 __all__ = ["DirMagLoraConfig", "FederatedConfig", "FederatedTrainer", "aggregate", "load_run"]
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fedlora_hf.aggregation import aggregate
     from fedlora_hf.config import FederatedConfig
     from fedlora_hf.dirmag import DirMagLoraConfig
-    from fedlora_hf.record import load_run
+    from fedlora_hf.hub import load_run
     from fedlora_hf.trainer import FederatedTrainer
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fedlora_hf.dirmag import PARTS, DirMagLoraConfig, is_dirmag, phase_size, set_trainable_parts, write_factor
 from fedlora_hf.errors import AdapterError, ConfigError
+from fedlora_hf.files import SIDE_CAR
 from fedlora_hf.seeding import derive_seed
 from fedlora_hf.update import AdapterState, LoraFactors
 
@@ -150,15 +151,18 @@ class AdapterSlot:
                 yield f"{path}.{name}", tensor
 
     def config(self) -> dict[str, Any]:
-        """adapter_config.json of the slot, as stock PEFT writes it."""
+        """adapter_config.json of the slot, as stock PEFT writes it; of direction/magnitude LoRA also its side-car."""
+        side_car = None
         with tempfile.TemporaryDirectory() as folder:
             self.model.peft_config[self.name].save_pretrained(folder)
             content = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
+            if (Path(folder) / SIDE_CAR).is_file():
+                side_car = json.loads((Path(folder) / SIDE_CAR).read_text(encoding="utf-8"))
         content["inference_mode"] = True
         for name, value in content.items():
             if isinstance(value, list) and all(isinstance(item, str) for item in value):
                 content[name] = sorted(value)  # PEFT keeps sets; a set has no order to reproduce
-        return content
+        return content if side_car is None else {**content, SIDE_CAR: side_car}
 
 
 def slot_rank(slot: AdapterSlot) -> int:

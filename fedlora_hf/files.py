@@ -18,7 +18,7 @@ from fedlora_hf.errors import AdapterError
 from fedlora_hf.record import write_atomically
 from fedlora_hf.update import AdapterState, LoraFactors
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS, SIDE_CAR = "adapter_config.json", "adapter_model.safetensors", "dirmag_config.json"
 PREFIX = "base_model.model."
 MAX_CONFIG_BYTES = 4 * 1024 * 1024
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
@@ -179,9 +179,11 @@ def write_adapter(folder: str | os.PathLike[str], state: AdapterState, config: M
     """Write `state` as a stock PEFT folder, each file whole or not at all, tensors in float32.
 
     `config` is an adapter_config.json as a dict; r, lora_alpha and target_modules are set to what the state needs.
-    Modules of lower rank or another scale are padded and rescaled, which changes no update.
+    Modules of lower rank or another scale are padded and rescaled, which changes no update. What stands under the key
+    SIDE_CAR goes to a file of that name: stock PEFT would complain of fields that are not its own.
     """
-    folder = Path(folder)
+    folder, config = Path(folder), dict(config)
+    side_car = config.pop(SIDE_CAR, None)
     rank = max(factors.rank for factors in state.values())
     scale = next(iter(state.values())).scale
     tensors: dict[str, Tensor] = {}
@@ -193,6 +195,8 @@ def write_adapter(folder: str | os.PathLike[str], state: AdapterState, config: M
         tensors[PREFIX + name] = tensor.contiguous()
     content = {**config, **rank_and_alpha(config, rank, scale), "target_modules": target_modules(config, list(state))}
     write_atomically(folder / WEIGHTS, safetensors_bytes(tensors, metadata={"format": "pt"}))
+    if side_car is not None:
+        write_atomically(folder / SIDE_CAR, (json.dumps(side_car, indent=2, sort_keys=True) + "\n").encode())
     write_atomically(folder / CONFIG, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
 
 

@@ -1,14 +1,15 @@
 """Functional evidence: what a client's change does to the validation loss of other clients.
 
-Updates alone cannot tell different from contaminated where honest clients share nothing; the loss of others sometimes
-can, because an honest change costs others less than a spoiled one. It needs evaluations, so it is sub-sampled.
+Where honest clients share nothing, updates alone cannot tell different from contaminated; the loss of others knows a
+little more, because an honest change usually costs them less than a spoiled one. It takes evaluations, so only a panel
+of clients judges, and one round of it ranks better than it flags: combine rounds.
 """
 # SPDX-License-Identifier: Apache-2.0
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import mean, median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,16 +25,19 @@ if TYPE_CHECKING:
 
 # Shares of a client's change that are tried: a small step tells agreement, the whole one tells damage [our choice].
 SCALES = (0.3, 1.0)
-# Spread of honest clients' effects, relative to the typical loss, below which differences count for nothing.
-LEAST_SPREAD = 0.002
-# What counts as the change of loss where a loss is not finite any more.
+# Differences below this share of a judge's loss count for nothing, nor do judges' medians closer than LEAST_HARM of
+# their spreads.
+LEAST_SPREAD, LEAST_HARM = 0.002, 0.25
+# What counts as the change of a loss that is not finite any more, in nats.
 BROKEN = 1e6
+
+Effects = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
 class Functional:
-    """evidence: {client: Evidence}, in standard deviations. changes: {client: {scale: median change of the judges'
-    loss, nats; positive is harm}}. evaluations: how many splits were scored for it."""
+    """evidence: {client: Evidence}, in standard deviations. changes: {client: {scale: median over the judges of the
+    change of their loss, nats; positive is harm}}. evaluations: how many splits were scored for it."""
 
     evidence: Mapping[str, Evidence]
     changes: Mapping[str, Mapping[float, float]]
@@ -53,80 +57,70 @@ def functional_evidence(
     """How much worse each client's change makes others' validation loss, against what is usual in the cohort.
 
     start: the adapter the round started from; updates: whole adapters, read one at a time. `start + scale * change` is
-        scored as an adapter of the model's rank, exact at scale 1 and wherever the start is still zero.
+        scored as an adapter of the model's rank: exact at scale 1, and wherever the start is still zero.
     validation: {client: its tokenised validation split}; clients without one, or with an empty one, judge nobody.
-    judges: how many other clients judge a client, drawn from (seed, client). The median over them holds while fewer
-        than half of those drawn are contaminated, so few judges are cheap and weak.
+    judges: how many other clients judge each client. One panel of judges + 1, drawn from the seed, judges all, none of
+        them itself: paired effects are compared, which told more than as many judges drawn for each client alone. Its
+        median holds while fewer than half of the panel are contaminated; draw another panel every round.
 
-    Costs one evaluation for each judge that was drawn, and clients * judges * scales more. A client whom nobody can
-    judge, or cohorts of fewer than 3, get the threshold None.
+    Costs one evaluation for each of the panel, and clients * judges * scales more. Clients whom nobody can judge, and
+    all in a cohort of fewer than 3, get the threshold None.
     """
     updates = sorted(updates, key=lambda update: update.client_id)
-    able = sorted(client for client, split in validation.items() if split is not None and len(split))
-    panel = {update.client_id: drawn_judges(update.client_id, able, judges, seed) for update in updates}
-    loss = _counted(lambda state, judge: scorer.metrics(state, validation[judge])["loss"])
-    before = {judge: loss(start, judge) for judge in sorted({judge for drawn in panel.values() for judge in drawn})}
-    changes: dict[str, dict[float, float]] = {}
+    panel = drawn_panel(validation, judges + 1, seed)
+    before = {judge: _loss(scorer, start, validation[judge]) for judge in panel}
+    effects: dict[float, dict[str, dict[str, float]]] = {scale: {} for scale in scales}
     for update in updates:
-        drawn = panel[update.client_id]
-        if not drawn:
-            continue
-        state = update.state.in_memory()
-        changes[update.client_id] = {}
-        for scale in scales:
-            moved = state if scale == 1 else mix(start, state, scale, scorer.rank)
-            effects = [_finite(loss(moved, judge) - before[judge]) for judge in drawn]
-            changes[update.client_id][scale] = median(effects)
-    scores = harm_scores(changes, median(before.values())) if len(changes) >= 3 else {}
-    limit = critical_z(len(scores)) if scores else None
-    evidence = {
-        update.client_id: Evidence(scores[update.client_id], limit)
-        if update.client_id in scores
-        else Evidence(0.0, None)
-        for update in updates
-    }
-    return Functional(evidence, changes, loss.count)
+        others = [judge for judge in panel if judge != update.client_id]
+        if others:
+            state = update.state.in_memory()
+            for scale in scales:
+                moved = state if scale == 1 else mix(start, state, scale, scorer.rank)
+                after = {judge: _loss(scorer, moved, validation[judge]) for judge in others}
+                effects[scale][update.client_id] = {judge: after[judge] - before[judge] for judge in others}
+    judged = list(effects[scales[0]])
+    changes = {client: {scale: median(effects[scale][client].values()) for scale in scales} for client in judged}
+    evidence = {update.client_id: Evidence(0.0, None) for update in updates}
+    if len(judged) >= 3:
+        harm = {scale: relative_harm(effects[scale], before) for scale in scales}
+        scores = harm_scores({client: mean(harm[scale][client] for scale in scales) for client in judged})
+        for client, score in scores.items():
+            harmless = max(changes[client].values()) <= 0
+            evidence[client] = Evidence(min(score, 0.0) if harmless else score, critical_z(len(judged)))
+    evaluations = len(before) + sum(len(found) for at in effects.values() for found in at.values())
+    return Functional(evidence, changes, evaluations)
 
 
-def drawn_judges(client: str, able: Sequence[str], count: int, seed: int) -> list[str]:
-    """`count` of the others that are able to judge, or all of them; sorted, and the same whoever else is judged."""
-    others = [judge for judge in able if judge != client]
-    rng = np.random.default_rng(derive_seed(seed, "judges", client))
-    return sorted(others[place] for place in rng.permutation(len(others))[:count])
+def drawn_panel(validation: Mapping[str, Any], count: int, seed: int) -> list[str]:
+    """`count` of the clients that have validation examples, or all of them; sorted, a function of the seed."""
+    able = sorted(client for client, split in validation.items() if split is not None and len(split))
+    order = np.random.default_rng(derive_seed(seed, "judges")).permutation(len(able))
+    return sorted(able[place] for place in order[:count])
 
 
-def harm_scores(changes: Mapping[str, Mapping[float, float]], typical_loss: float) -> dict[str, float]:
-    """{client: the largest over scales of (its effect - the typical effect) / spread}, at most 0 for one that harms
-    nobody [our choice].
+def relative_harm(effects: Effects, losses: Mapping[str, float]) -> dict[str, float]:
+    """{client: median over its judges of (effect - what is usual for the judge) / the judge's spread} [our choice].
 
-    Centre and spread are those of the shortest half of the clients, so they hold while most are honest; the spread is
-    at least LEAST_SPREAD of the typical loss, because judges' losses are never known better.
+    effects: {client: {judge: change of the judge's loss}}; losses: {judge: its loss before}. Centre and spread are the
+    shortest half's, so they hold while most clients are honest; a judge that is easily upset counts no more for it.
     """
-    scores = dict.fromkeys(changes, -math.inf)
-    for scale in next(iter(changes.values())):
-        effects = {client: effect[scale] for client, effect in changes.items()}
-        centre, spread = shorth(torch.tensor(list(effects.values()), dtype=torch.float64))
-        spread = max(spread, LEAST_SPREAD * abs(typical_loss), 1e-12)
-        for client, effect in effects.items():
-            z = (effect - centre) / spread
-            scores[client] = max(scores[client], z if effect > 0 else min(z, 0.0))
-    return scores
+    standard: dict[str, list[float]] = {client: [] for client in effects}
+    for judge, loss in losses.items():
+        mine = {client: found[judge] for client, found in effects.items() if judge in found}
+        centre, spread = shorth(torch.tensor(list(mine.values()), dtype=torch.float64))
+        spread = max(spread, LEAST_SPREAD * abs(loss), 1e-12)
+        for client, effect in mine.items():
+            standard[client].append((effect - centre) / spread)
+    return {client: median(values) for client, values in standard.items()}
 
 
-class _Counted:
-    """A function that knows how often it was called."""
-
-    def __init__(self, function: Callable[[AdapterState, str], float]) -> None:
-        self.function, self.count = function, 0
-
-    def __call__(self, state: AdapterState, judge: str) -> float:
-        self.count += 1
-        return self.function(state, judge)
+def harm_scores(harm: Mapping[str, float]) -> dict[str, float]:
+    """{client: robust z of its harm among the clients}, by the shortest half again."""
+    centre, spread = shorth(torch.tensor(list(harm.values()), dtype=torch.float64))
+    return {client: (value - centre) / max(spread, LEAST_HARM) for client, value in harm.items()}
 
 
-def _counted(function: Callable[[AdapterState, str], float]) -> _Counted:
-    return _Counted(function)
-
-
-def _finite(change: float) -> float:
-    return min(max(change, -BROKEN), BROKEN) if not math.isnan(change) else BROKEN
+def _loss(scorer: "Scorer", state: AdapterState, split: Any) -> float:
+    """A loss that can be computed with: one that is not finite is as bad as can be."""
+    loss = scorer.metrics(state, split)["loss"]
+    return min(loss, BROKEN) if not math.isnan(loss) else BROKEN

@@ -157,21 +157,3 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
-
-
-def load_run(folder_or_repo_id: str | os.PathLike[str], revision: str | None = None) -> RunRecord:
-    """The record of a run, from its output folder or from the Hub repository it was pushed to."""
-    if os.path.isdir(folder_or_repo_id) or os.path.isabs(folder_or_repo_id):
-        return RunRecord.load(folder_or_repo_id)
-    text = os.fspath(folder_or_repo_id)
-    if text.count("/") != 1 or text.startswith("."):
-        raise RecordError(f"{text!r}: neither an existing folder nor a Hub repository id (user/name); check the name")
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        path = hf_hub_download(text, FILE_NAME, revision=revision)
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RecordError(f"{text!r}: no folder of that name, and the Hub gives no run.json ({reason})") from None
-    return RunRecord.load(Path(path).parent)

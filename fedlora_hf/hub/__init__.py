@@ -14,6 +14,7 @@ _HOME = {
     "Source": "pull",
     "fetch_adapter": "pull",
     "fetch_run": "pull",
+    "load_run": "pull",
     "parse_source": "pull",
     "push_folder": "push",
     "redacted": "text",
@@ -23,6 +24,7 @@ __all__ = [
     "Source",
     "fetch_adapter",
     "fetch_run",
+    "load_run",
     "parse_source",
     "push_folder",
     "redacted",
@@ -33,7 +35,7 @@ __all__ = [
 if TYPE_CHECKING:
     from fedlora_hf.hub.background import BackgroundPusher
     from fedlora_hf.hub.card import render_card, write_card
-    from fedlora_hf.hub.pull import Source, fetch_adapter, fetch_run, parse_source
+    from fedlora_hf.hub.pull import Source, fetch_adapter, fetch_run, load_run, parse_source
     from fedlora_hf.hub.push import push_folder
     from fedlora_hf.hub.text import redacted
 

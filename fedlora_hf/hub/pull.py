@@ -140,6 +140,34 @@ def fetch_run(
     return target
 
 
+def load_run(
+    folder_or_repo_id: str | os.PathLike[str], revision: str | None = None, *, token: str | bool | None = None
+) -> RunRecord:
+    """The record of a run, from its output folder or from the Hub repository it was pushed to; RecordError, one line.
+
+    From the Hub run.json alone is fetched, its size looked at before.
+    """
+    text = os.fspath(folder_or_repo_id)
+    if os.path.isdir(text):
+        return RunRecord.load(text)
+    if not REPO_ID.fullmatch(text):
+        raise RecordError(
+            f"{one_line(text, 120)!r}: neither an existing folder nor a Hub repository id (user/name); check the name"
+        )
+    source, api = parse_source(f"hub:{text}" + (f"@{revision}" if revision else "")), HfApi(token=token)
+    with hub_errors(RecordError, str(source)):
+        commit = _commit_of(api, source)
+        target = _place(None, text, commit, "record")
+        if not target.is_dir():
+            found = with_retries(lambda: api.get_paths_info(text, [FILE_NAME], revision=commit), str(source))
+            sizes = {entry.path: int(entry.size) for entry in found if isinstance(entry, RepoFile)}
+            if FILE_NAME not in sizes:
+                raise RecordError(f"{source}: holds no {FILE_NAME}; give a repository made by fedlora push")
+            _bounded(f"{source}: {FILE_NAME}", sizes[FILE_NAME], MAX_BYTES, RecordError)
+            _download(api, text, commit, sizes, target)
+    return RunRecord.load(target)
+
+
 def _commit_of(api: HfApi, source: Source) -> str:
     """The commit that a source's revision names now; a commit's own id needs no asking."""
     if source.revision and _COMMIT.fullmatch(source.revision):

@@ -2,11 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import argparse
+import gc
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from attack_report import Row, write_report
@@ -24,7 +26,7 @@ from fedlora_hf.update import AdapterState, ClientUpdate
 CLEAN = "none"
 ATTACKS = (*DATA_ATTACKS, *UPDATE_ATTACKS)
 # Our rules: {name: (method, options)}, all at their defaults.
-OURS: dict[str, tuple[str, dict[str, str]]] = {
+OURS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "fedavg": ("fedavg", {}),
     "product_mean": ("product_mean", {}),
     "clair hard": ("clair", {"refine": "hard"}),
@@ -96,29 +98,31 @@ def combine(rule: str, sent: Cohort, start: AdapterState, others: Mapping[str, R
 
 
 def measured(rule: str, federation: Federation, sent: Cohort, others: Mapping[str, Rule]) -> Row:
-    """Detection, and losses over the benign clients, of one rule on one cohort."""
-    alone = _mean([federation.alone[name] for name in sent.benign])
+    """Detection, and losses over the benign clients, of one rule on one cohort: of its global adapter, of what it makes
+    of each client's own ("personal"), and of what the client chooses on its validation lines ("chosen")."""
     if rule == ALONE:
-        return {**_detection(None, sent), **_scores("global"), **_scores("personal", alone), **_scores("chosen")}
+        alone = _mean([federation.alone[name] for name in sent.benign])
+        return {**detection(None, sent), **_scores("global"), **_scores("personal", alone), **_scores("chosen")}
     found = combine(rule, sent, federation.start, others)
-    row = _detection(found.left_out, sent) | _scores("global", federation.score(found.state, sent.benign, "test"))
-    own = {name: federation.update(federation.honest.index(name)) for name in sent.benign}
+    row = detection(found.left_out, sent) | _scores("global", federation.score(found.state, sent.benign, "test"))
     refined = None
     if rule.startswith("clair"):
-        given = [personalise.given(found.state, own[n], found.refined.get(n))[1] for n in sent.benign]
-        scores = [federation.score(state, [n], "test") for n, state in zip(sent.benign, given, strict=True)]
-        refined = _mean(scores)
+        given = {n: personalise.given(found.state, sent.updates[n], found.refined.get(n))[1] for n in sent.benign}
+        refined = _mean([federation.score(state, [name], "test") for name, state in given.items()])
     row |= _scores("personal", refined)
     if rule not in CHOOSING:
         return row | _scores("chosen")
-    scores, choices = [], Counter()
-    for name in sent.benign:
-        offered = personalise.candidates(found.state, own[name], found.refined.get(name), RANK)
-        choice, state, _ = personalise.best(offered, lambda s, n=name: federation.score(s, [n], "validation")[0])
-        scores.append(federation.score(state, [name], "test"))
-        choices[choice] += 1
-    listed = ", ".join(f"{choice} {number}" for choice, number in choices.most_common())
-    return row | _scores("chosen", _mean(scores), listed)
+    choices = {name: _choice(federation, found, name, sent.updates[name]) for name in sent.benign}
+    counts = Counter(choice for choice, _ in choices.values())
+    chosen = _mean([federation.score(state, [name], "test") for name, (_, state) in choices.items()])
+    return row | _scores("chosen", chosen, ", ".join(f"{choice} {number}" for choice, number in counts.most_common()))
+
+
+def _choice(federation: Federation, found: Combined, name: str, own: AdapterState) -> tuple[str, AdapterState]:
+    """What a client takes of all that it is offered, by the loss on its validation lines."""
+    offered = personalise.candidates(found.state, own, found.refined.get(name), RANK)
+    choice, state, _ = personalise.best(offered, lambda state: federation.score(state, [name], "validation")[0])
+    return choice, state
 
 
 def _mean(scores: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -126,7 +130,7 @@ def _mean(scores: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return loss, accuracy
 
 
-def _detection(left_out: frozenset[str] | None, sent: Cohort) -> Row:
+def detection(left_out: frozenset[str] | None, sent: Cohort) -> Row:
     """precision is empty where nobody is left out, recall where nobody is contaminated."""
     if left_out is None:
         return dict.fromkeys(("left_out", "false_positives", "precision", "recall"), "")
@@ -155,9 +159,9 @@ def table(args: argparse.Namespace) -> list[Row]:
     """One row for each seed, regime, cell and rule; those already in the cache are read, but for `--again`."""
     others = rules()
     names = [ALONE, ORACLE, *OURS, *others]
-    attacks, counts, size = (ATTACKS, (0, 1, 4, 5), 12)
+    attacks, counts, size = list(ATTACKS), [0, 1, 4, 5], 12
     if args.quick:
-        attacks, counts, size, names = ("random targets", "sign flip"), (0, 1), 4, [ALONE, *OURS, *others]
+        attacks, counts, size = ["random targets", "sign flip"], [0, 1], 4
     rows: list[Row] = []
     for regime in [REGIMES["scarce"]] if args.quick else REGIMES.values():
         for seed in range(args.seed, args.seed + args.seeds):
@@ -178,6 +182,7 @@ def _of_one(
 ) -> list[Row]:
     """The rows of one seed in one regime."""
     federation = Federation(seed, regime, args.cache, size, most)
+    gc.freeze()  # Flower collects garbage at every array it reads, and would look through all of the above each time
     rows = []
     for attack, count in wanted:
         sent = cohort(federation, attack, count)

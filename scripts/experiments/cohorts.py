@@ -59,16 +59,16 @@ def _gaussian(honest: list[Tensor], own: list[Tensor], g: torch.Generator) -> li
 
 
 def _own_subspace(honest: list[Tensor], own: list[Tensor], g: torch.Generator) -> list[Tensor]:
-    return [unit(normal(g, OUT, RANK) @ normal(g, RANK, IN)) * W.norm() for W in own]
+    return [unit(normal(g, W.shape[0], RANK) @ normal(g, RANK, W.shape[1])) * W.norm() for W in own]
 
 
 def _colluding(honest: list[Tensor], own: list[Tensor], g: torch.Generator) -> list[Tensor]:
-    wrong = torch.linalg.qr(normal(g, OUT, RANK))[0]
-    return [wrong @ unit(normal(g, RANK, IN)) * W.norm() for W in own]
+    wrong = torch.linalg.qr(normal(g, own[0].shape[0], RANK))[0]
+    return [wrong @ unit(normal(g, RANK, W.shape[1])) * W.norm() for W in own]
 
 
 def _coherent(honest: list[Tensor], own: list[Tensor], g: torch.Generator) -> list[Tensor]:
-    wrong = unit(normal(g, OUT, 1) @ normal(g, 1, IN))
+    wrong = unit(normal(g, own[0].shape[0], 1) @ normal(g, 1, own[0].shape[1]))
     return [wrong * W.norm() for W in own]
 
 

@@ -7,7 +7,6 @@ contaminated is trained once on its honest lines and once on each kind of wrong 
 # SPDX-License-Identifier: Apache-2.0
 
 import csv
-import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +18,7 @@ from datasets import DatasetDict
 from transformers import LlamaForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from fedlora_hf.commands.demo import COMMON, OWN, copying_model, examples, letter_tokenizer
+from fedlora_hf.commands.demo import COMMON, LETTERS, OWN, copying_model, examples, letter_tokenizer
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.files import read_adapter, write_adapter
 from fedlora_hf.progress import Steps
@@ -27,7 +26,6 @@ from fedlora_hf.seeding import derive_seed
 from fedlora_hf.trainer import FederatedTrainer
 from fedlora_hf.update import AdapterState
 
-LETTERS = string.ascii_lowercase
 STEPS, RANK = 40, 8
 DATA_ATTACKS = ("random targets", "permuted labels", "colluding permutation")
 
@@ -121,9 +119,9 @@ def client_lines(seed: int, regime: Regime, num_clients: int, suspects: Sequence
     for number in range(num_clients):
         rng = np.random.default_rng(derive_seed(seed, "lines", regime.name, number))
         own = rng.permutation(order[COMMON:])[:OWN]
-        mapping = {**common, own[0]: own[1], own[1]: own[0]}
+        right = {**common, own[0]: own[1], own[1]: own[0]}
         sizes = {"train": regime.train, "validation": regime.validation, "test": regime.test}
-        clients[f"client-{number:02d}"] = DatasetDict({s: examples(rng, n, mapping) for s, n in sizes.items()})
+        clients[f"client-{number:02d}"] = DatasetDict({s: examples(rng, n, right) for s, n in sizes.items()})
         wrong = {DATA_ATTACKS[0]: None, DATA_ATTACKS[1]: permutation(rng), DATA_ATTACKS[2]: conspiracy}
         for kind, mapping in wrong.items() if number in suspects else ():
             lines = examples(rng, regime.train, mapping)

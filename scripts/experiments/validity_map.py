@@ -10,11 +10,19 @@ stopped goes on where it was.
 # SPDX-License-Identifier: Apache-2.0
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
 from map_clients import SPLITS, Setting, train_missing, trainer
+from map_detection import detect, pooled
+from map_figures import heat_maps
+from map_functional import functional
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from common import environment, markdown, write_csv
+
+FUNCTIONAL_KINDS = ("random_outputs", "constant")
 DEFAULT_OUTPUT = Path(__file__).resolve().parents[2] / "docs" / "results" / "validity_map"
 
 
@@ -65,10 +73,43 @@ def train(args: argparse.Namespace) -> None:
                 print(f"seed {seed} {setting.name} {split}: {done} trained, {wall:.0f} s, cpu {cpu:.0f} s", flush=True)
 
 
+def detect_all(args: argparse.Namespace) -> None:
+    """cohorts.csv, map.csv, tables.md and a figure for each setting, of whatever the cache holds."""
+    rows, sections = [], []
+    for setting in settings(args):
+        for split in SPLITS:
+            for seed in range(args.seeds):
+                rows += list(detect(setting, split, seed, args.cache))
+                print(f"judged {setting.name} {split} seed {seed}: {len(rows)} cohorts so far", flush=True)
+    table = pooled(rows)
+    for setting in settings(args):
+        mine = [row for row in table if row["data"] == setting.name]
+        if mine:
+            heat_maps(mine, setting.title, args.output_dir / f"{setting.name}.png")
+            sections.append(f"## {setting.title}\n\n![{setting.title}]({setting.name}.png)\n\n{markdown(mine)}\n")
+    write_csv(args.output_dir / "cohorts.csv", rows)
+    write_csv(args.output_dir / "map.csv", table)
+    (args.output_dir / "tables.md").write_text("\n".join(["# The validity map\n", *sections]), encoding="utf-8")
+
+
+def functional_all(args: argparse.Namespace) -> None:
+    """functional.csv: what validation losses tell where updates tell nothing."""
+    tasks, rows = settings(args)[0], []
+    for seed in range(args.seeds):
+        for judges in (5, 10):
+            rows += list(functional(tasks, "one each", seed, FUNCTIONAL_KINDS, judges, args.cache))
+            print(markdown(rows), flush=True)
+    write_csv(args.output_dir / "functional.csv", rows)
+
+
 def main() -> None:
     args = parse_arguments()
-    if args.stage in ("train", "all"):
-        train(args)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    stages = {"train": train, "detect": detect_all, "functional": functional_all}
+    for name, stage in stages.items():
+        if args.stage in (name, "all"):
+            stage(args)
+    print(environment())
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def run_steps(tmp_path_factory):
             env=env,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         assert token_of("alice") not in done.stdout + done.stderr

@@ -23,3 +23,12 @@ def test_the_repository_is_private_and_holds_no_client_unless_asked(seen):
 def test_a_run_resumed_from_a_pushed_round_ends_in_the_same_adapter_to_the_bit(seen):
     assert seen["rounds_trained_after_resuming"] == 2
     assert seen["same"]
+
+
+def test_personal_adapters_on_the_hub_are_aggregated_by_name(seen):
+    names = [f"alice-federation-whole-clients-{client}" for client in ("ada", "bob", "eve")]
+    assert seen["joined"] == [0, names]
+
+
+def test_a_direction_magnitude_adapter_is_one_again_when_read_from_the_hub(seen):
+    assert seen["direction_magnitude"] == ["A.direction", "A.magnitude", "B.direction", "B.magnitude"]

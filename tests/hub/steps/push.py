@@ -12,8 +12,8 @@ from local_hub import token_of
 from sample_run import write_adapter, write_run
 from tools import error_of, requests_seen
 
-from fedlora_hf.hub import fetch_adapter, fetch_run, push_folder
-from fedlora_hf.record import RunRecord, load_run
+from fedlora_hf.hub import fetch_adapter, fetch_run, load_run, push_folder
+from fedlora_hf.record import RunRecord
 
 home = Path(sys.argv[1])
 api, repo, seen = HfApi(), "alice/run", {}

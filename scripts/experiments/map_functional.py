@@ -1,0 +1,42 @@
+"""Functional evidence where updates tell nothing: clients of one task each, judged by the loss they cause to others."""
+# SPDX-License-Identifier: Apache-2.0
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from map_clients import SHARES, Setting, run_folder, trainer, variant
+from map_detection import Row, auc, cohorts, trained
+
+from fedlora_hf.functional import SCALES, functional_evidence
+from fedlora_hf.update import ClientUpdate
+
+
+def functional(
+    setting: Setting, split: str, seed: int, kinds: Sequence[str], judges: int, cache_dir: Path
+) -> Iterator[Row]:
+    """A row for each kind, and the clean cohort, at the larger share of contaminated clients.
+
+    A contaminated client judges by its own spoiled validation split; one that spoils updates has a sound one.
+    """
+    updates = trained(run_folder(setting, split, seed, cache_dir))
+    federation = trainer(setting, split, seed, cache_dir)
+    data = federation.clients
+    for kind, share, sent, bad in cohorts(updates, setting.kinds, seed):
+        if kind not in ("none", *kinds) or (bad and share != SHARES[-1]):
+            continue
+        own = {client: variant(client, kind) if client in bad else client for client in ids(sent)}
+        validation = {client: data[own[client] if own[client] in data else client].validation for client in own}
+        found = functional_evidence(federation.scorer, federation.initial, sent, validation, judges=judges, seed=seed)
+        flagged = {client for client, evidence in found.evidence.items() if evidence.flagged}
+        row: Row = {"data": setting.name, "split": split, "kind": kind, "share": share, "seed": seed}
+        row |= {"judges": judges, "clients": len(sent), "contaminated": len(bad), "found": len(flagged & bad)}
+        row |= {"wrongly_flagged": len(flagged - bad), "evaluations": found.evaluations}
+        row["auc"] = round(auc({client: e.score for client, e in found.evidence.items()}, bad), 4)
+        for scale in SCALES:
+            effects = {client: change[scale] for client, change in found.changes.items()}
+            row[f"auc_scale_{scale}"] = round(auc(effects, bad), 4)
+        yield row
+
+
+def ids(sent: Sequence[ClientUpdate]) -> list[str]:
+    return [update.client_id for update in sent]
