@@ -11,7 +11,7 @@ import models
 import pytest
 import sample_data
 
-import fedlora_hf.trainer
+import fedlora_hf.client_trainer
 from fedlora_hf import cli
 
 pytestmark = pytest.mark.usefixtures("bare_output")
@@ -201,7 +201,7 @@ def test_an_interruption_says_how_to_go_on(
     def interrupt(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fedlora_hf.trainer, "train_locally", interrupt)
+    monkeypatch.setattr(fedlora_hf.client_trainer, "train_locally", interrupt)
     assert cli.main(train_flags(base_model, dolly, tmp_path, lora_r=2, generation_examples=0)) == 130
     assert "--resume_from last" in capsys.readouterr().err.splitlines()[-1]
 

@@ -15,7 +15,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-import fedlora_hf.trainer
+import fedlora_hf.client_trainer
 from fedlora_hf import FederatedTrainer
 from fedlora_hf.aggregation import METHODS
 from fedlora_hf.files import read_adapter
@@ -86,7 +86,7 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> Callable[[FederatedTrainer], dict
     def watch(trainer: FederatedTrainer) -> dict[tuple[int, str], AdapterState]:
         found: dict[tuple[int, str], AdapterState] = {}
         current: list[tuple[int, str]] = []
-        train_client, train_locally = trainer.train_client, fedlora_hf.trainer.train_locally
+        train_client, train_locally = trainer.train_client, fedlora_hf.client_trainer.train_locally
 
         def noted(client_id: str, number: int) -> Any:
             current.append((number, client_id))
@@ -97,7 +97,7 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> Callable[[FederatedTrainer], dict
             return train_locally(*args, **kwargs)
 
         monkeypatch.setattr(trainer, "train_client", noted)
-        monkeypatch.setattr(fedlora_hf.trainer, "train_locally", seen)
+        monkeypatch.setattr(fedlora_hf.client_trainer, "train_locally", seen)
         return found
 
     return watch

@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from map_clients import SPLITS, Setting, train_missing, trainer
+from map_clients import SPLITS, Setting, run_folder, train_missing, trainer
 from map_detection import detect, pooled
 from map_figures import heat_maps
 from map_functional import functional
@@ -33,7 +33,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--cache", type=Path, required=True, help="folder for the trained updates, outside the project")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", nargs="*", help="names of the settings to train; default all")
     parser.add_argument("--stage", choices=("train", "detect", "functional", "all"), default="all")
     parser.add_argument("--output_dir", type=Path, default=DEFAULT_OUTPUT)
     return parser.parse_args()
@@ -60,15 +59,17 @@ def settings(args: argparse.Namespace) -> tuple[Setting, ...]:
 
 
 def train(args: argparse.Namespace) -> None:
-    """Fill the cache, one seed after the other."""
+    """Fill the cache, one seed after the other; what is complete is not looked at again."""
     for seed in range(args.seeds):
         for setting in settings(args):
-            if args.only and setting.name not in args.only:
-                continue
             for split in SPLITS:
+                complete = run_folder(setting, split, seed, args.cache) / "complete"
+                if complete.exists():
+                    continue
                 began, used = time.perf_counter(), time.process_time()
                 federation = trainer(setting, split, seed, args.cache)
                 done = len(list(train_missing(federation)))
+                complete.touch()
                 wall, cpu = time.perf_counter() - began, time.process_time() - used
                 print(f"seed {seed} {setting.name} {split}: {done} trained, {wall:.0f} s, cpu {cpu:.0f} s", flush=True)
 
