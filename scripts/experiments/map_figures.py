@@ -32,7 +32,7 @@ def heat_maps(table: Sequence[Row], title: str, path: Path) -> None:
                 text = f"{value:.2f}" if not math.isnan(value) else "–" if (*line, split) in found else ""
                 axis.text(x, y, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
         axis.set_xticks(range(len(SPLITS)), [_column(split, table) for split in SPLITS], fontsize=7)
-        axis.set_yticks(range(len(shown)), [f"{kind} {share:.0%}" if share else "clean" for kind, share in shown])
+        axis.set_yticks(range(len(shown)), [_line(*line) for line in shown])
         axis.tick_params(axis="y", labelsize=7)
         axis.set_title(label, fontsize=9)
     figure.suptitle(f"{title}: CLAIR's flags (percentage under a split: cohorts called identifiable)", fontsize=10)
@@ -44,8 +44,13 @@ def _value(row: Row | None, measure: str) -> float:
     return math.nan if row is None else float(row[measure])
 
 
+def _line(kind: str, share: float) -> str:
+    return f"{kind.replace('_', ' ')} {share:.0%}" if share else "clean"
+
+
 def _column(split: str, table: Sequence[Row]) -> str:
     rows = [row for row in table if row["split"] == split]
     cohorts = sum(int(row["cohorts"]) for row in rows)
     identifiable = sum(float(row["identifiable"]) * int(row["cohorts"]) for row in rows)
-    return f"{split}\n{identifiable / cohorts:.0%}" if cohorts else split
+    name = split.replace(" ", "\n") if " " in split else f"{split}\n"
+    return f"{name}\n{identifiable / cohorts:.0%}" if cohorts else name
