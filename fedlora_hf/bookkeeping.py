@@ -232,12 +232,25 @@ def similarity(updates: Sequence[ClientUpdate], start: AdapterState | None, modu
     """Cosines between the clients' changes, the modules together; left out above MAX_SIMILARITY clients."""
     if not 1 < len(updates) <= MAX_SIMILARITY:
         return {}
-    products = torch.stack(
-        [lowrank.inner_products([change(u, start, module).pair() for u in updates]) for module in modules]
-    ).sum(0)
+    products = sum_of_products(updates, start, modules)
     norm = products.diagonal().clamp_min(1e-300).sqrt()
     cosine = products / (norm[:, None] * norm)
     return {"ids": [u.client_id for u in updates], "cosine": [[round(v, 4) for v in row] for row in cosine.tolist()]}
+
+
+def sum_of_products(
+    updates: Sequence[ClientUpdate], start: AdapterState | None, modules: Iterable[str]
+) -> torch.Tensor:
+    """(K, K) inner products of the changes W_k - W_start, from those of the W themselves, which have half the rank."""
+    total = torch.zeros(len(updates), len(updates), dtype=torch.float64)
+    for module in modules:
+        pairs = [u.state[module].pair() for u in updates]
+        if start is None:
+            total += lowrank.inner_products(pairs).cpu()
+            continue
+        G = lowrank.inner_products([*pairs, start[module].pair()]).cpu()
+        total += G[:-1, :-1] - G[:-1, -1:] - G[-1:, :-1] + G[-1, -1]
+    return total
 
 
 def past_rounds(record: RunRecord, before: int) -> list[PastRound]:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from fedlora_hf import __version__
-from fedlora_hf.errors import ConfigError, FedLoraError
+from fedlora_hf.commands.launch import exit_code
+from fedlora_hf.errors import ConfigError
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -18,24 +19,20 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns 0 when done, 2 with one line on standard error for anything a user can mend."""
+    """Run one command; the exit code: 0 done, 2 with one line on standard error for anything a user can mend."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if arguments[:1] == ["train"]:
-            from fedlora_hf.commands.train import train
+    return exit_code(lambda: _run(arguments))
 
-            train(arguments[1:])
-        else:
-            options = vars(build_parser().parse_args(arguments))
-            run: Callable[..., None] = options.pop("run")
-            run(**options)
-    except FedLoraError as error:
-        print(f"fedlora: error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
-        return 2
-    except KeyboardInterrupt:
-        print("fedlora: interrupted; committed rounds are kept, --resume_from last goes on", file=sys.stderr)  # noqa: T201
-        return 130
-    return 0
+
+def _run(arguments: list[str]) -> None:
+    if arguments[:1] == ["train"]:
+        from fedlora_hf.commands.train import train
+
+        train(arguments[1:])
+    else:
+        options = vars(build_parser().parse_args(arguments))
+        run: Callable[..., None] = options.pop("run")
+        run(**options)
 
 
 def build_parser() -> argparse.ArgumentParser:

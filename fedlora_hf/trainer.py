@@ -90,6 +90,7 @@ class FederatedTrainer(ClientTrainer):
         """Run the rounds and write `output_dir`; go on from where `resume_from` (or `resume_from_checkpoint`) says."""
         args, began = self.args, time.perf_counter()
         self._begin("last" if resume_from_checkpoint is True else resume_from_checkpoint or args.resume_from)
+        self.state.global_step, self.state.log_history, self.control.should_training_stop = 0, [], False
         self.state.max_steps = self.num_rounds * sum(self.num_steps(client) for client in self.clients)
         self.state.num_train_epochs = self.num_rounds
         self.control = self.callback_handler.on_train_begin(args, self.state, self.control)

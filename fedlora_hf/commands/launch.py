@@ -13,8 +13,13 @@ def run(main: Callable[[Sequence[str]], object], about: str | None) -> int:
     if {"-h", "--help"} & set(arguments):
         print(f"{(about or '').strip()}\n\nFurther flags are those of fedlora train; fedlora train --help lists them.")  # noqa: T201
         return 0
+    return exit_code(lambda: main(arguments))
+
+
+def exit_code(action: Callable[[], object]) -> int:
+    """0 when `action` is done, 2 with one line on standard error for anything a user can mend, 130 when interrupted."""
     try:
-        main(arguments)
+        action()
     except FedLoraError as error:
         print(f"fedlora: error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
         return 2

@@ -9,7 +9,7 @@ subspaces, regressions with real estimation error, and mostly personal tasks.
 from collections.abc import Callable
 
 import torch
-from cohorts import IN, OUT, noise, normal, unit
+from experiments.cohorts import IN, OUT, noise, normal, unit
 from torch import Tensor
 
 Cohort = dict[str, list[Tensor]]
@@ -88,7 +88,7 @@ def heavy_norms(K: int, g: torch.Generator) -> Cohort:
 
 
 def mixed_ranks(K: int, g: torch.Generator) -> Cohort:
-    """Two modules; client k has n_k samples, log-uniform in 50 to 5000, noise 8 / sqrt(n_k), and rank r_k in 2 to 32."""
+    """Two modules; client k has n_k samples, log-uniform in 50 to 5000, noise 8 / sqrt(n_k), rank r_k in 2 to 32."""
     ranks = [2 ** int(e) for e in torch.randint(1, 6, (K,), generator=g)]
     levels = 8 / (50 * 100 ** torch.rand(K, generator=g, dtype=torch.float64)).sqrt()
     cohort = {}

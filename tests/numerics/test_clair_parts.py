@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from fedlora_hf.numerics.clair import accumulate, admm, blocks, refine
-from fedlora_hf.numerics.clair.consensus import consensus, ratings
-from fedlora_hf.numerics.clair.flagging import critical_z, effect_threshold, scale_scores, shorth, subspace_guard
+from fedlora_hf.numerics.clair.consensus import consensus, opposition, ratings, typical
+from fedlora_hf.numerics.clair.flagging import critical_z, scale_scores, shorth, stranger_threshold
 from fedlora_hf.numerics.clair.subspace import held_out_energies, judging_rank, shared_rank
 
 
@@ -94,15 +94,25 @@ def test_shorth_ignores_the_worse_half() -> None:
     assert spread < 2
 
 
-def test_effect_threshold_has_a_guard_a_cap_and_errors() -> None:
-    tight, wide = torch.linspace(-0.01, 0.01, 20), torch.linspace(-1, 1, 20)
-    nothing, large = torch.zeros(20), torch.full((20,), 0.2)
-    assert effect_threshold(tight, nothing, 0.83)[0] == pytest.approx(0.83)
-    assert effect_threshold(wide, nothing, 0.83)[0] == pytest.approx(0.9)
-    assert float(effect_threshold(tight, large, 0.83)[0]) > 1  # a stranger cannot be told from a client of the core
-    assert [subspace_guard(x) for x in (0.0, 0.05, 0.5)] == pytest.approx([0.2, 0.5, 0.7])
-    assert effect_threshold(torch.zeros(4), torch.zeros(4), 0.83)[0] == pytest.approx(0.9)
+def test_a_stranger_has_less_than_a_tenth_or_no_more_than_chance() -> None:
+    scores = torch.linspace(-0.01, 0.01, 20)
+    assert stranger_threshold(scores, torch.zeros(20))[0] == pytest.approx(0.9)
+    assert stranger_threshold(scores, torch.full((20,), 0.08))[0] == pytest.approx(0.76)
+    assert stranger_threshold(10 * scores, torch.zeros(20))[0] == pytest.approx(0.9)  # no matter how honest ones spread
+    assert float(stranger_threshold(scores, torch.full((20,), 0.2))[0]) > 1  # a stranger cannot be told from the core
     assert critical_z(8) > critical_z(100) > 3
+
+
+def test_opposition_is_that_of_strangers_unless_members_point_against_each_other() -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.nn.functional.normalize(torch.randn(60, 400, generator=g, dtype=torch.float64), dim=1)
+    everyone = torch.arange(60)
+    assert opposition(x @ x.T, everyone) == pytest.approx(typical(x @ x.T), rel=0.1)
+    same = torch.ones(60, 60, dtype=torch.float64)
+    assert opposition(same, everyone) == 0
+    same[:20, 20:] = same[20:, :20] = -1
+    assert opposition(same, everyone) > 0.9
+    assert opposition(same, torch.arange(20, 60)) == 0
 
 
 def test_scale_knows_large_small_and_nothing() -> None:

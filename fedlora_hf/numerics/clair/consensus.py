@@ -61,6 +61,17 @@ def consensus(similarity: Tensor) -> Consensus:
 
 def chance_agreement(null: Tensor) -> float:
     """Agreement that strangers reach: that of a (K, K) similarity without common direction, plus 4 standard errors."""
-    K = len(null)
-    off = null[~torch.eye(K, dtype=torch.bool)]
-    return consensus(null).agreement + 4 * float(off.square().mean().sqrt()) / K**0.5
+    return consensus(null).agreement + 4 * typical(null) / len(null) ** 0.5
+
+
+def opposition(similarity: Tensor, members: Tensor) -> float:
+    """How far members point against each other: root mean square of their negative similarities, scaled so that
+    for strangers, as often for as against each other, it is that of all."""
+    among = similarity[members][:, members]
+    against = among[~torch.eye(len(members), dtype=torch.bool)].clamp_max(0)
+    return float((2 * against.square().mean()).sqrt())
+
+
+def typical(null: Tensor) -> float:
+    """Root mean square similarity of strangers, null (K, K)."""
+    return float(null[~torch.eye(len(null), dtype=torch.bool)].square().mean().sqrt())

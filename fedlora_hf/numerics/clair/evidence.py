@@ -1,5 +1,8 @@
 """What the updates say of each client: three kinds of evidence, all cross-fitted, if there is a majority at all.
 
+A flag says "a stranger to what the majority shares" and needs that of every kind that can tell, so that a client is
+not flagged for being different in one way.
+
 subspace   how little of the majority's subspace the client uses, next to what the majority uses of it.
 direction  how little the client points where the consensus core points.
 scale      how large or small the update is.
@@ -13,24 +16,26 @@ import torch
 from torch import Tensor
 
 from fedlora_hf.numerics.clair.blocks import Blocks
-from fedlora_hf.numerics.clair.consensus import Consensus, chance_agreement, cosines
+from fedlora_hf.numerics.clair.consensus import Consensus, chance_agreement, cosines, opposition, typical
 from fedlora_hf.numerics.clair.flagging import (
     ERRORS,
-    GUARD,
+    EXACT,
+    EXACT_GUARD,
     KINDS,
-    SUBSPACE_GUARD,
+    OPPOSED_CAP,
     Score,
-    effect_threshold,
     opposed_threshold,
     scale_scores,
-    subspace_guard,
+    stranger_threshold,
 )
 from fedlora_hf.numerics.clair.subspace import Fit, common_use
 
 # Least agreement, and least energy beyond chance shared by a majority, that count as common structure.
 AGREEMENT, SHARED = 0.1, 0.1
-JOINT = 0.25  # of what clients that use the subspace at random overlap in it
-HALF = 0.5  # of what the kept clients share, what each client of a majority must reach
+# Of what clients that use the subspace at random overlap in it, what those of a majority do; rank-one clients reach the
+# median of a chi-square with one degree of freedom, 0.45.
+JOINT = 0.4
+HALF = 0.5  # of what the kept clients share, what each client of a majority must reach, and what makes one of them
 FEW, COPY = 6, 1 - 1e-6
 
 
@@ -79,20 +84,28 @@ def judge(
     centered: a common component was taken out of `modules`; a stranger then has its negative in the subspace.
     """
     index = alive.nonzero().squeeze(1)
+    similarity = cosines(inner)[index][:, index]
+    strangers = cosines(null)
+    chance = chance_agreement(strangers)
+    aligned = 1 - agreed.to_core / agreed.agreement if agreed.agreement > 0 else torch.zeros_like(agreed.to_core)
+    direction = None
+    if agreed.agreement > max(AGREEMENT, chance):
+        direction = stranger_threshold(aligned, agreed.spread / agreed.agreement)
+
     gain, error, level = shared_energy(fit, modules)
     shared = 1 - gain / level if level > 0 else torch.zeros_like(gain)
-    guard = subspace_guard(float(fit.residual[fit.kept].max()) ** 2)
     joint = common_use(modules, fit)
-    usable = joint > JOINT and fit.majority > max(SHARED * len(modules), HALF * level, ERRORS * float(error.median()))
-    subspace = effect_threshold(shared, error / level, guard, guard < SUBSPACE_GUARD) if usable else None
-
-    aligned = 1 - agreed.to_core / agreed.agreement if agreed.agreement > 0 else torch.zeros_like(gain)
-    direction = None
-    chance = chance_agreement(cosines(null))
-    if agreed.agreement > max(AGREEMENT, chance):
-        direction = effect_threshold(aligned, agreed.spread / agreed.agreement, GUARD)
+    against = opposition(similarity, fit.kept)
+    opposed = direction is None and against > max(AGREEMENT, ERRORS * typical(strangers))
+    subspace = None
+    reached = fit.majority > max(SHARED * len(modules), HALF * level, ERRORS * float(error.median()))
+    if reached and joint > JOINT and not opposed:
+        subspace = stranger_threshold(shared, error / level)
+    exact = subspace is not None and float(fit.residual[fit.kept].max()) ** 2 < EXACT
     if subspace is not None and direction is not None:
         subspace, direction = _vouched(torch.ones_like(shared) if centered else shared, subspace, aligned, direction)
+    if exact:
+        subspace = torch.full_like(shared, EXACT_GUARD)
     log_norm = inner.diag().clamp_min(1e-300).sqrt().log()
     size, limit = scale_scores(log_norm, alive)
 
@@ -100,6 +113,7 @@ def judge(
     found: dict[str, float | bool | str] = {
         "agreement": agreed.agreement,
         "agreement_by_chance": chance,
+        "opposition": against,
         "shared_energy": level / len(modules),
         "shared_energy_of_majority": fit.majority / len(modules),
         "common_use": joint,
@@ -107,8 +121,10 @@ def judge(
         "subspace_usable": subspace is not None,
         "identifiable": direction is not None or subspace is not None,
         "weak_evidence": len(index) < FEW,
-        "summary": summary(direction is not None, subspace is not None, len(index)),
+        "opposed_majority": opposed,
+        "flagged_agree": _agree(similarity, [(shared, subspace), (aligned, direction)], chance),
     }
+    found["summary"] = summary(found, len(index))
     return Judgement(
         {"subspace": _spread(shared, index, alive), "direction": _spread(aligned, index, alive), "scale": size},
         {
@@ -135,13 +151,25 @@ def unjudged(inner: Tensor, alive: Tensor) -> Judgement:
 
 
 def _vouched(shared: Tensor, subspace: Tensor, aligned: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """Thresholds after each kind has spoken for clients the other would flag: far from the majority is far in both.
+    """Thresholds after each kind has spoken for clients the other would flag.
 
-    A client that points where the core points has another use for the rest of its rank, and is not judged by its
-    subspace; one that lives in the majority's subspace is flagged for its direction only when that is opposed.
+    A client that points where the core points has another use for the rest of its rank: its subspace alone never
+    flags it. One that lives in the majority's subspace is flagged for its direction only when that is opposed. Both
+    keep a threshold, so that the round still counts when rounds are combined.
     """
-    subspace = torch.where((aligned < GUARD) & (subspace >= SUBSPACE_GUARD), torch.nan, subspace)
-    return subspace, torch.where(shared < GUARD / 2, torch.maximum(direction, opposed_threshold(aligned)), direction)
+    vouched = torch.full_like(subspace, OPPOSED_CAP)
+    subspace = torch.where(aligned > direction, subspace, torch.maximum(subspace, vouched))
+    return subspace, torch.where(shared < HALF, torch.maximum(direction, opposed_threshold(aligned)), direction)
+
+
+def _agree(similarity: Tensor, judged: Sequence[tuple[Tensor, Tensor | None]], chance: float) -> bool:
+    """Whether the clients flagged for subspace or direction, at least three, agree with each other beyond chance."""
+    flags = [scores > thresholds for scores, thresholds in judged if thresholds is not None]
+    found = torch.stack(flags).any(0).nonzero().squeeze(1) if flags else torch.empty(0, dtype=torch.long)
+    if len(found) < 3:
+        return False
+    among = similarity[found][:, found]
+    return float(among[~torch.eye(len(found), dtype=torch.bool)].median()) > max(AGREEMENT, chance)
 
 
 def _of_minority(scores: Tensor, thresholds: Tensor | None) -> Tensor | None:
@@ -181,14 +209,20 @@ def copies(inner: Tensor, index: Tensor) -> list[list[int]]:
     return [[int(index[i]) for i in group] for group in sorted(groups) if len(group) > 1]
 
 
-def summary(direction: bool, subspace: bool, K: int) -> str:
+def summary(found: Mapping[str, float | bool | str], K: int) -> str:
     """The diagnosis in words."""
-    if direction and subspace:
+    if found["direction_usable"] and found["subspace_usable"]:
         text = "the majority shares a direction and a subspace"
-    elif direction:
+    elif found["direction_usable"]:
         text = "the majority shares a direction; the subspace tells nothing"
-    elif subspace:
+    elif found["subspace_usable"]:
         text = "the majority shares a subspace but no direction"
+    elif found["opposed_majority"]:
+        text = "several groups: clients that share a subspace point against each other; flags on scale alone"
     else:
         text = "no common structure: different and contaminated clients cannot be told apart; flags on scale alone"
+    if found["flagged_agree"]:
+        text += (
+            "; the flagged agree with each other: colluding, or an honest group that shares nothing with the majority"
+        )
     return text if K >= FEW else f"{text}; evidence is weak with {K} clients (below {FEW})"

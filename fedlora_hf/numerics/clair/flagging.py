@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 KINDS = ("subspace", "direction", "scale")
-# A client with less than a sixth of the direction that the core shares may be flagged (30 % of the subspace: in few
-# dimensions a wrong subspace meets the right one by chance); with less than a tenth it is, however
-# wide the honest clients are spread. Strangers score 1 give or take their standard error, and the cap stays ERRORS
-# of these below; where that is less than LEAST_CAP, only opposition can be told.
-GUARD, SUBSPACE_GUARD, CAP, LEAST_CAP, ERRORS = 0.83, 0.7, 0.9, 0.7, 3.0
-# Where the core is nearly free of noise: a client is flagged already above this score, if that is also NOISE times the
-# largest share of energy that a client of the core has outside the subspace.
-CLEAN_GUARD, NOISE = 0.2, 10.0
+# A client is flagged when it is a stranger to the majority: when it has less than a tenth of what the core shares, or
+# no more than chance explains (a stranger scores 1 give or take its standard error). Being an outlier is not enough:
+# honest minorities are outliers. Where ERRORS of these errors leave less than LEAST_CAP, only opposition is told.
+CAP, LEAST_CAP, ERRORS = 0.9, 0.7, 3.0
+# Where no client of the core has more than EXACT of its energy outside the subspace, the model holds to the last digit,
+# and a client is flagged with this much less than the core has inside.
+EXACT, EXACT_GUARD = 1e-6, 0.2
 # Opposed to the core (the core's negative scores 2): what a client that lives in the majority's subspace, or one that
 # noise could have turned away, must exceed to be flagged for its direction.
 OPPOSED, OPPOSED_CAP = 1.3, 1.7
@@ -60,25 +59,13 @@ def critical_z(n: int) -> float:
     return 3.4 + 60.0 / n
 
 
-def effect_threshold(scores: Tensor, errors: Tensor, guard: float, clean: bool = False) -> Tensor:
+def stranger_threshold(scores: Tensor, errors: Tensor) -> Tensor:
     """(K,) thresholds of a score that is 0 at the core, 1 for a stranger and 2 for the core's negative.
 
-    The robust spread of the scores, held between a guard and a cap. errors: (K,) standard errors of a stranger's
-    score. Among fewer than 6 clients the cap counts alone. clean: the core is so free of noise that a stranger's
-    errors do not matter.
+    errors: (K,) standard errors of a stranger's score.
     """
     cap = (1 - ERRORS * errors).clamp_max(CAP)
-    centre, spread = shorth(scores)
-    level = centre + critical_z(len(scores)) * spread if len(scores) >= 6 else CAP
-    if clean:
-        return torch.full_like(cap, max(min(level, CAP), guard) if len(scores) >= 6 else guard)
-    bar = cap.clamp_max(max(level, guard))
-    return torch.where(cap >= LEAST_CAP, bar, torch.maximum(1 + ERRORS * errors, opposed_threshold(scores)))
-
-
-def subspace_guard(outside: float) -> float:
-    """The guard of the subspace score, given the largest share of its energy that a client of the core has outside."""
-    return min(SUBSPACE_GUARD, max(CLEAN_GUARD, NOISE * outside))
+    return torch.where(cap >= LEAST_CAP, cap, torch.maximum(1 + ERRORS * errors, opposed_threshold(scores)))
 
 
 def opposed_threshold(scores: Tensor) -> Tensor:
