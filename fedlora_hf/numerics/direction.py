@@ -98,6 +98,8 @@ def component_change(before: Tensor, after: Tensor, axis: Axis) -> tuple[float, 
 
     A vector that is zero before or after has no direction there, and counts for the magnitude alone.
     """
+    if torch.equal(before, after):
+        return 0.0, 0.0
     old, new = (torch.linalg.vector_norm(w.double(), dim=_summed(axis)) for w in (before, after))
     inner = (before.double() * after.double()).sum(_summed(axis))
     both = (old > 0) & (new > 0)

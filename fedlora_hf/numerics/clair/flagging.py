@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 KINDS = ("subspace", "direction", "scale")
-# A client is flagged when it is a stranger to the majority: when it has less than a tenth of what the core shares, or
+# A client is flagged when it is a stranger to the majority: when it has less than 15 % of what the core shares, or
 # no more than chance explains (a stranger scores 1 give or take its standard error). Being an outlier is not enough:
 # honest minorities are outliers. Where ERRORS of these errors leave less than LEAST_CAP, only opposition is told.
-CAP, LEAST_CAP, ERRORS = 0.9, 0.7, 3.0
+CAP, LEAST_CAP, ERRORS = 0.85, 0.7, 3.0
 # Where no client of the core has more than EXACT of its energy outside the subspace, the model holds to the last digit,
 # and a client is flagged with this much less than the core has inside.
 EXACT, EXACT_GUARD = 1e-6, 0.2
