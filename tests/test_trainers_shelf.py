@@ -72,7 +72,7 @@ def test_each_runs_and_says_what_its_method_is_about(
     assert run(monkeypatch, name, [*inputs, "--output_dir", str(tmp_path), *MORE.get(name, [])]) == 0
     assert re.search(SAID[name], capsys.readouterr().out)
     record = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
-    assert record["method"] == {"robust": "geometric_median"}.get(name, name)
+    assert record["method"] == {"robust": "geometric_median", "fedlora_optimizer": "dirmag_mean"}.get(name, name)
     assert (tmp_path / "adapter_model.safetensors").is_file()
     if name == "ffa":
         assert record["options"]["learning_rate"] == 4e-4
