@@ -39,12 +39,8 @@ class StoredFactors(Mapping[str, LoraFactors]):
         self._path, self._keys, self._scales = path, keys, scales
 
     def __getitem__(self, module: str) -> LoraFactors:
-        key_A, key_B = self._keys[module]
-        try:
-            with safe_open(self._path, framework="pt") as file:
-                return LoraFactors(file.get_tensor(key_A), file.get_tensor(key_B), self._scales[module])
-        except (OSError, SafetensorError) as error:
-            raise AdapterError(f"{self._path}: {_first_line(error)}; the file is damaged, copy it again") from None
+        A, B = _tensors(self._path, *self._keys[module])
+        return LoraFactors(A, B, self._scales[module])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._keys)
@@ -60,18 +56,22 @@ class StoredTensors(Mapping[str, Tensor]):
         self._path, self._keys = path, keys
 
     def __getitem__(self, name: str) -> Tensor:
-        key = self._keys[name]
-        try:
-            with safe_open(self._path, framework="pt") as file:
-                return file.get_tensor(key)
-        except (OSError, SafetensorError) as error:
-            raise AdapterError(f"{self._path}: {_first_line(error)}; the file is damaged, copy it again") from None
+        return _tensors(self._path, self._keys[name])[0]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._keys)
 
     def __len__(self) -> int:
         return len(self._keys)
+
+
+def _tensors(path: Path, *keys: str) -> list[Tensor]:
+    """The tensors of those keys; the file is open only meanwhile, so that a thousand clients need no thousand files."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return [file.get_tensor(key) for key in keys]
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"{path}: {_first_line(error)}; the file is damaged, copy it again") from None
 
 
 def read_adapter(folder: str | os.PathLike[str]) -> tuple[AdapterState, dict[str, Any]]:

@@ -413,6 +413,10 @@ class FederatedTrainer(ClientTrainer):
         for client_id, metrics in per_client.items():
             record.clients[client_id]["metrics"]["before" if when == "before" else kind] = metrics
         record.metrics.setdefault(when, {})[kind] = bookkeeping.mean_over_collaborative(record, per_client)
+        if when == "after" and "before" in record.metrics:
+            # Of the same clients as the means after: who collaborates was not known before the rounds.
+            first = {client: facts["metrics"].get("before", {}) for client, facts in record.clients.items()}
+            record.metrics["before"]["global"] = bookkeeping.mean_over_collaborative(record, first)
 
     # ---- what is left behind -----------------------------------------------------------------------------------------
 

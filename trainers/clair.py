@@ -26,7 +26,6 @@ def main(arguments: Sequence[str]) -> None:
 
     from transformers import TrainerCallback
 
-    from fedlora_hf import FederatedTrainer
     from fedlora_hf.commands.train import finish, parse, prepare
 
     class Verdict(TrainerCallback):
@@ -41,9 +40,7 @@ def main(arguments: Sequence[str]) -> None:
 
     args = parse([*rest, "--aggregation", "clair"])
     job = prepare(args)
-    trainer = FederatedTrainer(
-        job.model, args, job.clients, processing_class=job.tokenizer, record=job.facts, callbacks=[Verdict()]
-    )
+    trainer = job.trainer(args, callbacks=[Verdict()])
     trainer.train()
     finish(trainer)
     for client, facts in trainer.run.record.clients.items() if trainer.is_world_process_zero() else ():

@@ -21,12 +21,11 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str]) -> None:
     """Train with the flags of `fedlora train` and FedAvg."""
-    from fedlora_hf import FederatedTrainer
     from fedlora_hf.commands.train import finish, parse, prepare
 
     args = parse([*arguments, "--aggregation", "fedavg"])
     job = prepare(args)
-    trainer = FederatedTrainer(job.model, args, job.clients, processing_class=job.tokenizer, record=job.facts)
+    trainer = job.trainer(args)
     trainer.train()
     finish(trainer)
     if trainer.is_world_process_zero() and trainer.run.round:

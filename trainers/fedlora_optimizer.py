@@ -21,19 +21,11 @@ from fedlora_hf.commands.launch import run
 
 def main(arguments: Sequence[str]) -> None:
     """Train with the flags of `fedlora train` and the pipeline."""
-    from fedlora_hf import FederatedTrainer
     from fedlora_hf.commands.train import finish, parse, prepare
 
     args = parse(["--aggregation", "dirmag_mean", *arguments, "--pipeline", "fedlora_optimizer"])
     job = prepare(args)
-    trainer = FederatedTrainer(
-        job.model,
-        args,
-        job.clients,
-        processing_class=job.tokenizer,
-        server_dataset=job.server,
-        record=job.facts,
-    )
+    trainer = job.trainer(args)
     trainer.train()
     finish(trainer)
     for entry in trainer.run.record.rounds if trainer.is_world_process_zero() else ():

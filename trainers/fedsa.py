@@ -17,13 +17,12 @@ from fedlora_hf.commands.launch import run
 
 def main(arguments: Sequence[str]) -> None:
     """Train with the flags of `fedlora train`, A shared and B kept."""
-    from fedlora_hf import FederatedTrainer
     from fedlora_hf.commands.train import finish, parse, prepare
 
     # "method": the personal adapter is what the method says it is, (mean A, own B), and none that was chosen later.
     args = parse(["--personalise", "method", *arguments, "--aggregation", "fedsa"])
     job = prepare(args)
-    trainer = FederatedTrainer(job.model, args, job.clients, processing_class=job.tokenizer, record=job.facts)
+    trainer = job.trainer(args)
     trainer.train()
     finish(trainer)
     if not trainer.is_world_process_zero():

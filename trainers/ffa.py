@@ -17,14 +17,14 @@ from fedlora_hf.commands.launch import run
 
 def main(arguments: Sequence[str]) -> None:
     """Train with the flags of `fedlora train`, A frozen."""
-    from fedlora_hf import FederatedConfig, FederatedTrainer
+    from fedlora_hf import FederatedConfig
     from fedlora_hf.commands.train import finish, parse, prepare
 
     args = parse([*arguments, "--aggregation", "ffa"])
     if args.learning_rate == FederatedConfig.learning_rate:
         args.learning_rate *= 2
     job = prepare(args)
-    trainer = FederatedTrainer(job.model, args, job.clients, processing_class=job.tokenizer, record=job.facts)
+    trainer = job.trainer(args)
     trainer.train()
     finish(trainer)
     if trainer.is_world_process_zero():

@@ -26,7 +26,6 @@ def main(arguments: Sequence[str]) -> None:
 
     from transformers import TrainerCallback
 
-    from fedlora_hf import FederatedTrainer
     from fedlora_hf.commands.train import finish, parse, prepare
 
     class Patience(TrainerCallback):
@@ -39,9 +38,7 @@ def main(arguments: Sequence[str]) -> None:
 
     args = parse([*rest, "--aggregation", "product_mean"])
     job = prepare(args)
-    trainer = FederatedTrainer(
-        job.model, args, job.clients, processing_class=job.tokenizer, record=job.facts, callbacks=[Patience()]
-    )
+    trainer = job.trainer(args, callbacks=[Patience()])
     trainer.train()
     finish(trainer)
     modules = trainer.run.record.modules

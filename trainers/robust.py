@@ -27,7 +27,6 @@ def main(arguments: Sequence[str]) -> None:
 
     import numpy as np
 
-    from fedlora_hf import FederatedTrainer
     from fedlora_hf.commands.train import finish, parse, prepare
     from fedlora_hf.data.contaminate import contaminate
     from fedlora_hf.errors import ConfigError
@@ -43,7 +42,7 @@ def main(arguments: Sequence[str]) -> None:
         seed = derive_seed(args.seed, "spoil", client)
         job.clients[client]["train"] = contaminate(job.clients[client]["train"], own.spoil_kind, seed)
     job.facts["data"]["contaminated"] = spoiled
-    trainer = FederatedTrainer(job.model, args, job.clients, processing_class=job.tokenizer, record=job.facts)
+    trainer = job.trainer(args)
     trainer.train()
     finish(trainer)
     if not trainer.is_world_process_zero():

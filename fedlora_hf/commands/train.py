@@ -87,19 +87,24 @@ class Job(NamedTuple):
     facts: dict[str, Any]
     server: Any = None
 
+    def trainer(self, args: FederatedConfig, **kwargs: Any) -> FederatedTrainer:
+        """The trainer of this job; further arguments are FederatedTrainer's."""
+        return FederatedTrainer(
+            self.model,
+            args,
+            self.clients,
+            processing_class=self.tokenizer,
+            server_dataset=self.server,
+            record=self.facts,
+            **kwargs,
+        )
+
 
 def train(arguments: Sequence[str]) -> FederatedTrainer:
     """Parse, load, train, write, push; the trainer, for whoever calls this from Python."""
     args = parse(arguments)
     job = prepare(args)
-    trainer = FederatedTrainer(
-        job.model,
-        args,
-        job.clients,
-        processing_class=job.tokenizer,
-        server_dataset=job.server,
-        record=job.facts,
-    )
+    trainer = job.trainer(args)
     trainer.train()
     finish(trainer)
     return trainer

@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for seed in range(args.seed, args.seed + args.seeds):
             federation = Federation(seed, regime, args.cache)
             for attack, count in cells(ATTACKS, (1, 4, 5)):
-                key = {"regime": regime.name, "seed": seed, "attack": attack, "contaminated": count}
+                key: Row = {"regime": regime.name, "seed": seed, "attack": attack, "contaminated": count}
                 rows += [{**key, **row} for row in separation(cohort(federation, attack, count))]
     with open(args.output_dir / "evidence.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))

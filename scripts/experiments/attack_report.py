@@ -25,6 +25,8 @@ class Table:
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = rows
         self.regimes, self.rules = _distinct(rows, "regime"), _distinct(rows, "rule")
+        # The rules that make a global adapter, which does not depend on how CLAIR refines; with their titles.
+        self.combining = {r: r.replace("clair hard", "clair") for r in self.rules if r not in ("local", "clair soft")}
         self.cells = list(dict.fromkeys((str(row["attack"]), int(row["contaminated"])) for row in rows))
         self.counts = sorted({count for _, count in self.cells})
         self.clients = int(rows[0]["clients"])
@@ -96,7 +98,7 @@ def detection(table: Table, regime: str) -> str:
         return f"{shares[0]} / {shares[1]}, {statistics.fmean(found['false_positives'] or [0]):.1f}"
 
     lines = [[_named(cell, table.clients), *(entry(cell, rule) for rule in rules)] for cell in table.cells]
-    return grid(["", *(r if not r.startswith("clair") else "clair" for r in rules)], lines)
+    return grid(["", *(table.combining[rule] for rule in rules)], lines)
 
 
 def personal(table: Table, regime: str, metric: str) -> str:
@@ -116,9 +118,8 @@ def personal(table: Table, regime: str, metric: str) -> str:
 def global_losses(table: Table, regime: str, count: int) -> str:
     cells = table.at(count)
     lines = [
-        [rule, *(spread(table.values(regime, cell, rule, "global_loss")) for cell in cells)]
-        for rule in table.rules
-        if rule != "local"
+        [title, *(spread(table.values(regime, cell, rule, "global_loss")) for cell in cells)]
+        for rule, title in table.combining.items()
     ]
     return grid(["", *(cell[0] for cell in cells)], lines)
 
@@ -161,18 +162,18 @@ def _share(excesses: Sequence[float]) -> str:
 def draw_global(table: Table, file: Path) -> None:
     """Heat map: loss of every rule's global adapter under every attack, where a third is contaminated."""
     count = table.counts[-2] if len(table.counts) > 2 else table.counts[-1]
-    cells, rules = table.at(count), [rule for rule in table.rules if rule != "local"]
+    cells, rules = table.at(count), list(table.combining)
     figure, axes = plt.subplots(
         1, len(table.regimes), figsize=(2 + 5.6 * len(table.regimes), 1.6 + 0.32 * len(rules)), squeeze=False
     )
     for axis, regime in zip(axes[0], table.regimes, strict=True):
         values = np.array([[table.mean(regime, c, r, "global_loss") for c in cells] for r in rules])
-        axis.imshow(values, cmap="cividis_r", norm=LogNorm(0.1, WORST, clip=True), aspect="auto")
+        axis.imshow(values, cmap="cividis_r", norm=LogNorm(0.5, 7.0, clip=True), aspect="auto")
         for (i, j), value in np.ndenumerate(values):
             text = f"{value:.2f}" if value < WORST else f"{value:.0f}"
-            axis.text(j, i, text, ha="center", va="center", fontsize=7, color="white" if value > 1.2 else "black")
+            axis.text(j, i, text, ha="center", va="center", fontsize=7, color="white" if value > 1.9 else "black")
         axis.set_xticks(range(len(cells)), [cell[0] for cell in cells], rotation=40, ha="right", fontsize=8)
-        axis.set_yticks(range(len(rules)), rules if axis is axes[0][0] else [], fontsize=8)
+        axis.set_yticks(range(len(rules)), list(table.combining.values()) if axis is axes[0][0] else [], fontsize=8)
         axis.set_title(f"{regime} data, {count} of {table.clients} contaminated", fontsize=9)
     figure.suptitle("Benign clients' loss under each rule's global adapter (nats per letter)", fontsize=10)
     figure.tight_layout()

@@ -60,6 +60,8 @@ class Setting:
 # Examples a client: enough for 20 steps of 4 without a repeat, and a dozen to validate on.
 EXAMPLES = 120
 HELD_OUT = 0.5
+# An empty file in a run's folder: every client is trained.
+COMPLETE = "complete"
 
 
 def variant(client: str, kind: str) -> str:
@@ -139,6 +141,11 @@ def run_folder(setting: Setting, split: str, seed: int, cache_dir: Path) -> Path
     return cache_dir / setting.name / split.replace(" ", "-") / f"seed-{seed}"
 
 
+def is_complete(folder: Path) -> bool:
+    """Whether every client of a run's folder was trained."""
+    return (folder / COMPLETE).exists()
+
+
 def trainer(setting: Setting, split: str, seed: int, cache_dir: Path) -> FederatedTrainer:
     """A trainer over all clients of one (setting, split, seed); its store lies in the cache."""
     args = FederatedConfig(
@@ -171,3 +178,4 @@ def train_missing(federation: FederatedTrainer) -> Iterator[str]:
         if federation.store.finished(1, client) is None:
             federation.store.save(1, federation.train_client(client, 1))
             yield client
+    (Path(str(federation.args.output_dir)) / COMPLETE).touch()

@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
-from map_clients import SHARES, Setting, contaminated_pool, count_bad, run_folder, variant
+from map_clients import SHARES, Setting, contaminated_pool, count_bad, is_complete, run_folder, variant
 
 from fedlora_hf.aggregation import aggregate
 from fedlora_hf.errors import ConvergenceWarning
@@ -113,10 +113,11 @@ def auc(scores: Mapping[str, float], bad: Iterable[str]) -> float:
 
 
 def detect(setting: Setting, split: str, seed: int, cache_dir: Path) -> Iterator[Row]:
-    """A row for each cohort of one (setting, split, seed) that the cache holds."""
-    updates = trained(run_folder(setting, split, seed, cache_dir))
-    if not updates:
+    """A row for each cohort of one (setting, split, seed), if the cache holds all of it."""
+    folder = run_folder(setting, split, seed, cache_dir)
+    if not is_complete(folder):
         return
+    updates = trained(folder)
     draws: dict[tuple[str, float], int] = {}
     for kind, share, sent, bad in cohorts(updates, setting.kinds, seed):
         draw = draws[kind, share] = draws.get((kind, share), -1) + 1

@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from map_clients import SPLITS, Setting, run_folder, train_missing, trainer
+from map_clients import SPLITS, Setting, is_complete, run_folder, train_missing, trainer
 from map_detection import detect, pooled
 from map_figures import heat_maps
 from map_functional import functional
@@ -33,6 +33,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--cache", type=Path, required=True, help="folder for the trained updates, outside the project")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--judges", type=int, nargs="+", default=[5], help="panel sizes of the functional evidence")
     parser.add_argument("--stage", choices=("train", "detect", "functional", "all"), default="all")
     parser.add_argument("--output_dir", type=Path, default=DEFAULT_OUTPUT)
     return parser.parse_args()
@@ -63,13 +64,11 @@ def train(args: argparse.Namespace) -> None:
     for seed in range(args.seeds):
         for setting in settings(args):
             for split in SPLITS:
-                complete = run_folder(setting, split, seed, args.cache) / "complete"
-                if complete.exists():
+                if is_complete(run_folder(setting, split, seed, args.cache)):
                     continue
                 began, used = time.perf_counter(), time.process_time()
                 federation = trainer(setting, split, seed, args.cache)
                 done = len(list(train_missing(federation)))
-                complete.touch()
                 wall, cpu = time.perf_counter() - began, time.process_time() - used
                 print(f"seed {seed} {setting.name} {split}: {done} trained, {wall:.0f} s, cpu {cpu:.0f} s", flush=True)
 
@@ -97,7 +96,7 @@ def functional_all(args: argparse.Namespace) -> None:
     """functional.csv: what validation losses tell where updates tell nothing."""
     tasks, rows = settings(args)[0], []
     for seed in range(args.seeds):
-        for judges in (5, 10):
+        for judges in args.judges:
             rows += list(functional(tasks, "one each", seed, FUNCTIONAL_KINDS, judges, args.cache))
             print(markdown(rows), flush=True)
     write_csv(args.output_dir / "functional.csv", rows)

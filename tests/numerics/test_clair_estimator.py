@@ -102,6 +102,56 @@ def test_nothing_shared_is_said_and_only_size_is_judged() -> None:
     assert found.evidence["0"]["subspace"].threshold is None
 
 
+def groups(sizes: list[int], common: float, seed: int = 0) -> tuple[list[Tensor], Tensor]:
+    """Clients of several groups, each with an update of its own of unit norm, beside a common one; a little noise."""
+    g = torch.Generator().manual_seed(seed)
+    shared, *own = [normal(g, OUT, 2) @ normal(g, 2, IN) for _ in range(1 + len(sizes))]
+    updates = [
+        common * shared / shared.norm() + W / W.norm() + 0.3 * normal(g, OUT, IN) / (OUT * IN) ** 0.5
+        for W, size in zip(own, sizes, strict=True)
+        for _ in range(size)
+    ]
+    return updates, shared / shared.norm()
+
+
+@pytest.mark.parametrize("sizes", [[5, 3], [12, 5, 3], [30, 20]])
+def test_an_honest_minority_is_not_flagged_for_being_different(sizes: list[int]) -> None:
+    """Groups that have half of their energy in common, and nothing of what the majority has besides."""
+    for seed in range(3):
+        assert Clair(refine="none").fit(groups(sizes, 1.0, seed)[0]).flagged == ()
+
+
+def test_a_group_that_shares_nothing_with_the_majority_is_flagged_and_said_to_agree() -> None:
+    found = Clair(refine="none").fit(groups([12, 8], 0.0)[0])
+    assert found.flagged == tuple(str(k) for k in range(12, 20))
+    assert found.diagnosis["flagged_agree"] is True
+    assert "honest group" in str(found.diagnosis["summary"])
+    strangers = contaminate(groups([20], 0.0)[0], 8, "own", torch.Generator().manual_seed(1))
+    found = Clair(refine="none").fit(strangers)
+    assert found.flagged == tuple(str(k) for k in range(12, 20))
+    assert found.diagnosis["flagged_agree"] is False
+
+
+def test_a_majority_that_points_against_itself_judges_nobody() -> None:
+    """Five of eight hold one task, two of these with the sign flipped: no reason to flag the three others."""
+    updates = groups([5, 3], 0.3)[0]
+    updates[3:5] = [-W for W in updates[3:5]]
+    found = Clair(refine="none").fit(updates)
+    assert found.diagnosis["opposed_majority"] is True
+    assert "several groups" in str(found.diagnosis["summary"])
+    assert found.flagged == ()
+
+
+def test_a_kind_overruled_keeps_a_threshold() -> None:
+    """So that a round in which one kind spoke for a client counts when rounds are combined."""
+    updates = groups([12, 8], 1.0)[0]
+    evidence = Clair(refine="none").fit(updates).evidence["19"]
+    assert evidence["direction"].threshold is not None
+    assert evidence["direction"].score < evidence["direction"].threshold
+    assert evidence["subspace"].threshold is not None
+    assert evidence["subspace"].score < evidence["subspace"].threshold
+
+
 def test_few_clients_are_called_weak_evidence() -> None:
     found = Clair().fit(cohort(4)[0])
     assert found.diagnosis["weak_evidence"] is True

@@ -98,7 +98,7 @@ def test_a_stranger_has_next_to_nothing_or_no_more_than_chance() -> None:
     scores = torch.linspace(-0.01, 0.01, 20)
     assert stranger_threshold(scores, torch.zeros(20))[0] == pytest.approx(0.85)
     assert stranger_threshold(scores, torch.full((20,), 0.08))[0] == pytest.approx(0.76)
-    assert stranger_threshold(10 * scores, torch.zeros(20))[0] == pytest.approx(0.85)  # no matter how honest ones spread
+    assert stranger_threshold(10 * scores, torch.zeros(20))[0] == pytest.approx(0.85)  # however wide others spread
     assert float(stranger_threshold(scores, torch.full((20,), 0.2))[0]) > 1  # a stranger cannot be told from the core
     assert critical_z(8) > critical_z(100) > 3
 

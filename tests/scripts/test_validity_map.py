@@ -72,6 +72,15 @@ def test_what_was_trained_is_not_trained_again(scripts: dict[str, ModuleType], s
     assert (place / "adapter_model.safetensors").read_bytes() == before
 
 
+def test_half_a_federation_is_not_judged(
+    scripts: dict[str, ModuleType], setting: Any, cached: Path, tmp_path: Path
+) -> None:
+    federation = scripts["map_clients"].trainer(setting, "one each", 0, tmp_path)
+    assert next(scripts["map_clients"].train_missing(federation)) in federation.clients
+    assert list(scripts["map_detection"].detect(setting, "one each", 0, tmp_path)) == []
+    assert next(scripts["map_detection"].detect(setting, "one each", 0, cached))["clients"] == 8
+
+
 def test_twins_differ_in_their_answers_alone(scripts: dict[str, ModuleType], setting: Any) -> None:
     clients = scripts["map_clients"].client_data(setting, "iid", 0)
     sound = [name for name in clients if "." not in name]
@@ -166,7 +175,9 @@ def test_the_script_judges_what_the_cache_holds(
     monkeypatch.setattr(script, "settings", lambda args: (setting,))
     flags = ["--base", "x", "--encoder", "x", "--data", "x", "--cache", str(cached), "--output_dir", str(tmp_path)]
     for stage in ("detect", "functional"):
-        monkeypatch.setattr(sys, "argv", ["validity_map.py", *flags, "--seeds", "1", "--stage", stage])
+        monkeypatch.setattr(
+            sys, "argv", ["validity_map.py", *flags, "--seeds", "1", "--judges", "5", "10", "--stage", stage]
+        )
         script.main()
     with open(tmp_path / "cohorts.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
