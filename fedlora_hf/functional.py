@@ -1,8 +1,8 @@
 """Functional evidence: what a client's change does to the validation loss of other clients.
 
-Where honest clients share nothing, updates alone cannot tell different from contaminated; the loss of others knows a
-little more, because an honest change usually costs them less than a spoiled one. It takes evaluations, so only a panel
-of clients judges, and one round of it ranks better than it flags: combine rounds.
+Where honest clients share nothing, updates alone cannot tell different from contaminated; the loss of others may know a
+little more, if an honest change costs them less than a spoiled one. It takes evaluations, so only a panel of clients
+judges. Measured, it is weak in one round, and worthless where many judges lie: docs/results/validity_map.
 """
 # SPDX-License-Identifier: Apache-2.0
 

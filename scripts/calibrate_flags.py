@@ -212,13 +212,7 @@ def main() -> None:
         writer.writerows(rows)
     (args.output_dir / f"{stem}.md").write_text(summary(rows), encoding="utf-8")
     figure(rows, args.output_dir / f"{stem}.png")
-    print(
-        f"families with a false positive: {', '.join(touched(rows)) or 'none'}; {time.process_time() - started:.0f} s"
-    )
-
-
-def touched(rows: Sequence[Row]) -> list[str]:
-    return [str(name) for name in dict.fromkeys(row["family"] for row in rows if int(row["flagged clean"]))]
+    print(f"{args.output_dir / stem}.md written; {time.process_time() - started:.0f} s")
 
 
 if __name__ == "__main__":

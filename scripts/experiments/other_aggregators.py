@@ -95,6 +95,7 @@ def _byzfl() -> dict[str, Rule]:
     # byzfl itself imports torchvision for its benchmark; its aggregators need nothing of that.
     if "byzfl" not in sys.modules:
         package, spec = ModuleType("byzfl"), find_spec("byzfl")
+        package.__spec__ = spec
         package.__path__ = list(spec.submodule_search_locations or ()) if spec else []
         sys.modules["byzfl"] = package
     from byzfl import aggregators
