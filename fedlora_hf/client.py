@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
+from fedlora_hf.data.rows import TokenRows
 from fedlora_hf.data.tokenize import tokenize_examples
 from fedlora_hf.errors import DataError
 from fedlora_hf.seeding import derive_seed
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 class ClientData:
     """One client's tokenised splits; `questions`: the raw test examples with prompt and references, for generation."""
 
-    train: datasets.Dataset
+    train: TokenRows
     validation: datasets.Dataset | None = None
     test: datasets.Dataset | None = None
     questions: datasets.Dataset | None = None
@@ -65,9 +66,8 @@ def prepare_client(client_id: str, data: Any, tokenizer: Any, args: "FederatedCo
             raise DataError(f"client {client_id!r}: text without a tokenizer; pass processing_class=tokenizer")
         return tokenize_examples(examples, tokenizer, max_length=args.max_length, task=args.task)
 
-    return ClientData(
-        tokenised(splits["train"]), tokenised(splits.get("validation")), tokenised(test), questions or None
-    )
+    train = TokenRows(tokenised(splits["train"]))
+    return ClientData(train, tokenised(splits.get("validation")), tokenised(test), questions or None)
 
 
 @dataclass(frozen=True)

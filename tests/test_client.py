@@ -84,7 +84,7 @@ def test_splits_are_tokenised_and_some_questions_kept(tmp_path: Path) -> None:
     args = config(tmp_path, max_eval_examples=3, generation_examples=2)
     data = prepare_client("a", splits, models.tiny_tokenizer(), args)
     assert (len(data.train), len(data.validation), len(data.test)) == (5, 2, 3)
-    assert set(data.train.column_names) == {"input_ids", "labels"}
+    assert set(data.train[0]) == {"input_ids", "labels"}
     assert data.questions["references"][:] == [["0 coins.", "some"], ["1 coins.", "some"]]
     none = prepare_client("a", splits, models.tiny_tokenizer(), config(tmp_path, generation_examples=0))
     assert none.questions is None
@@ -93,7 +93,7 @@ def test_splits_are_tokenised_and_some_questions_kept(tmp_path: Path) -> None:
 def test_tokenised_data_is_taken_as_it_is(tmp_path: Path) -> None:
     examples = models.token_examples(3, seed=0)
     data = prepare_client("a", examples, None, config(tmp_path))
-    assert data.train is examples
+    assert list(data.train) == examples.to_list()
     assert data.validation is data.test is data.questions is None
 
 

@@ -1,7 +1,7 @@
 """What the updates say of each client: three kinds of evidence, all cross-fitted, if there is a majority at all.
 
-A flag says "a stranger to what the majority shares" and needs that of every kind that can tell, so that a client is
-not flagged for being different in one way.
+A flag says "a stranger to what the majority shares", and where two kinds can tell either may speak for the client: one
+that is different in one way is not flagged for it.
 
 subspace   how little of the majority's subspace the client uses, next to what the majority uses of it.
 direction  how little the client points where the consensus core points.
