@@ -16,6 +16,7 @@ from fedlora_hf.errors import ConfigError, RecordError
 from fedlora_hf.evaluation import mean_metrics
 from fedlora_hf.numerics import direction, lowrank
 from fedlora_hf.record import RunRecord, plain, versions
+from fedlora_hf.redaction import redacted
 from fedlora_hf.rounds import RoundStore
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, Evidence, LoraFactors
 
@@ -39,7 +40,7 @@ def opening(
         seed=args.seed,
         method_info={"title": method.title, "paper": method.paper, "averages": method.averages},
         options=plain(args.changed()),
-        command=[Path(sys.argv[0]).name, *sys.argv[1:]],
+        command=redacted([Path(sys.argv[0]).name.replace("__main__.py", "fedlora"), *sys.argv[1:]]),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         versions=versions(),
         adapter=dict(adapter),

@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "fedlora_hf"
 # What each name at the top of the package may lean on: everything on a lower floor, and its own folder.
 FLOORS = [
-    {"errors", "names", "seeding", "schedule", "progress", "evaluation"},
+    {"errors", "names", "seeding", "redaction", "schedule", "progress", "evaluation"},
     {"numerics", "data", "record"},
     {"update", "dirmag"},
     {"aggregation", "files"},

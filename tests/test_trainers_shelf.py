@@ -55,7 +55,7 @@ SAID = {
     "ffa": r"clients sent .* in 8 updates",
     "fedsa": r"\d of 8 clients gain",
     "clair": r"round 1: flagged",
-    "fedlora_optimizer": r"round 2, global: \d+ bytes from a client; moved A.direction .*, B.direction 0, B.magnitude 0",
+    "fedlora_optimizer": r"round 2, global: \d+ bytes from a client; moved A.direction .*, B.magnitude 0",
     "robust": r"spoiled, weight 0\.\d+",
 }
 MORE = {

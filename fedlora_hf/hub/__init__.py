@@ -17,7 +17,6 @@ _HOME = {
     "load_run": "pull",
     "parse_source": "pull",
     "push_folder": "push",
-    "redacted": "text",
 }
 __all__ = [
     "BackgroundPusher",
@@ -27,7 +26,6 @@ __all__ = [
     "load_run",
     "parse_source",
     "push_folder",
-    "redacted",
     "render_card",
     "write_card",
 ]
@@ -37,7 +35,6 @@ if TYPE_CHECKING:
     from fedlora_hf.hub.card import render_card, write_card
     from fedlora_hf.hub.pull import Source, fetch_adapter, fetch_run, load_run, parse_source
     from fedlora_hf.hub.push import push_folder
-    from fedlora_hf.hub.text import redacted
 
 
 def __getattr__(name: str) -> Any:

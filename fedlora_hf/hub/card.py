@@ -14,9 +14,10 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
 from fedlora_hf.hub import tables
-from fedlora_hf.hub.text import fenced, markdown, one_line, redacted
+from fedlora_hf.hub.text import fenced, markdown, one_line
 from fedlora_hf.names import unfit_reason
 from fedlora_hf.record import RunRecord, write_atomically
+from fedlora_hf.redaction import redacted
 
 NAME = "README.md"
 _HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", re.ASCII)
