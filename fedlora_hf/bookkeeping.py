@@ -97,6 +97,7 @@ def add_round(
     *,
     stage: str = "federated",
     message_bytes: int | None = None,
+    functional: Mapping[str, Evidence] | None = None,
 ) -> None:
     """Append what a round did, and bring the verdict on every client up to date.
 
@@ -114,7 +115,7 @@ def add_round(
             "weights": dict(combined.weights),
             "train_loss": {u.client_id: u.metrics["train_loss"] for u in updates if "train_loss" in u.metrics},
             "update_norm": {u.client_id: change_norm(u, start, combined.state) for u in updates},
-            "evidence": _plain(combined.this_round or combined.evidence),
+            "evidence": with_functional(_plain(combined.this_round or combined.evidence), functional or {}),
             "combined_evidence": _plain(combined.evidence),
             "diagnosis": plain(combined.diagnosis),
             "n_iter": combined.n_iter,
@@ -254,8 +255,25 @@ def sum_of_products(
     return total
 
 
-def past_rounds(record: RunRecord, before: int) -> list[PastRound]:
-    """What the rounds before round `before` found, oldest first, as `aggregate` takes it."""
+def with_functional(
+    evidence: dict[str, dict[str, dict[str, float | None]]], functional: Mapping[str, Evidence]
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """A round's evidence on the updates and, as one more kind, on what they do to others' losses."""
+    found = _plain({client: {"functional": item} for client, item in functional.items()})
+    return {client: {**kinds, **found.get(client, {})} for client, kinds in evidence.items()}
+
+
+def past_rounds(record: RunRecord, before: int, functional: Mapping[str, Evidence] | None = None) -> list[PastRound]:
+    """What the rounds before round `before` found, oldest first, as `aggregate` takes it; then this round's functional
+    evidence, which is known before the updates are aggregated."""
+    past = _past_rounds(record, before)
+    if functional:
+        flagged = past[-1].flagged if past else frozenset()
+        past.append(PastRound({client: {"functional": item} for client, item in functional.items()}, flagged))
+    return past
+
+
+def _past_rounds(record: RunRecord, before: int) -> list[PastRound]:
     return [
         PastRound(
             {

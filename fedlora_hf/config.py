@@ -90,6 +90,11 @@ class FederatedConfig(TrainingArguments):
     aggregation_options: dict[str, Any] | str | None = _option(
         None, "The method's own options as JSON, e.g. '{\"rank\": 2}'."
     )
+    functional_judges: int = _option(
+        0,
+        "clair: so many other clients' validation losses judge each update too (0: none). Costs two evaluations a "
+        "judge and client in every round; weak by itself, see docs/results/validity_map.",
+    )
     weight_by: Literal["examples", "uniform"] = _option("examples", "Weights of the clients in a mean.")
     personalise: Literal["select", "method"] = _option(
         "select",
@@ -122,6 +127,10 @@ class FederatedConfig(TrainingArguments):
     evaluate_rounds: bool = _option(False, "Evaluate the global adapter on every client after every round.")
     generation_examples: int = _option(4, "Test examples a client answers greedily for ROUGE-L (0: none).")
     max_new_tokens: int = _option(64, "Longest generated answer, in tokens.")
+    hub_license: str | None = _option(
+        None, "Licence of the adapters, for the model card (an identifier the Hub knows)."
+    )
+    hub_language: list[str] | None = _option(None, "Languages of the data, for the model card (en, de ...).")
     hub_with_clients: bool = _option(
         False, "Push the personal adapters too; they derive from the clients' private data."
     )
@@ -184,6 +193,7 @@ _AT_LEAST = (
     ("server_min_clients", 1, "a round needs an update"),
     ("keep_rounds", 0, "0 keeps all rounds"),
     ("personal_steps", 0, "0 adds none"),
+    ("functional_judges", 0, "0 judges on the updates alone"),
     ("global_rounds", 0, "0 leaves the global stage out"),
     ("fedprox_mu", 0, "0 leaves the term out"),
     ("generation_examples", 0, "0 generates nothing"),

@@ -16,9 +16,9 @@ from typing import Any
 from fedlora_hf.errors import AdapterError, RecordError
 from fedlora_hf.files import read_adapter, write_adapter
 from fedlora_hf.record import RunRecord, write_atomically
-from fedlora_hf.update import AdapterState, ClientUpdate
+from fedlora_hf.update import AdapterState, ClientUpdate, Evidence
 
-UPDATE, FAILURE = "update.json", "failure.json"
+UPDATE, FAILURE, FUNCTIONAL = "update.json", "failure.json", "functional.json"
 
 
 class RoundStore:
@@ -108,6 +108,18 @@ class RoundStore:
         _sync(place)
         os.rename(place, self.folder / str(number))
         _sync(self.folder)
+
+    def note_functional(self, number: int, evidence: Mapping[str, Evidence]) -> None:
+        """Keep the functional evidence of an open round beside its updates: aggregation reads it from there."""
+        content = {client: list(item) for client, item in evidence.items()}
+        write_atomically(self._open(number) / FUNCTIONAL, json.dumps(content).encode())
+
+    def functional(self, number: int) -> dict[str, Evidence]:
+        """The functional evidence of a round, open or committed; {} when none was taken."""
+        path = self._place(number) / FUNCTIONAL
+        if not path.is_file():
+            return {}
+        return {client: Evidence(*item) for client, item in json.loads(path.read_text(encoding="utf-8")).items()}
 
     def amend(self, number: int, record: RunRecord) -> None:
         """Replace the record of a committed round by one that knows more of it, such as its metrics."""

@@ -19,6 +19,7 @@ from fedlora_hf.client_trainer import ClientTrainer
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.errors import ConfigError, RoundError
 from fedlora_hf.files import read_adapter
+from fedlora_hf.functional import functional_evidence
 from fedlora_hf.hub import fetch_run, parse_source, write_card
 from fedlora_hf.publishing import Publisher
 from fedlora_hf.record import RunRecord
@@ -175,6 +176,7 @@ class FederatedTrainer(ClientTrainer):
             if stage.on_server:
                 self._train_server(number)
             else:
+                self._judge_by_others(number, cohort)
                 self._close(number, cohort, trained=time.perf_counter() - began)
         self.accelerator.wait_for_everyone()
         self.run = Run(number, self.store.state(number), self.store.record(number))
@@ -273,9 +275,26 @@ class FederatedTrainer(ClientTrainer):
             weight_by=self.args.weight_by,
             target_rank=None if self.method.restarts else self.rank,
             reference=None if self.method.restarts else start,
-            past=bookkeeping.past_rounds(self.run.record, before=number),
+            past=bookkeeping.past_rounds(self.run.record, number, self.store.functional(number)),
             **cast(dict[str, Any], self.args.aggregation_options),
         )
+
+    def _judge_by_others(self, number: int, cohort: list[str]) -> None:
+        """Take functional evidence on the open round's updates, where it is asked for, and leave it beside them."""
+        if not self.args.functional_judges or self.store.functional(number):
+            return
+        updates = [self.store.update(number, client) for client in cohort if not self.store.failure(number, client)]
+        validation = {client: self.clients[client].validation for client in cohort}
+        seed = derive_seed(self.args.seed, "functional", number)
+        found = functional_evidence(
+            self.scorer,
+            self.run.state,
+            updates,
+            {client: split for client, split in validation.items() if split is not None},
+            judges=self.args.functional_judges,
+            seed=seed,
+        )
+        self.store.note_functional(number, found.evidence)
 
     def _close(self, number: int, cohort: list[str], trained: float) -> None:
         """Aggregate the open round and commit it; nothing is changed when too few updates can be used."""
@@ -311,6 +330,7 @@ class FederatedTrainer(ClientTrainer):
             seconds,
             stage=stage.name,
             message_bytes=size,
+            functional=self.store.functional(number),
         )
         self.store.commit(number, state, run.record)
         needed = bookkeeping.needed_updates(run.record, self.args.keep_rounds)

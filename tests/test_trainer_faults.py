@@ -196,3 +196,21 @@ def test_a_callback_may_stop_the_run_after_a_round(tmp_path: Path) -> None:
     assert trainer.store.committed() == [1]
     assert len(trainer.run.record.rounds) == 1
     assert (tmp_path / "run.json").is_file()
+
+
+KINDS = ("functional", "subspace", "direction", "scale")
+
+
+def test_functional_evidence_is_taken_kept_and_counted_when_asked_for(tmp_path: Path) -> None:
+    clients = models.token_clients({f"c{n}": 4 for n in range(6)}, held_out=2)
+    trainer = models.federation(tmp_path, clients, aggregation="clair", functional_judges=2)
+    trainer.train()
+    for entry in trainer.run.record.rounds:
+        assert all(
+            {"functional", "subspace", "direction", "scale"} == set(kinds) for kinds in entry["evidence"].values()
+        )
+    assert set(trainer.store.functional(2)) == set(clients)
+    assert "functional" in trainer.run.record.clients["c0"]["evidence"]
+    without = models.federation(tmp_path / "without", clients, aggregation="clair")
+    without.train()
+    assert "functional" not in without.run.record.clients["c0"]["evidence"]

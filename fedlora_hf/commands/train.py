@@ -147,11 +147,13 @@ def prepare(args: FederatedConfig) -> Job:
             "task": args.task,
             "dtype": str(model.dtype).removeprefix("torch."),
             "parameters": model.num_parameters(),
+            "license": args.hub_license,
         },
         "data": {
             "dataset": args.dataset,
             "local": os.path.exists(args.dataset),
             "partition_by": args.partition_by,
+            "language": args.hub_language,
             "num_clients": len(clients),
             "num_examples": len(examples),
             "duplicates_removed": deduplicate(examples)[1],
