@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run `fedlora demo`, setting everything up first: twelve clients, four of them contaminated; about three minutes.
+# Run `fedlora demo`, setting everything up first: twelve clients, four of them contaminated; a minute or two.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment
