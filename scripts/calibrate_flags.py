@@ -2,8 +2,8 @@
 
     python scripts/calibrate_flags.py --set held-out --clients 8 12 20 50 100 --honest 300
 
-Two sets (scripts/experiments/families.py): the families that the rule was tuned on, and families that were written
-before their results were looked at, with seeds of their own; the latter has a federation of three rounds besides.
+Three sets (scripts/experiments/families.py): the families that the rule was tuned on, and two written before their
+results were looked at, with seeds of their own; the first of these has a federation of three rounds besides.
 Writes one row for each family, contamination and K, a summary by family, and a figure, to docs/results/flags/. Also
 prints the robust z that `flagging.critical_z` is fitted to. `--seed` moves all seeds: a set looked at is spent.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from experiments.cohorts import CONTAMINATIONS, IN, OUT, generator, noise, normal, unit
-from experiments.families import HELD_OUT, TUNING, Cohort, Family
+from experiments.families import HELD_OUT, TUNING, WEAK, Cohort, Family
 
 from fedlora_hf.aggregation import aggregate
 from fedlora_hf.aggregation.cohort import PastRound
@@ -30,6 +30,7 @@ Row = dict[str, str | int | float]
 RANDOM, SHARES = "own subspace", (0.2, 0.4, 0.45)
 GRID = [("none", 0.0)] + [(kind, share) for kind in (RANDOM, "coherent", "sign flip") for share in SHARES]
 ROUNDS, FEDERATION = 3, "three rounds"
+SETS = {"tuning": [*TUNING], "held-out": [*HELD_OUT, FEDERATION], "weak": [*WEAK]}
 
 
 def contaminated(cohort: Cohort, kind: str, bad: int, g: torch.Generator) -> Cohort:
@@ -92,7 +93,7 @@ def cell(where: str, name: str, kind: str, share: float, K: int, honest: int, se
         if name == FEDERATION:
             flagged, direction, subspace = federation(K, kind, bad, g)
         else:
-            flagged, direction, subspace = judged((TUNING | HELD_OUT)[name], K, kind, bad, g)
+            flagged, direction, subspace = judged((TUNING | HELD_OUT | WEAK)[name], K, kind, bad, g)
         wrong = sum(k < K - bad for k in flagged)
         false, touched, found = false + wrong, touched + (wrong > 0), found + len(flagged) - wrong
         usable = [usable[0] + direction, usable[1] + subspace]
@@ -189,7 +190,7 @@ def shorth_quantile(n: int, draws: int = 4000) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--set", choices=["tuning", "held-out"], default="held-out")
+    parser.add_argument("--set", choices=[*SETS], default="held-out")
     parser.add_argument("--clients", type=int, nargs="+", default=[8, 12, 20, 50, 100])
     parser.add_argument("--honest", type=int, default=300, help="clean clients in a cell without contamination")
     parser.add_argument("--families", nargs="+", help="some families only")
@@ -201,11 +202,11 @@ def main() -> None:
     for n in args.clients:
         print(f"K={n}: 99.9 % point of the shorth z {shorth_quantile(n):.1f}, rule {critical_z(n):.1f}")
     started, rows = time.process_time(), list[Row]()
-    for name in args.families or (TUNING if args.set == "tuning" else [*HELD_OUT, FEDERATION]):
+    for name in args.families or SETS[args.set]:
         for kind, share in GRID:
             rows += [cell(args.set, name, kind, share, K, args.honest, args.seed) for K in args.clients]
         print(f"{name}: {time.process_time() - started:.0f} s", flush=True)
-    stem = "tuning" if args.set == "tuning" else "held_out"
+    stem = args.set.replace("-", "_")
     with open(args.output_dir / f"{stem}.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()

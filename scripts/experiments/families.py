@@ -2,7 +2,9 @@
 
 A cohort is {module: [W_1 ... W_K]}, K honest clients. Held-out families differ in kind, not only in seed: unequal norms
 with heavy tails, mixed ranks and data sizes over two modules, groups that overlap with an honest minority, nested
-subspaces, regressions with real estimation error, and mostly personal tasks.
+subspaces, regressions with real estimation error, and mostly personal tasks. The weak families came later, with the
+rule that uses a common direction however weak where it is well beyond chance: there the cosine of two honest clients
+is 0.03 to 0.1, in three modules.
 """
 # SPDX-License-Identifier: Apache-2.0
 
@@ -145,6 +147,31 @@ def personal(K: int, g: torch.Generator) -> Cohort:
     return {"W": [0.2**0.5 * V0 + 0.8**0.5 * W + noise(g, 0.2, 96, 32) for W in own]}
 
 
+def weak(K: int, g: torch.Generator, share: float = 0.07, groups: float = 0.0, spread: float = 0.0) -> Cohort:
+    """Three modules; `share` of the energy in one common direction, `groups` in that of one of three groups (45, 30 and
+    25 %), the rest the client's own, of rank 4; then noise, whose log level varies by `spread`."""
+    which = torch.multinomial(torch.tensor([0.45, 0.3, 0.25]), K, True, generator=g).tolist()
+    levels = 0.2 * (spread * normal(g, K)).exp()
+    cohort = {}
+    for module, (out, width) in {"a": (96, 64), "b": (64, 96), "c": (80, 80)}.items():
+        common, *kinds = (unit(normal(g, out, 2) @ normal(g, 2, width)) for _ in range(4))
+        own = [unit(normal(g, out, 4) @ normal(g, 4, width)) for _ in range(K)]
+        cohort[module] = [
+            share**0.5 * common
+            + groups**0.5 * kinds[c]
+            + (1 - share - groups) ** 0.5 * W
+            + noise(g, float(level), out, width)
+            for c, W, level in zip(which, own, levels, strict=True)
+        ]
+    return cohort
+
+
+WEAK: dict[str, Family] = {
+    "weak common direction": weak,
+    "weak, and three groups": lambda K, g: weak(K, g, groups=0.1),
+    "weak, unequal data": lambda K, g: weak(K, g, spread=0.8),
+    "weaker": lambda K, g: weak(K, g, share=0.04),
+}
 HELD_OUT: dict[str, Family] = {
     "heavy-tailed norms": heavy_norms,
     "mixed ranks and data": mixed_ranks,

@@ -253,6 +253,25 @@ def test_copies_are_reported_and_not_flagged() -> None:
     found = Clair().fit(clean)
     assert found.diagnosis["copies"] == [["2", "7"]]
     assert found.flagged == ()
+    once = torch.stack([W * (0.5 if k in (2, 7) else 1.0) for k, W in enumerate(clean)]).sum(0) / 9
+    torch.testing.assert_close(found.matrix(), once)
+
+
+def test_a_weak_common_direction_is_used_where_it_is_far_beyond_chance() -> None:
+    """Honest clients agree to 0.05 in a layer where strangers agree to 0.01: sign flips and strangers are found."""
+    g = torch.Generator().manual_seed(5)
+
+    def unit() -> torch.Tensor:
+        W = torch.randn(96, 64, generator=g, dtype=torch.float64)
+        return W / W.norm()
+
+    common = unit()
+    updates = [0.05**0.5 * common + 0.95**0.5 * unit() for _ in range(20)]
+    updates[18:] = [-updates[18], -updates[19]]
+    found = Clair(refine="none").fit(updates)
+    assert 0.03 < found.diagnosis["agreement"] < 0.08
+    assert found.diagnosis["direction_usable"]
+    assert found.flagged == ("18", "19")
 
 
 def test_all_zero_updates_are_no_crash() -> None:

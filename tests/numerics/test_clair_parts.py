@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fedlora_hf.numerics.clair import accumulate, admm, blocks, refine
-from fedlora_hf.numerics.clair.consensus import consensus, opposition, ratings, typical
+from fedlora_hf.numerics.clair.consensus import consensus, counted_once, independent, opposition, ratings, typical
 from fedlora_hf.numerics.clair.flagging import critical_z, scale_scores, shorth, stranger_threshold
 from fedlora_hf.numerics.clair.subspace import held_out_energies, judging_rank, shared_rank
 
@@ -85,6 +85,19 @@ def test_a_coherent_minority_is_not_the_core() -> None:
     assert found.agreement == pytest.approx(0.3)
     assert float(ratings(cosine)[6:].max()) == 0
     assert found.to_core[:6].tolist() == pytest.approx([0.3] * 6)
+
+
+def test_copies_count_once_and_vouch_for_nothing_unless_they_are_the_majority() -> None:
+    similarity = torch.full((7, 7), 0.3, dtype=torch.float64).fill_diagonal_(1)
+    assert counted_once(similarity).tolist() == [1] * 7
+    torch.testing.assert_close(independent(similarity), similarity)
+    similarity[4:, 4:] = 1
+    torch.testing.assert_close(counted_once(similarity), torch.tensor([1, 1, 1, 1] + [1 / 3] * 3, dtype=torch.float64))
+    assert independent(similarity)[4, 5] == 0 < independent(similarity)[4, 1]
+    assert consensus(independent(similarity)).core.tolist() == [0, 1, 2, 3]
+    similarity[3:, 3:] = 1
+    assert counted_once(similarity).tolist() == [1] * 7
+    torch.testing.assert_close(independent(similarity), similarity)
 
 
 def test_shorth_ignores_the_worse_half() -> None:

@@ -79,11 +79,15 @@ def summarise(B: Tensor, A: Tensor) -> tuple[Blocks, Tensor, Tensor]:
     drawn afresh: what the same updates' inner products would be if nobody pointed where another does.
     """
     K, _, r = B.shape
-    gram = flat(B).T @ flat(B) if K * r <= GRAM_LIMIT and not _is_wide(B, A) else None
     part = slice(None, None, -(-K // STRANGERS))
+    gram = among = None
+    if K * r <= GRAM_LIMIT and not _is_wide(B, A):
+        columns = flat(B)
+        gram = columns.T @ columns
+        among = gram.reshape(K, r, K, r)[part, :, part].reshape(len(B[part]) * r, -1)
     sign = torch.randint(0, 2, (A.shape[2],), generator=generator(4)).to(A) * 2 - 1
     drawn = torch.stack([a * sign.roll(k) for k, a in enumerate(A[part])])
-    null = inner_products(B[part], drawn, None)
+    null = inner_products(B[part], drawn, among)
     return _blocks(B, roots(A), gram), inner_products(B, A, gram).double(), null.double()
 
 
@@ -116,7 +120,7 @@ def _blocks(B: Tensor, R: Tensor, gram: Tensor | None) -> Blocks:
     X = B @ R
     if r > out:
         X = roots(X)
-    energy = X.double().square().sum((1, 2))
+    energy = X.square().sum((1, 2), dtype=torch.float64)
     unit = torch.where(energy > 0, energy.clamp_min(1e-300).rsqrt(), torch.zeros_like(energy)).to(X.dtype)
     X = X * unit[:, None, None]
     if out <= width:
@@ -137,10 +141,23 @@ def _gram_basis(gram: Tensor, R: Tensor, X: Tensor, width: int) -> Tensor:
     K, r, _ = R.shape
     half = (R.transpose(1, 2) @ gram.reshape(K, r, K * r)).reshape(K * r, K, r).permute(1, 0, 2)
     H = (half @ R).permute(1, 0, 2).reshape(K * r, K * r)
-    values, vectors = torch.linalg.eigh((H + H.T) / 2)
-    values, vectors = values[-width:], vectors[:, -width:]
+    values, vectors = _leading_pairs((H + H.T) / 2, width)
     sound = values > 1e-5 * values[-1].clamp_min(1e-30)
     return torch.linalg.qr(X @ (vectors[:, sound] * values[sound].rsqrt()))[0]
+
+
+def _leading_pairs(H: Tensor, count: int, spare: int = 16, passes: int = 3) -> tuple[Tensor, Tensor]:
+    """The `count` largest eigenvalues of H (n, n), positive semi-definite, in ascending order, and eigenvectors: exact
+    for small H, else by subspace iteration, which leaves the smallest of them less exact than the largest."""
+    if len(H) <= 2 * count:
+        values, vectors = torch.linalg.eigh(H)
+    else:
+        Q = torch.randn(len(H), count + spare, generator=generator(3), dtype=H.dtype)
+        for _ in range(passes):
+            Q = torch.linalg.qr(H @ Q)[0]
+        values, turn = torch.linalg.eigh(Q.T @ H @ Q)
+        vectors = Q @ turn
+    return values[-count:], vectors[:, -count:]
 
 
 def _range_basis(X: Tensor, width: int, passes: int = 2) -> Tensor:

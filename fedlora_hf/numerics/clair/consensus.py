@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+COPY = 1 - 1e-6
+
 
 class Consensus(NamedTuple):
     """core: indices of the better half (sorted). agreement: the core's median rating. to_core: (K,) mean similarity
@@ -43,6 +45,28 @@ def cosines(inner: Tensor) -> Tensor:
     norm = inner.diag().clamp_min(0).sqrt()
     unit = torch.where(norm > 0, 1 / norm.clamp_min(1e-300), torch.zeros_like(norm))
     return (inner * unit[:, None] * unit).clamp(-1, 1)
+
+
+def copies(similarity: Tensor) -> list[list[int]]:
+    """Groups of clients whose updates are the same but for a positive factor (cosines, (K, K)): never flagged for it,
+    since nobody can tell the copy from the original."""
+    groups = {tuple(row.nonzero().squeeze(1).tolist()) for row in similarity > COPY}
+    return [list(group) for group in sorted(groups) if len(group) > 1]
+
+
+def counted_once(similarity: Tensor) -> Tensor:
+    """(K,) weights: a copy counts as its share of one client, unless copies are the majority (our choice)."""
+    weights = torch.ones(len(similarity), dtype=torch.float64)
+    for group in copies(similarity):
+        if len(group) < majority_size(len(similarity)):
+            weights[group] = 1 / len(group)
+    return weights
+
+
+def independent(similarity: Tensor) -> Tensor:
+    """The (K, K) similarity with copies as strangers to each other: the same update sent twice vouches for nothing."""
+    several = counted_once(similarity) < 1
+    return torch.where((similarity > COPY) & several & ~torch.eye(len(similarity), dtype=torch.bool), 0.0, similarity)
 
 
 def consensus(similarity: Tensor) -> Consensus:

@@ -13,7 +13,7 @@ from fedlora_hf.errors import ConfigError, ConvergenceWarning, UpdateError
 from fedlora_hf.numerics import lowrank
 from fedlora_hf.numerics.clair import admm, refine
 from fedlora_hf.numerics.clair.blocks import Blocks, affinity, flat, summarise
-from fedlora_hf.numerics.clair.consensus import consensus, cosines
+from fedlora_hf.numerics.clair.consensus import consensus, cosines, counted_once, independent
 from fedlora_hf.numerics.clair.evidence import Judgement, judge, unjudged
 from fedlora_hf.numerics.clair.options import ClairOptions
 from fedlora_hf.numerics.clair.refine import ModuleFit, Pair
@@ -102,8 +102,9 @@ def solve(
     collaborative = alive & ~flagged
     if not bool(collaborative.any()):  # every update is zero, or too few are not: nothing speaks against anyone
         collaborative = torch.ones_like(alive)
-    weights = _weights(fit, alive, collaborative)
-    kept = torch.where(collaborative, shares.double(), torch.zeros_like(weights))
+    once = counted_once(cosines(inner))
+    weights = _weights(fit, alive, collaborative) * once
+    kept = torch.where(collaborative, shares.double() * once, torch.zeros_like(weights))
     kept = kept / kept.sum() if float(kept.sum()) > 0 else collaborative.double() / int(collaborative.sum())
     fits = {
         module: _fit_module(source, module, blocks, weights, kept, target_rank, options)
@@ -174,7 +175,7 @@ def _judged(seen: _Seen, inner: Tensor, alive: Tensor, options: ClairOptions) ->
     if len(index) < LEAST_CLIENTS:
         return unjudged(inner, alive), None
     blocks = [replace(b, coords=b.coords[index], energy=b.energy[index]) for b in seen.blocks]
-    agreed = consensus(cosines(inner[index][:, index]))
+    agreed = consensus(independent(cosines(inner[index][:, index])))
     overlap = torch.stack([affinity(b.coords).double() for b in blocks]).sum(0)
     limit = min(options.rank_limit or MAX_RANK, MAX_RANK)
     starts = [agreed.core, consensus(overlap).core]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedlora_hf.numerics.clair.blocks import Blocks
-from fedlora_hf.numerics.clair.consensus import Consensus, chance_agreement, cosines, opposition, typical
+from fedlora_hf.numerics.clair.consensus import Consensus, chance_agreement, copies, cosines, opposition, typical
 from fedlora_hf.numerics.clair.flagging import (
     ERRORS,
     EXACT,
@@ -30,8 +30,10 @@ from fedlora_hf.numerics.clair.flagging import (
 )
 from fedlora_hf.numerics.clair.subspace import Fit, common_use
 
-# Least agreement, and least energy beyond chance shared by a majority, that count as common structure.
-AGREEMENT, SHARED = 0.1, 0.1
+# Least agreement, and least energy beyond chance shared by a majority, that count as common structure; an agreement
+# BEYOND times that of strangers counts however small: in large layers chance is near 0.01, and clients with little data
+# agree to 0.09 without a fault in their order.
+AGREEMENT, BEYOND, SHARED = 0.1, 3.0, 0.1
 # Of what clients that use the subspace at random overlap in it, what those of a majority do; rank-one clients reach the
 # median of a chi-square with one degree of freedom, 0.45.
 JOINT = 0.4
@@ -39,7 +41,7 @@ HALF = 0.5  # of what the kept clients share, what each client of a majority mus
 # A client lives in the majority's subspace when it has 70 % of the core's share: LoRA updates trained from one base on
 # constant outputs had half of it.
 INSIDE = 0.3
-FEW, COPY = 6, 1 - 1e-6
+FEW = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +128,7 @@ def judge(
             "direction": _spread(direction, index, alive),
             "scale": torch.full_like(size, limit),
         },
-        copies(inner, index),
+        [[int(index[k]) for k in group] for group in copies(similarity)],
         found,
     )
 
@@ -149,7 +151,7 @@ def _direction(agreed: Consensus, chance: float) -> tuple[Tensor, Tensor | None]
     if agreed.agreement <= 0:
         return torch.zeros_like(agreed.to_core), None
     aligned = 1 - agreed.to_core / agreed.agreement
-    if agreed.agreement <= max(AGREEMENT, chance):
+    if agreed.agreement <= max(chance, min(AGREEMENT, BEYOND * chance)):
         return aligned, None
     return aligned, stranger_threshold(aligned, agreed.spread / agreed.agreement)
 
@@ -214,14 +216,6 @@ def shared_energy(fit: Fit, modules: Sequence[Blocks]) -> tuple[Tensor, Tensor, 
         concentration = (blocks.coords.transpose(1, 2) @ blocks.coords).double().square().sum((1, 2))
         variance += 2 * p * max(n - p, 0) / (n * n * (n + 2)) * concentration
     return gain, variance.sqrt(), float(gain[fit.kept].median())
-
-
-def copies(inner: Tensor, index: Tensor) -> list[list[int]]:
-    """Groups of clients whose updates are the same but for a positive factor: reported, never flagged for it, since
-    nobody can tell the copy from the original."""
-    same = cosines(inner)[index][:, index] > COPY
-    groups = {tuple(row.nonzero().squeeze(1).tolist()) for row in same}
-    return [[int(index[i]) for i in group] for group in sorted(groups) if len(group) > 1]
 
 
 def summary(found: Mapping[str, float | bool | str], K: int) -> str:

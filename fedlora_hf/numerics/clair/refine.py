@@ -16,8 +16,8 @@ from fedlora_hf.numerics import lowrank
 from fedlora_hf.numerics.clair.blocks import flat, generator
 
 SPECTRUM = 64
-# A mean of more columns than ITERATED is decomposed by iteration.
-ITERATED, SPARE, PASSES, PROBES = 512, 16, 12, 32
+# A mean of more columns than ITERATED is decomposed in a Krylov space.
+ITERATED, SPARE, POWERS, PROBES = 512, 8, 2, 32
 Pair = tuple[Tensor, Tensor]
 
 
@@ -47,22 +47,16 @@ class ModuleFit:
         return torch.cat([U, off], dim=1), torch.cat([kept, mean_A])
 
 
-def scatter_times(B: Tensor, A: Tensor, weights: Tensor, U: Tensor) -> Tensor:
-    """sum_k weights_k W_k W_k^T U, (out, p), from the factors alone."""
-    inner = (A @ A.transpose(1, 2)) @ (B.transpose(1, 2) @ U)
-    scaled = inner * weights.to(B)[:, None, None]
-    return flat(B) @ scaled.reshape(-1, U.shape[1])
-
-
 def leading(B: Tensor, A: Tensor, weights: Tensor, start: Tensor, mean: Pair | None = None, steps: int = 2) -> Pair:
     """(eigenvalues, largest first, eigenvectors (out, p)) of sum_k weights_k W_k W_k^T - M M^T, by subspace iteration
     from `start`, which comes from the compressed blocks: exact there when nothing was cut off."""
+    columns, grams = flat(B), (A @ A.transpose(1, 2)) * weights.to(A)[:, None, None]
+    mean_B, mean_A = (torch.empty(0), torch.empty(0)) if mean is None else (mean[0].to(B), mean[1].to(B))
     U = torch.linalg.qr(start.to(B))[0]
     image = U
     for step in range(steps + 1):
-        image = scatter_times(B, A, weights, U)
+        image = columns @ (grams @ (columns.T @ U).reshape(len(A), A.shape[1], -1)).flatten(0, 1)
         if mean is not None:
-            mean_B, mean_A = mean[0].to(B), mean[1].to(B)
             image = image - mean_B @ ((mean_A @ mean_A.T) @ (mean_B.T @ U))
         if step < steps:
             U = torch.linalg.qr(image)[0]
@@ -72,8 +66,13 @@ def leading(B: Tensor, A: Tensor, weights: Tensor, start: Tensor, mean: Pair | N
 
 def signed(U: Tensor) -> Tensor:
     """Columns turned so that the largest entry of each is positive: equal subspaces give equal bytes."""
-    sign = U.gather(0, U.abs().argmax(0, keepdim=True)).sign()
-    return U * torch.where(sign == 0, torch.ones_like(sign), sign)
+    return U * signs(U)
+
+
+def signs(U: Tensor) -> Tensor:
+    """(p,) of 1 and -1: the sign of each column's largest entry."""
+    largest = U.gather(0, U.abs().argmax(0, keepdim=True))[0]
+    return torch.where(largest < 0, -torch.ones_like(largest), torch.ones_like(largest))
 
 
 def mean_update(B: Tensor, A: Tensor, shares: Tensor, rank: int, extra: int) -> tuple[Pair, lowrank.LowRank]:
@@ -95,32 +94,31 @@ def mean_update(B: Tensor, A: Tensor, shares: Tensor, rank: int, extra: int) -> 
 
 
 def _leading_mean(B: Tensor, A: Tensor, shares: Tensor, rank: int) -> lowrank.LowRank:
-    """The leading part of M = B diag(shares) A, B (out, n) and A (n, in), by subspace iteration with SPARE directions
-    more than asked for, until PASSES steps are done or the energy found stands still to 1e-6.
+    """The leading part of M = B diag(shares) A, B (out, n) and A (n, in): the best of the block Krylov space of M^T M
+    with rank + SPARE random columns and POWERS powers (Musco & Musco 2015, arXiv 1504.05477).
 
     What is discarded is measured on PROBES random vectors: to about sqrt(2 / (PROBES * effective rank of the rest)).
     """
     weight = shares.to(B).repeat_interleave(len(A) // len(shares))[:, None]
-    start = torch.randn(A.shape[1], rank + SPARE, generator=generator(5), dtype=B.dtype)
-    right, found = torch.linalg.qr(A.T @ (weight * (A @ start)))[0], 0.0
-    for _ in range(PASSES):
-        left = torch.linalg.qr(B @ (weight * (A @ right)))[0]
-        image = A.T @ (weight * (B.T @ left))
-        energy = float(image.double().square().sum())
-        if energy <= found * (1 + 1e-6):
-            break
-        right, found = torch.linalg.qr(image)[0], energy
-    U, S, Vh = torch.linalg.svd(image.T.double(), full_matrices=False)
+    block = torch.randn(A.shape[1], rank + SPARE, generator=generator(5), dtype=B.dtype)
+    block = torch.linalg.qr(A.T @ (weight * (A @ block)))[0]
+    krylov = [block]
+    for _ in range(POWERS):
+        block = torch.linalg.qr(A.T @ (weight * (B.T @ (B @ (weight * (A @ block))))))[0]
+        krylov.append(block)
+    left = torch.linalg.qr(B @ (weight * (A @ torch.linalg.qr(torch.cat(krylov, dim=1))[0])))[0]
+    right, core = torch.linalg.qr(A.T @ (weight * (B.T @ left)))
+    U, S, Vh = torch.linalg.svd(core.T.double(), full_matrices=False)
+    out = left.double() @ U[:, :rank]
+    turn = signs(out)
+    energies, root = S.square(), S[:rank].sqrt()
     probes = torch.randn(A.shape[1], PROBES, generator=generator(6), dtype=B.dtype)
     rest = B @ (weight * (A @ probes))
     rest = rest - left @ (left.T @ rest)
-    energies = S.square()
     lost = float(energies[rank:].sum()) + float(rest.double().square().sum()) / PROBES
     total = float(energies[:rank].sum()) + lost
-    root = S[:rank].sqrt()
-    out = signed(left.double() @ U[:, :rank])
-    turned = (out.T @ (left.double() @ U[:, :rank])).diagonal()
-    return lowrank.LowRank(out * root, (turned * root)[:, None] * Vh[:rank], S, lost / total if total > 0 else 0.0)
+    inward = root[:, None] * (Vh[:rank] @ right.double().T)
+    return lowrank.LowRank(out * (turn * root), turn[:, None] * inward, S, lost / total if total > 0 else 0.0)
 
 
 def soft_gains(values: Tensor, total: float, places: int) -> Tensor:
