@@ -1,6 +1,7 @@
 """A PEFT model's adapter <-> AdapterState: read out, and written back in place, without rebuilding anything."""
 # SPDX-License-Identifier: Apache-2.0
 
+import hashlib
 import json
 import tempfile
 import warnings
@@ -89,6 +90,19 @@ class AdapterSlot:
                 if parameter.requires_grad and f".{self.name}." in f".{name}.":
                     yield parameter
 
+    def modules(self) -> list[nn.Module]:
+        """The modules that hold the slot's parameters, and nothing else."""
+        factors = [factors[self.name] for layer in self.layers.values() for factors in (layer.lora_A, layer.lora_B)]
+        return [*factors, *(wrapper.modules_to_save[self.name] for wrapper in self.wrappers.values())]
+
+    def checksum(self) -> str:
+        """A hash of the adapter's values, to the bit."""
+        digest = hashlib.sha256()
+        for module in self.modules():
+            for _, tensor in sorted(module.state_dict().items()):
+                digest.update(_copy(tensor).numpy().tobytes())
+        return digest.hexdigest()
+
     def train_only(self, parts: Iterable[str]) -> None:
         """Leave trainable the factors ("A", "B") or parts of them ("A.direction") that are named, and whole tensors.
 
@@ -138,11 +152,21 @@ class AdapterSlot:
                 raise AdapterError(
                     f"{module}: rank {factors.rank} does not fit the model's {rank}; truncate it or raise lora_r"
                 )
+            if factors.shape != (lora_B.out_features, lora_A.in_features):
+                raise AdapterError(
+                    f"{module}: is {factors.shape} in the state and {(lora_B.out_features, lora_A.in_features)} in the "
+                    "model; load the right model"
+                )
             factors = factors.rescaled(layer.scaling[self.name]).padded(rank)
             write_factor(lora_A, factors.A)
             write_factor(lora_B, factors.B)
         for name, tensor in self._extras():
             if name in state.extras:
+                if state.extras[name].shape != tensor.shape:
+                    raise AdapterError(
+                        f"{name}: is {tuple(state.extras[name].shape)} in the state and {tuple(tensor.shape)} in the "
+                        "model; load the right model"
+                    )
                 tensor.copy_(state.extras[name])
 
     def _extras(self) -> Iterator[tuple[str, Tensor]]:
@@ -168,6 +192,19 @@ class AdapterSlot:
 def slot_rank(slot: AdapterSlot) -> int:
     """The largest rank of the slot's layers."""
     return max(layer.lora_A[slot.name].out_features for layer in slot.layers.values())
+
+
+def slot_facts(slot: AdapterSlot, kind: str) -> dict[str, Any]:
+    """What the run record says of the adapter."""
+    config: Any = slot.model.peft_config[slot.name]
+    return {
+        "kind": kind,
+        "r": slot_rank(slot),
+        "alpha": config.lora_alpha,
+        "rslora": config.use_rslora,
+        "target_modules": sorted({module.rsplit(".", 1)[-1] for module in slot.layers}),
+        "parameters": sum(parameter.numel() for parameter in slot.parameters()),
+    }
 
 
 def set_carry(model: PeftModel, state: Mapping[str, LoraFactors] | None, name: str = DEFAULT) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from fedlora_hf import privacy
 from fedlora_hf.aggregation.cohort import PastRound
 from fedlora_hf.aggregation.method import Method
 from fedlora_hf.errors import ConfigError, RecordError
@@ -22,7 +23,8 @@ from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, Evidence, L
 
 # Options that may differ between a run and its resumption, because they move no number of the rounds before.
 _FREE = {"num_rounds", "keep_rounds", "personalise", "personal_steps", "evaluate_rounds", "generation_examples"}
-_FREE |= {"max_new_tokens", "max_eval_examples", "resume_from", "server_min_clients"}
+_FREE |= {"global_rounds", "personal_learning_rate"}
+_FREE |= {"max_new_tokens", "max_eval_examples", "resume_from", "server_min_clients", "client_timeout"}
 MAX_SIMILARITY = 256
 
 
@@ -44,14 +46,16 @@ def opening(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         versions=versions(),
         adapter=dict(adapter),
-        clients={
-            client: {"collaborative": True, "weight": 0.0, "num_examples": count, "evidence": {}, "metrics": {}}
-            for client, count in num_examples.items()
-        },
+        clients={client: newcomer(count) for client, count in num_examples.items()},
     )
     for name, value in facts.items():
         setattr(record, name, value)
     return record
+
+
+def newcomer(num_examples: int | None) -> dict[str, Any]:
+    """What is known of a client that has sent nothing yet."""
+    return {"collaborative": True, "weight": 0.0, "num_examples": num_examples, "evidence": {}, "metrics": {}}
 
 
 def check_overwrite(output_dir: str | None, store: RoundStore) -> None:
@@ -132,6 +136,7 @@ def add_round(
     record.modules = plain(combined.modules)
     record.diagnosis = plain(combined.diagnosis)
     record.similarity = similarity(updates, start, combined.state)
+    record.privacy = privacy.account(record.options, record.rounds)
     judge(record)
 
 
@@ -185,9 +190,22 @@ def mean_over_collaborative(record: RunRecord, per_client: Mapping[str, Mapping[
     return mean_metrics(per_client[client] for client in collaborative(record) if client in per_client)
 
 
+def add_metrics(
+    record: RunRecord, kind: str, per_client: Mapping[str, Mapping[str, float]], when: str = "after"
+) -> None:
+    """Put clients' metrics of their "global" or "personalised" adapters into the record, and the means of them."""
+    for client_id, metrics in per_client.items():
+        record.clients[client_id]["metrics"]["before" if when == "before" else kind] = metrics
+    record.metrics.setdefault(when, {})[kind] = mean_over_collaborative(record, per_client)
+    if when == "after" and "before" in record.metrics:
+        # Of the same clients as the means after: who collaborates was not known before the rounds.
+        first = {client: facts["metrics"].get("before", {}) for client, facts in record.clients.items()}
+        record.metrics["before"]["global"] = mean_over_collaborative(record, first)
+
+
 def round_log(entry: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a round that trackers get."""
-    losses = list(entry["train_loss"].values())
+    losses = [loss for loss in entry["train_loss"].values() if loss is not None]
     logs = {"round": entry["round"], "flagged": len(entry["flagged"]), "quarantined": len(entry["quarantined"])}
     if losses:
         logs["loss"] = sum(losses) / len(losses)

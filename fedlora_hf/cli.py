@@ -26,9 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> None:
     if arguments[:1] == ["train"]:
-        from fedlora_hf.commands.train import train
-
-        train(arguments[1:])
+        _train(arguments[1:])
     else:
         options = vars(build_parser().parse_args(arguments))
         run: Callable[..., None] = options.pop("run")
@@ -36,7 +34,7 @@ def _run(arguments: list[str]) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of every command but train, whose flags are FederatedConfig's."""
+    """The parser of every command but train, whose flags are FederatedConfig's (commands/manual.py, train.py)."""
     parser = OneLineParser(prog="fedlora", description="Fine-tune language models together without sharing data.")
     parser.add_argument("--version", action="version", version=f"fedlora_hf {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -85,6 +83,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _train(arguments: list[str]) -> None:
+    if {"-h", "--help"} & set(arguments):
+        from fedlora_hf.commands.manual import manual
+
+        print(manual(), end="")  # noqa: T201
+    else:
+        from fedlora_hf.commands.train import train
+
+        train(arguments)
+
+
 def _demo(output_dir: str, seed: int) -> None:
     from fedlora_hf.commands.demo import demo
 
@@ -112,8 +121,9 @@ def _report(folder: str) -> None:
 
 def _push(folder: str, **options: Any) -> None:
     from fedlora_hf.hub import push_folder
+    from fedlora_hf.progress import Steps
 
-    print(push_folder(folder, **options))  # noqa: T201
+    print(push_folder(folder, **options, steps=Steps()))  # noqa: T201
 
 
 def _name_and_value(text: str) -> tuple[str, Any]:

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import PrinterCallback, ProgressCallback, Trainer
@@ -18,10 +17,15 @@ from fedlora_hf.data.collate import Collator
 from fedlora_hf.errors import ConfigError, DataError
 from fedlora_hf.files import read_adapter
 from fedlora_hf.names import unfit_reason
+from fedlora_hf.privacy import Privacy
+from fedlora_hf.processes import Processes
 from fedlora_hf.progress import Steps
+from fedlora_hf.quantisation import keep_trainable
 from fedlora_hf.schedule import shares
 from fedlora_hf.scorer import Scorer
-from fedlora_hf.stages import Stage
+from fedlora_hf.seeding import derive_seed
+from fedlora_hf.sharding import is_sharded, prepared, refuse_deepspeed
+from fedlora_hf.stages import Stage, personal_stage
 from fedlora_hf.update import AdapterState, ClientUpdate, fitted
 
 Metrics = dict[str, float]
@@ -66,15 +70,23 @@ class ClientTrainer(Trainer):
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
         self.steps = Steps(enabled=not args.disable_tqdm and self.is_world_process_zero())
-        # Clients, not batches, are shared out over the processes: the model is prepared for mixed precision only.
-        self.model_wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        together, sharded = args.client_parallel == "data", is_sharded(self.accelerator)
+        self.processes = Processes(self.accelerator, together=together, lockstep=sharded)
+        self.slot = adapters.AdapterSlot(self.model)
+        # Never wrapped: `processes` adds up what a wrapper would, so any part of the adapter can be trained next.
+        self.model_wrapped = prepared(self.accelerator, self.slot, together)
+        if sharded and (self.compute_loss_func or not self.model_accepts_loss_kwargs):
+            raise ConfigError("FSDP with a loss that is not divided by num_items_in_batch: use the model's own loss")
         if args.gradient_checkpointing:
             self._checkpoint_activations()
-        self.slot = adapters.AdapterSlot(self.model)
         if args.initial_adapter is not None:
             self.slot.write(fitted(read_adapter(args.initial_adapter)[0], adapters.slot_rank(self.slot)))
+        keep_trainable(self.model)
         self.initial = self.slot.read()
-        self.scorer = Scorer(self.model_wrapped, self.slot, self.data_collator, self.processing_class, args)
+        self.privacy = Privacy.of(args)
+        self.scorer = Scorer(
+            self.model_wrapped, self.slot, self.data_collator, self.processing_class, args, self.processes
+        )
 
     def _checkpoint_activations(self) -> None:
         """Switch checkpointing on, as Trainer.train() would: a client's steps do not pass through it."""
@@ -85,12 +97,22 @@ class ClientTrainer(Trainer):
             base.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
 
     def mine(self, clients: Iterable[str]) -> list[str]:
-        """Those of the clients that this process works for."""
-        costs = {client: self.num_steps(client) for client in clients}
-        return shares(costs, self.accelerator.num_processes)[self.accelerator.process_index]
+        """Those of the clients that this process evaluates; all, where processes work together."""
+        costs = {client: len(self.clients[client].test or ()) for client in clients}
+        number, count = (0, 1) if self.processes.together else (self.processes.number, self.processes.count)
+        return shares(costs, count)[number]
+
+    def taken(self, clients: Iterable[str]) -> Iterator[str]:
+        """Those of the clients that this process trains: the longest first, each by whichever process is free next."""
+        costs = {client: self.num_steps(client) * self.clients[client].train.mean_length for client in clients}
+        return self.processes.taken(shares(costs, 1)[0])
 
     def num_steps(self, client_id: str) -> int:
-        return num_local_steps(self.args, len(self.clients[client_id].train))
+        return self.steps_for(self.clients[client_id])
+
+    def steps_for(self, data: ClientData) -> int:
+        """Local steps of a round on somebody's data."""
+        return num_local_steps(self.args, len(data.train), self.processes.share[1])
 
     @property
     def rank(self) -> int:
@@ -98,19 +120,70 @@ class ClientTrainer(Trainer):
         return adapters.slot_rank(self.slot)
 
     def trained(
-        self, name: str, data: ClientData, start: AdapterState, stage: Stage, steps: int, seed: int
+        self,
+        name: str,
+        data: ClientData,
+        start: AdapterState,
+        stage: Stage,
+        steps: int,
+        seed: int,
+        timeout: float | None = None,
     ) -> ClientUpdate:
-        """The update after `steps` of a stage on the training split, from `start`, which is in the model already."""
+        """The update after `steps` of a stage on the training split, from `start`, which is in the model already.
+
+        timeout: seconds they may take, see `train_locally`.
+        """
         self.slot.train_only(stage.parts)
-        batches = local_batches(data.train, self.data_collator, self.args, seed)
+        share, even = self.processes.share, self.processes.lockstep
+        batches = local_batches(data.train, self.data_collator, self.args, seed, share=share, even=even)
         mu = self.args.fedprox_mu if stage.name == "federated" else 0.0
         with _learning_rate(self.args, stage.learning_rate):
-            result = train_locally(self, batches, steps, seed=seed, proximal_mu=mu)
+            result = train_locally(
+                self, batches, steps, seed=seed, processes=self.processes, proximal_mu=mu, timeout=timeout
+            )
+        if self.processes.together:
+            self.processes.check_same(self.slot.checksum(), f"the adapter of {name!r} after its local steps")
         facts = {"train_loss": result.train_loss, "steps": result.steps}
         # A factor that was not trained is the start's to the bit, which an adapter kept in other parts (dirmag) is not.
         return ClientUpdate(
             name, personalise.with_kept(self.slot.read(), start, stage.untrained), len(data.train), facts
         )
+
+    def personal(
+        self, client_id: str, global_state: AdapterState, own: AdapterState | None, refined: AdapterState | None
+    ) -> tuple[str, AdapterState, dict[str, float]]:
+        """(what was chosen, the adapter, {candidate: validation loss}): a client's personal adapter.
+
+        own: its last update; refined: what the method made for it. See `personalise`.
+        """
+        data = self.clients[client_id]
+        if self.args.personalise == "method" or data.validation is None:
+            # In the pipeline a client's personal steps start from what is broadcast, not from its own last update.
+            name, state = personalise.given(global_state, None if self.args.pipeline != "none" else own, refined)
+            losses: dict[str, float] = {}
+        else:
+            offered = personalise.candidates(global_state, own, refined, self.rank)
+            name, state, losses = personalise.best(offered, lambda s: self.scorer.metrics(s, data.validation)["loss"])
+        if self.args.personal_steps:
+            state_before, name_before = state, name
+            name, state = f"{name}, tuned", self._tuned(client_id, state)
+            if losses:
+                losses[name] = self.scorer.metrics(state, data.validation)["loss"]
+                if not losses[name] < losses[name_before]:
+                    name, state = name_before, state_before
+        return name, state, losses
+
+    def _tuned(self, client_id: str, state: AdapterState) -> AdapterState:
+        """`state` after `personal_steps` further local steps of the client."""
+        seed, start = derive_seed(self.args.seed, "personal", client_id), fitted(state, self.rank)
+        adapters.set_carry(self.model, None)
+        self.slot.write(start)
+        steps = int(self.args.personal_steps or 0)
+        return self.trained(client_id, self.clients[client_id], start, personal_stage(self.args), steps, seed).state
+
+    def outgoing(self, update: ClientUpdate, start: AdapterState, stage: Stage, seed: int) -> ClientUpdate:
+        """What of an update leaves the client: all of it or, where the run asks for privacy, clipped and with noise."""
+        return update if self.privacy is None else self.privacy.applied(update, start, stage.untrained, seed)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """As Trainer's, but found once: a client's optimizer does not wait for a walk over all modules."""
@@ -119,23 +192,22 @@ class ClientTrainer(Trainer):
         return self._decay_names
 
     def test_metrics(self, states: Mapping[str, AdapterState]) -> dict[str, Metrics]:
-        """{client: metrics of its adapter on its test split}, each client evaluated by one process."""
+        """{client: metrics of its adapter on its test split}, each client evaluated by one process, or by all."""
         found: dict[str, Metrics] = {}
-        for client_id in self.steps.over(self.mine(states), "evaluating"):
-            data, state = self.clients[client_id], states[client_id]
-            if data.test is not None:
-                found[client_id] = self.scorer.metrics(state, data.test) | self.scorer.answers(state, data.questions)
-        return self.gathered(found)
-
-    def gathered(self, found: dict[str, Any]) -> dict[str, Any]:
-        """Every process's {client: value} as one, sorted, on every process."""
-        parts = gather_object([found]) if self.accelerator.num_processes > 1 else [found]
-        return dict(sorted(item for part in parts for item in part.items()))
+        with self.processes.all_or_none():
+            for client_id in self.steps.over(self.mine(states), "evaluating"):
+                data, state = self.clients[client_id], states[client_id]
+                if data.test is not None:
+                    with self.processes.each_or_none():
+                        found[client_id] = self.scorer.metrics(state, data.test)
+                        found[client_id] |= self.scorer.answers(state, data.questions)
+        return self.processes.gathered(found)
 
 
 def _check_arguments(args: Any, client_datasets: Mapping[str, Any]) -> None:
     if not isinstance(args, FederatedConfig):
         raise ConfigError(f"args is a {type(args).__name__}: must be a FederatedConfig; import it from fedlora_hf")
+    refuse_deepspeed(args)
     for name in _UNUSED:
         if getattr(args, name, None):
             raise ConfigError(f"{name}={getattr(args, name)!r}: has no effect on clients' local steps; leave it out")

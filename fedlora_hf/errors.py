@@ -1,9 +1,28 @@
 """The errors a user can cause. Each message is one line: the value, the rule it breaks, the remedy."""
 # SPDX-License-Identifier: Apache-2.0
 
+import unicodedata
+
+MAX_MESSAGE = 2000
+# Control, format (bidirectional overrides among them), surrogate and line-separator characters.
+_UNSHOWN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def one_line(value: object, limit: int = 300) -> str:
+    """`value` as one line of printable text, at most `limit` characters (an ellipsis says that it was cut)."""
+    kept = "".join(" " if unicodedata.category(c) in _UNSHOWN else c for c in str(value))
+    text = " ".join(kept.split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
 
 class FedLoraError(Exception):
-    """Base of every error this package raises on purpose; the command line prints it and exits with 2."""
+    """Base of every error this package raises on purpose; the command line prints it and exits with 2.
+
+    Names in a message may be anybody's: as text it is one printable line, whatever they hold.
+    """
+
+    def __str__(self) -> str:
+        return one_line(super().__str__(), MAX_MESSAGE)
 
 
 class ConfigError(FedLoraError, ValueError):
@@ -28,6 +47,18 @@ class RoundError(FedLoraError, RuntimeError):
 
 class RecordError(FedLoraError, ValueError):
     """A run record (run.json) is missing, unreadable, or not of the schema this version knows."""
+
+
+class ProcessError(FedLoraError, RuntimeError):
+    """Another process of the same run failed; this one stops with it instead of waiting for it."""
+
+
+class StorageError(FedLoraError, RuntimeError):
+    """Something cannot be written where it belongs: the disk is full, or a link leads out of the output folder."""
+
+
+class ClientTimeoutError(FedLoraError, RuntimeError):
+    """A client took longer than client_timeout allows; it is quarantined for the round."""
 
 
 class ConvergenceWarning(UserWarning):

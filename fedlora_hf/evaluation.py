@@ -4,35 +4,55 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
+if TYPE_CHECKING:
+    from fedlora_hf.processes import Processes
+
 IGNORED = -100
 
 
 def held_out_metrics(
-    model: nn.Module, dataset: Any, collate: Callable[[list[Any]], dict[str, Any]], *, task: str, batch_size: int
+    model: nn.Module,
+    dataset: Any,
+    collate: Callable[[list[Any]], dict[str, Any]],
+    *,
+    task: str,
+    batch_size: int,
+    processes: "Processes | None" = None,
 ) -> dict[str, float]:
     """Metrics of `model` on `dataset`, each a mean over the whole of it, whatever the batches.
 
     causal_lm: "loss" (nats per answer token), "perplexity" = exp(loss), "token_accuracy". sequence_classification:
     "loss" (nats per example), "accuracy". Both: "num_items", tokens or examples. {} for an empty dataset.
+    processes: those that work together share out the batches, and all of them get the metrics of the whole.
     """
     score = _causal_scores if task == "causal_lm" else _class_scores
-    # A loader without a generator of its own draws from the global one, even when it shuffles nothing.
-    generator = torch.Generator()
-    loader: DataLoader[Any] = DataLoader(dataset, batch_size=batch_size, collate_fn=collate, generator=generator)
     device = next(model.parameters()).device
-    total = torch.zeros(3, dtype=torch.float64, device=device)
+    rows = range(len(dataset))
+    batches = [rows[start : start + batch_size] for start in rows[::batch_size]]
+    own, idle = _share(batches, processes)
+    # A loader without a generator of its own draws from the global one, even when it shuffles nothing.
+    loader: DataLoader[Any] = DataLoader(dataset, batch_sampler=own, collate_fn=collate, generator=torch.Generator())  # type: ignore[arg-type]
+
+    def summed() -> Tensor:
+        total = torch.zeros(3, dtype=torch.float64, device=device)
+        for number, batch in enumerate(loader):
+            scores = score(model, {name: tensor.to(device) for name, tensor in batch.items()})
+            if number < len(own) - idle:
+                total += scores
+        return total
+
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        for batch in loader:
-            total += score(model, {name: tensor.to(device) for name, tensor in batch.items()})
+        like = torch.zeros(3, dtype=torch.float64, device=device)
+        total = summed() if processes is None else processes.total(summed, like)
     model.train(was_training)
     nats, correct, items = total.tolist()
     if not items:
@@ -46,6 +66,16 @@ def held_out_metrics(
         "token_accuracy": correct / items,
         "num_items": items,
     }
+
+
+def _share(batches: list[range], processes: "Processes | None") -> tuple[list[range], int]:
+    """(the batches of this process, how many at the end only keep it in step with the others and do not count)."""
+    if processes is None:
+        return batches, 0
+    number, count = processes.share
+    own = batches[number::count]
+    idle = -(-len(batches) // count) - len(own) if processes.lockstep else 0
+    return own + batches[:idle], idle
 
 
 def _causal_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

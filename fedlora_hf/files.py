@@ -5,7 +5,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,30 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
-from fedlora_hf.errors import AdapterError
-from fedlora_hf.record import write_atomically
+from fedlora_hf.disk import read_json, write_atomically
+from fedlora_hf.errors import AdapterError, one_line
 from fedlora_hf.update import AdapterState, LoraFactors
 
 CONFIG, WEIGHTS, SIDE_CAR = "adapter_config.json", "adapter_model.safetensors", "dirmag_config.json"
 PREFIX = "base_model.model."
 MAX_CONFIG_BYTES = 4 * 1024 * 1024
+# An adapter of rank 64 for a model of 70 billion parameters has some 3 GiB; its header some 100 KiB.
+MAX_WEIGHTS_BYTES = 8 * 1024**3
+MAX_HEADER_BYTES = 16 * 1024**2
+MAX_NAME_LENGTH = 300
+# Of the expressions in rank_pattern and alpha_pattern: characters looked at while matching, and number [our choice].
+MAX_MATCH_STEPS, MAX_EXPRESSIONS = 1e9, 1000
+_TEXT, _TEXTS = (str, type(None)), (str, list, type(None))
+_TAKEN_OVER: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("peft_type", "task_type", "base_model_name_or_path", "revision", "peft_version", "bias"), _TEXT),
+    **dict.fromkeys(("target_modules", "modules_to_save"), _TEXTS),
+    **dict.fromkeys(("r", "lora_alpha", "lora_dropout"), (int, float)),
+    **dict.fromkeys(("fan_in_fan_out", "inference_mode", "use_rslora"), (bool,)),
+    "init_lora_weights": (bool, str),
+}
+_LITERAL = re.compile(r"[\w.-]*")
+_REPEAT = re.compile(r"[*+?{]")
+_REPEATED_GROUP = re.compile(r"\)[*+?{]")
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
 # Keys of adapters that are LoRA by name but not W + scale * B A of a linear layer.
 _REFUSED = {
@@ -91,6 +108,7 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[AdapterState, dict[str
             )
         raise AdapterError(f"{path}: no such file; give a folder written by save_pretrained of a LoRA adapter")
     try:
+        _check_size(path)
         with safe_open(path, framework="pt") as file:
             names = sorted(file.keys())
             shapes = {name: _header(file, name) for name in names}
@@ -103,6 +121,8 @@ def _state(path: Path, names: list[str], shapes: Mapping[str, list[int]], config
     factors: dict[str, dict[str, str]] = {}
     extras: dict[str, str] = {}
     for name in names:
+        if not name.isprintable() or len(name) > MAX_NAME_LENGTH:
+            raise AdapterError(f"{path}: {name[:80]!r} is no module's name; save the adapter again")
         for part, what in _REFUSED.items():
             if part in name:
                 raise AdapterError(f"{path}: {name} holds {what}; only plain LoRA on linear layers can be aggregated")
@@ -111,7 +131,7 @@ def _state(path: Path, names: list[str], shapes: Mapping[str, list[int]], config
             factors.setdefault(match["module"], {})[match["factor"]] = name
         else:
             extras[name.removeprefix(PREFIX)] = name
-    keys, scales = {}, {}
+    keys, ranks = {}, {}
     for module, pair in sorted(factors.items()):
         if set(pair) != {"A", "B"}:
             raise AdapterError(
@@ -121,9 +141,10 @@ def _state(path: Path, names: list[str], shapes: Mapping[str, list[int]], config
         if len(A) != 2 or len(B) != 2 or A[0] != B[1]:
             raise AdapterError(f"{path}: {module} has A {A} and B {B}; a linear layer has A (r, in) and B (out, r)")
         keys[module] = (pair["A"], pair["B"])
-        scales[module] = module_scale(config, module, A[0], str(path))
+        ranks[module] = A[0]
     if not keys:
         raise AdapterError(f"{path}: no lora_A / lora_B weights; give a folder written by save_pretrained of LoRA")
+    scales = module_scales(config, ranks, str(path))
     return AdapterState(StoredFactors(path, keys, scales), StoredTensors(path, extras))
 
 
@@ -131,13 +152,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     """adapter_config.json of `folder`, checked to be plain LoRA; AdapterError says what is not."""
     path = folder / CONFIG
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise AdapterError(f"{path}: larger than {MAX_CONFIG_BYTES >> 20} MiB; it is not an adapter's config")
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path, MAX_CONFIG_BYTES)
     except FileNotFoundError:
         raise AdapterError(f"{path}: no such file; give a folder written by save_pretrained of an adapter") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise AdapterError(f"{path}: not readable as JSON ({type(error).__name__}); save the adapter again") from None
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{path}: not readable as JSON ({one_line(error, 80)}); save the adapter again") from None
     if not isinstance(config, dict):
         raise AdapterError(f"{path}: holds a {type(config).__name__}; an adapter's config is a JSON object")
     if config.get("peft_type") != "LORA":
@@ -150,29 +169,84 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def module_scale(config: Mapping[str, Any], module: str, rank: int, where: str) -> float:
-    """alpha / r of one module, or alpha / sqrt(r) for rslora; rank_pattern and alpha_pattern as PEFT matches them."""
-    alpha = _patterned(config.get("alpha_pattern"), module, config.get("lora_alpha"))
-    declared = _patterned(config.get("rank_pattern"), module, config.get("r"))
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise AdapterError(f"{where}: lora_alpha {alpha!r}; must be a finite number; save the adapter again")
-    if declared != rank:
-        raise AdapterError(
-            f"{where}: {module} has rank {rank} but its config says {declared!r}; save the adapter again"
+def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of somebody's adapter_config.json what an aggregate's own may take over: known fields, of the right types.
+
+    The rest would be passed on to whoever loads the aggregate: `auto_mapping` names modules to import, for one.
+    """
+    return {name: value for name, value in config.items() if name in _TAKEN_OVER and _is_of(value, _TAKEN_OVER[name])}
+
+
+def _is_of(value: Any, kinds: tuple[Any, ...]) -> bool:
+    if isinstance(value, str):
+        return str in kinds and value.isprintable() and len(value) <= MAX_NAME_LENGTH
+    if isinstance(value, list):
+        return list in kinds and all(_is_of(item, (str,)) for item in value)
+    return type(value) in kinds
+
+
+def module_scales(config: Mapping[str, Any], ranks: Mapping[str, int], where: str) -> dict[str, float]:
+    """{module: alpha / r, or alpha / sqrt(r) for rslora}; rank_pattern and alpha_pattern as PEFT matches them.
+
+    ranks: {module: rank of its factors}, which must be what the config says.
+    """
+    alphas = _matched(config, "alpha_pattern", ranks, config.get("lora_alpha"), where)
+    declared = _matched(config, "rank_pattern", ranks, config.get("r"), where)
+    scales = {}
+    for module, rank in ranks.items():
+        alpha = alphas[module]
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+            raise AdapterError(f"{where}: lora_alpha {alpha!r}; must be a finite number; save the adapter again")
+        if declared[module] != rank:
+            raise AdapterError(
+                f"{where}: {module} has rank {rank} but its config says {declared[module]!r}; save the adapter again"
+            )
+        scales[module] = float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return scales
+
+
+def _matched(config: Mapping[str, Any], name: str, modules: Iterable[str], default: Any, where: str) -> dict[str, Any]:
+    """{module: value of the first key of config[name] that is a regular expression for the end of its name}.
+
+    A key without signs is looked up. Expressions come from anybody: one that repeats a group is refused, and so are
+    all together when matching them could take more than MAX_MATCH_STEPS.
+    """
+    given = config.get(name)
+    values = list(given.values()) if isinstance(given, dict) else []
+    patterns = {key: place for place, key in enumerate(given)} if isinstance(given, dict) else {}
+    expressions: list[tuple[int, re.Pattern[str]]] = []
+    steps, modules = 0.0, list(modules)
+    for key, place in patterns.items():
+        if _LITERAL.fullmatch(key):
+            continue
+        steps += sum(float(len(module)) ** (1 + len(_REPEAT.findall(key))) for module in modules) * max(
+            1, len(key) / 100
         )
-    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        if _REPEATED_GROUP.search(key) or steps > MAX_MATCH_STEPS or len(expressions) == MAX_EXPRESSIONS:
+            raise AdapterError(f"{where}: {name} has {key[:80]!r}, too much to match; write the modules' names out")
+        try:
+            expressions.append((place, re.compile(rf"(.*\.)?({key})$")))
+        except (re.error, RecursionError, OverflowError):
+            continue
+    found = {}
+    for module in modules:
+        steps_down = module.split(".")
+        ends = (".".join(steps_down[start:]) for start in range(len(steps_down)))
+        places = [patterns[end] for end in ends if end in patterns]
+        places += [place for place, expression in expressions if expression.match(module)]
+        found[module] = values[min(places)] if places else default
+    return found
 
 
-def _patterned(pattern: Any, module: str, default: Any) -> Any:
-    """PEFT's rule: the first key that is a regular expression for the name's end."""
-    if isinstance(pattern, dict):
-        for key, value in pattern.items():
-            try:
-                if re.match(rf"(.*\.)?({key})$", module):
-                    return value
-            except re.error:
-                continue
-    return default
+def _check_size(path: Path) -> None:
+    """ValueError when file or header is larger than any adapter's; a header costs many times its size once read."""
+    size = path.stat().st_size
+    if size > MAX_WEIGHTS_BYTES:
+        raise ValueError(f"{size / 1e9:.1f} GB, more than the {MAX_WEIGHTS_BYTES / 1e9:.1f} GB an adapter may have")
+    with open(path, "rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if header > MAX_HEADER_BYTES:
+        raise ValueError(f"its header says it has {header} bytes, more than {MAX_HEADER_BYTES}")
 
 
 def write_adapter(folder: str | os.PathLike[str], state: AdapterState, config: Mapping[str, Any]) -> None:

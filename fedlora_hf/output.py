@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import os
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fedlora_hf.disk import remove_tree
 from fedlora_hf.files import read_adapter, write_adapter
 from fedlora_hf.hub import write_card
 from fedlora_hf.record import RunRecord
@@ -25,7 +25,7 @@ class ClientFolders:
 
     def begin(self) -> None:
         """Forget a draft that an earlier, interrupted run left."""
-        shutil.rmtree(self.folder / _DRAFT, ignore_errors=True)
+        remove_tree(self.folder / _DRAFT)
         (self.folder / _DRAFT).mkdir(parents=True)
 
     def write(self, client_id: str, state: AdapterState) -> None:
@@ -33,7 +33,7 @@ class ClientFolders:
 
     def publish(self) -> None:
         """Replace OUT/clients by what was written since `begin`."""
-        shutil.rmtree(self.folder / CLIENTS, ignore_errors=True)
+        remove_tree(self.folder / CLIENTS)
         os.rename(self.folder / _DRAFT, self.folder / CLIENTS)
 
     def read(self, client_ids: Iterable[str]) -> dict[str, AdapterState]:

@@ -1,13 +1,25 @@
-"""Progress on every long step: rich bars on a terminal, one plain line a step elsewhere, nothing when disabled."""
+"""Progress on every long step: rich bars on a terminal, plain lines elsewhere, nothing when disabled."""
 # SPDX-License-Identifier: Apache-2.0
 
-from collections.abc import Iterable, Iterator, Sized
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 Item = TypeVar("Item")
+LINE_EVERY_S = 10.0  # at most one plain line of a transfer in so many seconds
 
 
 class Steps:
@@ -40,3 +52,41 @@ class Steps:
                 progress.update(task, description=f"{title} {item}" if isinstance(item, str) else title)
                 yield item
                 progress.advance(task)
+
+    @contextmanager
+    def transfer(self, title: str, files: int, size: int) -> Iterator[Callable[[int, int], None]]:
+        """Show that `files` files of `size` bytes in all travel; call what is given with those that have arrived since.
+
+        On a terminal a bar of bytes with its speed, elsewhere lines, ten seconds apart or more. Last, one line says
+        what it came to; a transfer that fails says nothing more.
+        """
+        start = time.monotonic()
+        on_terminal = self.enabled and self.console.is_terminal
+        if not on_terminal:
+            self.say(f"{title}: {files} files, {_megabytes(size)}")
+        columns = [
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        ]
+        with Progress(*columns, console=self.console, transient=True, disable=not on_terminal) as progress:
+            task = progress.add_task(title, total=size)
+            count, said = 0, start
+
+            def arrived(more: int, bytes_more: int) -> None:
+                nonlocal count, said
+                count += more
+                progress.update(task, advance=bytes_more, description=f"{title} {count}/{files} files")
+                if not on_terminal and count < files and time.monotonic() - said >= LINE_EVERY_S:
+                    said = time.monotonic()
+                    done = _megabytes(progress.tasks[task].completed)
+                    self.say(f"{title}: {count} of {files} files, {done} of {_megabytes(size)}")
+
+            yield arrived
+        self.say(f"{title}: done, {_megabytes(size)} in {time.monotonic() - start:.1f} s")
+
+
+def _megabytes(size: float) -> str:
+    return f"{size / 1e6:.1f} MB"

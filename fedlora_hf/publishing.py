@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.hub import BackgroundPusher, push_folder
+from fedlora_hf.progress import Steps
 
 if TYPE_CHECKING:
     from fedlora_hf.config import FederatedConfig
@@ -13,10 +14,10 @@ if TYPE_CHECKING:
 
 class Publisher:
     """The pushes of one run, as `TrainingArguments` asks for them: push_to_hub, hub_model_id, hub_strategy,
-    hub_private_repo, hub_token, hub_revision, hub_always_push; and hub_with_clients, our own."""
+    hub_private_repo, hub_token, hub_revision, hub_always_push; and hub_with_clients, our own. `steps` shows them."""
 
-    def __init__(self, args: "FederatedConfig") -> None:
-        self.args = args
+    def __init__(self, args: "FederatedConfig", steps: Steps) -> None:
+        self.args, self.steps = args, steps
         self._background: BackgroundPusher | None = None
 
     def repo_id(self) -> str:
@@ -50,6 +51,7 @@ class Publisher:
                 token=self.args.hub_token,
                 revision=self.args.hub_revision,
                 always=bool(self.args.hub_always_push),
+                steps=self.steps,
             )
         self._background.submit(self.args.output_dir, tag=f"round-{number}", commit_message=f"Round {number}")
 
@@ -70,6 +72,7 @@ class Publisher:
             token=token or self.args.hub_token,
             revision=revision or self.args.hub_revision,
             commit_message=message,
+            steps=self.steps,
         )
 
     @property

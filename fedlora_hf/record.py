@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedlora_hf.errors import RecordError
+from fedlora_hf.disk import read_json, write_atomically
+from fedlora_hf.errors import RecordError, one_line
 
 SCHEMA_VERSION = 1
 FILE_NAME = "run.json"
-MAX_BYTES = 256 * 1024 * 1024
+MAX_BYTES = 64 * 1024 * 1024
 _PACKAGES = ("fedlora_hf", "torch", "transformers", "peft", "accelerate", "datasets", "huggingface_hub", "numpy")
 
 
@@ -30,13 +31,16 @@ class RunRecord:
         "parameters"}. data: {"dataset", "partition_by", "num_examples", "duplicates_removed", ...}.
     rounds: one entry a committed round: {"round", "stage", "cohort", "collaborative", "flagged", "quarantined",
         "weights", "train_loss", "update_norm", "evidence", "diagnosis", "n_iter", "converged", "bytes_up",
-        "bytes_down", "seconds", "metrics"}; per-client values are {client id: value}.
+        "bytes_down", "bytes_stored", "parts", "changed", "seconds", "metrics"}; per-client values are
+        {client id: value}. bytes_down: the round's result, sent back; bytes_stored: the parts a client trained itself.
     flagged: sorted ids of clients whose updates were sound but judged contaminated; quarantined: {id: reason}.
     clients: {id: {"collaborative", "weight", "num_examples", "evidence": {kind: {"score", "threshold"}}, "metrics":
         {"before" | "global" | "personalised" | "local": {metric: value}}}}.
     modules: {name: {"rank", "spectrum", "discarded_energy"}}.
     metrics: {"before": {"global": {...}}, "after": {"global": {...}, "personalised": {...}}}, means over the
         collaborative clients.
+    privacy: {"clip", "noise_multiplier", "delta", "rounds", "epsilon", "note", "neighbours", "adversary"}, of a run
+        whose clients add noise; see privacy.account.
     diagnosis: what the last aggregation said of the whole cohort. similarity: {"ids", "cosine"} between the updates.
     """
 
@@ -59,6 +63,7 @@ class RunRecord:
     metrics: dict[str, Any] = field(default_factory=dict)
     diagnosis: dict[str, Any] = field(default_factory=dict)
     similarity: dict[str, Any] = field(default_factory=dict)
+    privacy: dict[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> str:
@@ -76,16 +81,14 @@ class RunRecord:
         """Read and check run.json in `folder`; RecordError when it is missing or not such a record."""
         path = Path(folder) / FILE_NAME
         try:
-            if path.stat().st_size > MAX_BYTES:
-                raise RecordError(f"{path}: larger than {MAX_BYTES >> 20} MiB; it is not a run record")
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path, MAX_BYTES)
         except FileNotFoundError:
             raise RecordError(
                 f"{path}: no such file; give the output folder of fedlora train, demo or aggregate"
             ) from None
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise RecordError(
-                f"{path}: not readable as JSON ({type(error).__name__}); restore it or run again"
+                f"{path}: not readable as JSON ({one_line(error, 80)}); restore it or run again"
             ) from None
         return cls.from_dict(content, str(path))
 
@@ -119,6 +122,59 @@ class RunRecord:
         return record
 
 
+# What going on from a round reads of its entry, and of a client's.
+_ROUND = {"cohort": list, "flagged": list, "quarantined": dict, "weights": dict, "train_loss": dict, "metrics": dict}
+_ROUND |= {"evidence": dict, "combined_evidence": dict, "seconds": dict}
+_CLIENT = {"collaborative": bool, "evidence": dict, "metrics": dict}
+
+
+def check_complete(record: RunRecord, number: int, where: str) -> None:
+    """RecordError unless a run can go on from `record` after round `number`: every round there, of the right types."""
+
+    def refuse(what: str) -> RecordError:
+        return RecordError(f"{where}: {what}; go on from another round, or run again")
+
+    if [entry.get("round") for entry in record.rounds] != list(range(1, number + 1)):
+        raise refuse(f"its record does not list the rounds 1 to {number}")
+    for what, entries, fields in (
+        ("round", ((entry["round"], entry) for entry in record.rounds), _ROUND),
+        ("client", record.clients.items(), _CLIENT),
+    ):
+        for name, entry in entries:
+            for key, kind in fields.items():
+                if not isinstance(entry.get(key), kind):
+                    raise refuse(f"{what} {name}: {key} is missing or no {kind.__name__}")
+    for entry in record.rounds:
+        named = [*entry["cohort"], *entry["flagged"], *entry["quarantined"], *entry["weights"], *entry["train_loss"]]
+        if not set(map(str, named)) <= set(record.clients):
+            raise refuse(f"round {entry['round']}: names clients that the run does not have")
+        scores = [item for kind in ("evidence", "combined_evidence") for item in entry[kind].values()]
+        values = [*entry["weights"].values(), *entry["train_loss"].values(), *entry["seconds"].values()]
+        if not (all(map(_is_evidence, scores)) and all(map(_is_number, values))):
+            raise refuse(f"round {entry['round']}: holds what is no number")
+    if not all(isinstance(means, dict) for means in record.metrics.values()):
+        raise refuse("its metrics are no mappings")
+    for client, facts in record.clients.items():
+        if not all(map(_is_metrics, facts["metrics"].values())):
+            raise refuse(f"client {client}: metrics that are no numbers, or without a loss")
+
+
+def _is_metrics(view: object) -> bool:
+    return view == {} or (isinstance(view, dict) and "loss" in view and all(map(_is_number, view.values())))
+
+
+def _is_number(value: object) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _is_evidence(kinds: object) -> bool:
+    """{kind: {"score": number, "threshold": number}}"""
+    return isinstance(kinds, dict) and all(
+        isinstance(item, dict) and {"score", "threshold"} <= set(item) and all(map(_is_number, item.values()))
+        for item in kinds.values()
+    )
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that move numbers."""
     found = {"python": platform.python_version()}
@@ -143,17 +199,3 @@ def plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return plain(value.tolist())
     return str(value)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to `path` so that a reader, or a crash, sees the old file or the new one, never a half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(draft, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)

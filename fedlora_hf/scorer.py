@@ -8,6 +8,7 @@ from torch import nn
 from fedlora_hf.adapters import AdapterSlot, set_carry
 from fedlora_hf.data.tokenize import tokenize_prompts
 from fedlora_hf.evaluation import generate_answers, held_out_metrics, rouge_l
+from fedlora_hf.processes import Processes
 from fedlora_hf.update import AdapterState
 
 if TYPE_CHECKING:
@@ -18,9 +19,16 @@ class Scorer:
     """Puts an adapter into the model and measures it there."""
 
     def __init__(
-        self, model: nn.Module, slot: AdapterSlot, collate: Any, tokenizer: Any, args: "FederatedConfig"
+        self,
+        model: nn.Module,
+        slot: AdapterSlot,
+        collate: Any,
+        tokenizer: Any,
+        args: "FederatedConfig",
+        processes: Processes,
     ) -> None:
         self.model, self.slot, self.collate, self.tokenizer, self.args = model, slot, collate, tokenizer, args
+        self.processes = processes
         self.blank = slot.read()
         self.rank = max(factors.rank for factors in self.blank.values())
 
@@ -36,8 +44,14 @@ class Scorer:
     def metrics(self, state: AdapterState, dataset: Any) -> dict[str, float]:
         """Loss and accuracy of an adapter on a tokenised split; see `evaluation.held_out_metrics`."""
         self.install(state)
-        size = self.args.per_device_eval_batch_size
-        return held_out_metrics(self.model, dataset, self.collate, task=self.args.task, batch_size=size)
+        return held_out_metrics(
+            self.model,
+            dataset,
+            self.collate,
+            task=self.args.task,
+            batch_size=self.args.per_device_eval_batch_size,
+            processes=self.processes,
+        )
 
     def answers(self, state: AdapterState, questions: Any) -> dict[str, float]:
         """{"rouge_l": ...} of greedy answers to raw examples; {} where there are none, or no tokenizer."""

@@ -48,6 +48,15 @@ def round_stage(args: "FederatedConfig", trains: tuple[str, ...], number: int) -
     return Stage("global", GLOBAL_PARTS, rate, on_server=args.server_dataset is not None)
 
 
+def personal_bytes(choice: str, part_bytes: int, whole_bytes: int) -> int:
+    """Bytes a client has to keep beside the global adapter for its personal one, by how that was chosen.
+
+    part_bytes: those of what the personal stage trains; whole_bytes: those of a whole adapter. (The folder on disk
+    holds a whole adapter in any case, because stock PEFT loads it.)
+    """
+    return {"global": 0, "global, tuned": part_bytes}.get(choice, whole_bytes)
+
+
 def personal_stage(args: "FederatedConfig") -> Stage:
     """The stage of the personal steps at the end."""
     in_pipeline = args.pipeline == "fedlora_optimizer"

@@ -4,15 +4,19 @@
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import models
 import pytest
 import sample_data
+from transformers import TrainingArguments
 
 import fedlora_hf.client_trainer
-from fedlora_hf import cli
+from fedlora_hf import FederatedConfig, cli, options
+from fedlora_hf.aggregation import METHODS
+from fedlora_hf.commands import manual, train
 
 pytestmark = pytest.mark.usefixtures("bare_output")
 
@@ -186,13 +190,45 @@ def test_help_and_version(capsys: Any) -> None:
     for arguments, text in (
         (["--help"], "aggregate"),
         (["--version"], fedlora_hf.__version__),
-        (["train", "--help"], "product_mean"),
+        (["train", "--help_all"], "--adam_beta1"),
         (["aggregate", "--help"], "--partial_modules"),
     ):
         with pytest.raises(SystemExit) as done:
             cli.main(arguments)
         assert done.value.code == 0
         assert text in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["-h"], ["--dataset", "d", "--help"]])
+def test_the_help_of_train_is_our_options_by_group(capsys: Any, arguments: list[str]) -> None:
+    assert cli.main(["train", *arguments]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for group in options.GROUPS:
+        assert f"{group.__doc__}:" in shown
+        for item in fields(group):
+            assert f"--{item.name} " in shown
+            assert " ".join(item.metadata["help"].split()) in shown
+    assert "Peak learning rate of a client's local optimizer. [0.0002]" in shown
+    assert "--weight_by examples|uniform" in shown
+    assert "--help_all" in shown
+
+
+def test_the_manual_tells_the_truth() -> None:
+    """What it repeats from elsewhere, so as to be quick, is what stands there."""
+    assert {name: method.title for name, method in METHODS.items()} == manual.METHODS
+    assert set(manual.BORROWED) <= {item.name for item in fields(TrainingArguments)}
+    ours = {item.name for group in options.GROUPS for item in fields(group)}
+    assert ours <= {item.name for item in fields(FederatedConfig)}
+    assert not ours & set(manual.BORROWED)
+
+
+def test_a_bare_flag_is_true_and_both_spellings_are_read() -> None:
+    args = train.parse(["--use_rslora", "--activation_checkpointing", "--disable_tqdm", "--use-cpu", "true"])
+    assert (args.use_rslora, args.activation_checkpointing, args.disable_tqdm, args.use_cpu) == (True,) * 4
+
+
+def test_several_trackers_may_be_named() -> None:
+    assert train.parse(["--use_cpu", "--report_to", "tensorboard", "none"]).report_to == ["tensorboard", "none"]
 
 
 def test_an_interruption_says_how_to_go_on(

@@ -77,3 +77,12 @@ def test_the_record_hears_of_the_federations_options_and_not_of_places(tmp_path:
     assert "output_dir" not in told
     assert "hub_token" not in told
     assert None not in told.values()
+
+
+def test_checkpointing_has_one_meaning_under_its_old_and_its_new_name() -> None:
+    """And no deprecation warning: warnings are errors here."""
+    for name in ("activation_checkpointing", "gradient_checkpointing"):
+        for value in (True, False):
+            args = config(**{name: value})
+            assert args.activation_checkpointing is args.gradient_checkpointing is value
+    assert config().activation_checkpointing is False

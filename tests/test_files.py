@@ -19,7 +19,7 @@ from fedlora_hf.files import (
     CONFIG,
     PREFIX,
     WEIGHTS,
-    module_scale,
+    module_scales,
     rank_and_alpha,
     read_adapter,
     target_modules,
@@ -175,7 +175,7 @@ Q = f"{PREFIX}model.layers.0.self_attn.q_proj"
         (lambda folder: (folder / WEIGHTS).unlink(), "adapter_model.safetensors: no such file"),
         (lambda folder: (folder / CONFIG).write_text("{"), "not readable as JSON"),
         (lambda folder: (folder / CONFIG).write_text("[1]"), "holds a list"),
-        (lambda folder: (folder / CONFIG).write_text("[" * 100_000), "not readable as JSON (RecursionError)"),
+        (lambda folder: (folder / CONFIG).write_text("[" * 100_000), "not readable as JSON (nested too deeply)"),
         (lambda folder: (folder / CONFIG).write_bytes(b"\xff\xfe{"), "not readable as JSON"),
         (lambda folder: (folder / WEIGHTS).write_bytes(b"junk"), "the file is damaged"),
         (lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-9]), "the file is damaged"),
@@ -227,4 +227,4 @@ def test_a_dora_adapter_of_peft_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_scale_is_alpha_by_rank(config: dict[str, Any], scale: float) -> None:
-    assert module_scale(config, "model.layers.0.q_proj", 4, "here") == scale
+    assert module_scales(config, {"model.layers.0.q_proj": 4}, "here") == {"model.layers.0.q_proj": scale}

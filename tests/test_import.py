@@ -18,6 +18,24 @@ def test_importing_loads_nothing_heavy(code: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("command", ["", "demo", "train", "aggregate", "report", "push"])
+def test_help_loads_nothing_heavy(command: str) -> None:
+    """Which is why it comes in about 0.2 s; a test of the time itself would fail on a busy machine."""
+    code = f"""
+import sys
+from fedlora_hf import cli
+try:
+    cli.main({[*command.split(), "--help"]!r})
+except SystemExit as done:
+    assert done.code == 0
+print([name for name in {(*HEAVY, "rich", "yaml", "jinja2")!r} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith(f"usage: fedlora {command}".rstrip())
+    assert lines[-1] == "[]"
+
+
 @pytest.mark.parametrize("name", fedlora_hf.__all__)
 def test_public_names_resolve(name: str) -> None:
     value = getattr(fedlora_hf, name)

@@ -155,7 +155,6 @@ def test_under_accelerate_launch_and_torchrun_the_adapter_is_the_same_to_the_bit
     assert adapters[0] == adapters[1]
 
 
-@pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated:FutureWarning")
 @pytest.mark.parametrize("path", sorted((SHELF / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_example_config_is_a_config_of_fedlora_train(path: Path, tmp_path: Path) -> None:
     from fedlora_hf.commands.train import parse

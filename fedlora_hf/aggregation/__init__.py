@@ -113,7 +113,8 @@ def aggregate(
         cohort = Cohort(found.usable, weights, found.modules, target_rank, reference, tuple(past))
         result = chosen.rule(cohort, settings)
     left_out = {"modules_left_out": list(found.left_out)} if found.left_out else {}
-    return replace(result, quarantined=found.quarantined, diagnosis={**result.diagnosis, **left_out})
+    quarantined = dict(sorted({**found.quarantined, **result.quarantined}.items()))
+    return replace(result, quarantined=quarantined, diagnosis={**result.diagnosis, **left_out})
 
 
 def client_weights(updates: Iterable[ClientUpdate], weight_by: str) -> dict[str, float]:

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fedlora_hf.errors import UpdateError
+from fedlora_hf.errors import UpdateError, one_line
 from fedlora_hf.names import unfit_reason
 from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors, sorted_updates
 
@@ -19,6 +19,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # No trained adapter holds such an entry; below it, products and squared norms stay finite in float32 and float64.
 LARGEST_ENTRY = 1e6
 LARGEST_SCALE = 1e6
+LONGEST_NAME = 300
 
 # {module: (out, in), name of a tensor trained whole: its shape}
 Shapes = Mapping[str, tuple[int, ...]]
@@ -66,12 +67,13 @@ def screen(
         reason = mismatch(shapes, expected, partial_modules)
         if reason:
             quarantined[client_id] = reason
+    quarantined = {client_id: one_line(reason, 400) for client_id, reason in sorted(quarantined.items())}
     usable = tuple(update for update in updates if str(update.client_id) not in quarantined)
     left_out = set().union(*(found[update.client_id] for update in usable)) - set(expected)
     if left_out:
         usable = tuple(replace(update, state=update.state.restricted(expected)) for update in usable)
     modules = tuple(usable[0].state) if usable else ()
-    return Screened(usable, dict(sorted(quarantined.items())), modules, tuple(sorted(left_out)))
+    return Screened(usable, quarantined, modules, tuple(sorted(left_out)))
 
 
 def examine(update: ClientUpdate) -> Shapes | str:
@@ -83,6 +85,9 @@ def examine(update: ClientUpdate) -> Shapes | str:
     if count is not None and (not isinstance(count, Integral) or isinstance(count, bool) or not 0 < count < 2**53):
         return f"num_examples={count!r}: must be a positive whole number, or None for not known"
     shapes: dict[str, tuple[int, ...]] = {}
+    for name in (*update.state, *update.state.extras):
+        if not isinstance(name, str) or not name.isprintable() or len(name) > LONGEST_NAME:
+            return f"{str(name)[:80]!r} is no name of a module: must be printable, at most {LONGEST_NAME} characters"
     try:
         for module, factors in update.state.items():
             reason = unsound_factors(factors)
@@ -95,8 +100,16 @@ def examine(update: ClientUpdate) -> Shapes | str:
                 return f"{name}: {reason}"
             shapes[name] = tuple(tensor.shape)
     except Exception as error:  # whatever reading a client's file raises, it is that client who cannot be used
-        return " ".join(f"cannot be read: {str(error) or type(error).__name__}".split())[:300]
+        return f"cannot be read: {str(error) or type(error).__name__}"
     return shapes if len(update.state) else "no LoRA modules in the update"
+
+
+def unsound_state(state: AdapterState) -> str | None:
+    """Why an adapter cannot be gone on from (unreadable, not finite), or None; one pass over its entries."""
+    for tensors in ([factors.A, factors.B] for factors in state.values()):
+        if reason := next(filter(None, map(unsound, tensors)), None):
+            return f"its adapter {reason}"
+    return next((f"{name} {why}" for name in state.extras if (why := unsound(state.extras[name]))), None)
 
 
 def unsound_factors(factors: object) -> str | None:

@@ -1,6 +1,8 @@
 """ffa: A is frozen and common to all, only B is trained and meaned, so the mean of the factors is exact."""
 # SPDX-License-Identifier: Apache-2.0
 
+from collections.abc import Iterable, Mapping
+
 from torch import Tensor
 
 from fedlora_hf.aggregation.cohort import Cohort
@@ -12,26 +14,53 @@ from fedlora_hf.update import AdapterState, Aggregate, LoraFactors
 
 
 def ffa(cohort: Cohort, options: NoOptions) -> Aggregate:
-    """A = the common A, to the last bit; B = sum_k p_k B_k. UpdateError when a client's A is not the common one."""
+    """A = the common A, to the last bit; B = sum_k p_k B_k over the clients that have it; the others are quarantined.
+
+    UpdateError when no client has the round's A or, in a cohort that started from nothing, no two have the same.
+    """
+    strangers = other_factors(cohort)
+    kept = cohort.subset([client for client in cohort.ids if client not in strangers]) if strangers else cohort
     state, modules = {}, {}
     for module in cohort.modules:
-        A = frozen_factor(cohort, module)
-        mean = mean_factors(cohort, module)
+        A = (cohort.reference or kept.updates[0].state)[module].A
+        mean = mean_factors(kept, module)
         state[module], modules[module] = fitted(LoraFactors(A.float(), mean.B, mean.scale), cohort.target_rank)
-    return Aggregate(AdapterState(state, cohort.mean_extras()), weights=dict(cohort.weights), modules=modules)
+    means = AdapterState(state, kept.mean_extras())
+    return Aggregate(means, weights=dict(kept.weights), modules=modules, quarantined=strangers)
 
 
-def frozen_factor(cohort: Cohort, module: str) -> Tensor:
-    """The A that every client has: the reference's where there is one, else the first client's."""
-    clients = cohort.factors(module)
-    common = clients[0].A if cohort.reference is None else cohort.reference[module].A.to(clients[0].A.device)
-    for client_id, factors in zip(cohort.ids, clients, strict=True):
-        if not same(common, factors.A):
-            raise UpdateError(
-                f"{client_id}: A of {module} is not the common one: ffa needs one frozen A; "
-                "train B alone from shared factors, or choose method product_mean"
-            )
-    return common
+def other_factors(cohort: Cohort) -> dict[str, str]:
+    """{client: reason} of those whose A is not the common one: the reference's where there is one, else that of the
+    largest group of clients with one A (a tie goes to the group of the first client in the alphabet)."""
+    leaders: list[Mapping[str, LoraFactors]] = [] if cohort.reference is None else [cohort.reference]
+    groups: list[list[str]] = [[] for _ in leaders]
+    strange: dict[str, str] = {}
+    for update in cohort.updates:
+        differing = [first_difference(leader, update.state, cohort.modules) for leader in leaders]
+        if None in differing:
+            groups[differing.index(None)].append(update.client_id)
+        elif cohort.reference is None:
+            leaders.append(update.state)
+            groups.append([update.client_id])
+        strange[update.client_id] = next(filter(None, differing), cohort.modules[0])
+    largest = max(groups, key=len)
+    if not largest or (len(largest) == 1 < len(cohort.ids)):
+        raise UpdateError(
+            f"{cohort.ids[-1]}: A of {strange[cohort.ids[-1]]} is not the common one: ffa needs one frozen A; "
+            "train B alone from shared factors, or choose method product_mean"
+        )
+    return {
+        client: f"A of {module} is not the common one: ffa needs one frozen A"
+        for client, module in strange.items()
+        if client not in largest
+    }
+
+
+def first_difference(
+    common: Mapping[str, LoraFactors], state: Mapping[str, LoraFactors], modules: Iterable[str]
+) -> str | None:
+    """The first module whose A is not the common one, or None."""
+    return next((module for module in modules if not same(common[module].A, state[module].A)), None)
 
 
 def same(A: Tensor, other: Tensor) -> bool:

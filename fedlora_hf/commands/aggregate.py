@@ -11,7 +11,7 @@ from fedlora_hf.aggregation.door import PartialModules
 from fedlora_hf.aggregation.method import Method
 from fedlora_hf.commands.summary import print_summary
 from fedlora_hf.errors import AdapterError, ConfigError
-from fedlora_hf.files import read_adapter
+from fedlora_hf.files import plain_config, read_adapter
 from fedlora_hf.hub import Source, fetch_adapter, parse_source
 from fedlora_hf.progress import Steps
 from fedlora_hf.record import RunRecord
@@ -51,7 +51,7 @@ def aggregate_adapters(
     )
     quarantined = dict(sorted({**unreadable, **combined.quarantined}.items()))
     usable = [update for update in updates if update.client_id not in quarantined]
-    config = next(config for client_id, config in configs if client_id == usable[0].client_id)
+    config = plain_config(next(config for client_id, config in configs if client_id == usable[0].client_id))
     if "modules_left_out" in combined.diagnosis:
         config = {**config, "target_modules": list(combined.state)}
     record = _record(chosen, {**options, "target_rank": target_rank}, [*quarantined, *(u.client_id for u in usable)])

@@ -4,7 +4,8 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from fedlora_hf.errors import FedLoraError
+from fedlora_hf.disk import is_disk_trouble
+from fedlora_hf.errors import FedLoraError, one_line
 
 
 def run(main: Callable[[Sequence[str]], object], about: str | None) -> int:
@@ -21,7 +22,16 @@ def exit_code(action: Callable[[], object]) -> int:
     try:
         action()
     except FedLoraError as error:
-        print(f"fedlora: error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
+        print(f"fedlora: error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except OSError as error:
+        if not (is_disk_trouble(error) or isinstance(error, PermissionError)):
+            raise
+        about = f"{one_line(error.filename)}: " if error.filename else ""
+        print(  # noqa: T201
+            f"fedlora: error: {about}{error.strerror}; make room, then --resume_from last goes on",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("fedlora: interrupted; committed rounds are kept, --resume_from last goes on", file=sys.stderr)  # noqa: T201

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, cast
 
 import yaml
 from transformers import (
@@ -17,35 +17,39 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.hf_argparser import string_to_bool
 
-from fedlora_hf.aggregation import METHODS
 from fedlora_hf.commands.launch import missing_processes
+from fedlora_hf.commands.manual import USAGE
 from fedlora_hf.commands.summary import print_summary
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.data.clients import deduplicate, make_clients
 from fedlora_hf.data.formats import load_examples
 from fedlora_hf.errors import ConfigError
+from fedlora_hf.quantisation import bits, loading
 from fedlora_hf.trainer import FederatedTrainer
 
 
 class FlagParser(HfArgumentParser):
     """The flags of FederatedConfig; a complaint is one line."""
 
+    def __init__(self) -> None:
+        super().__init__(cast(Any, FederatedConfig), prog="fedlora train", usage=USAGE, add_help=False)
+        self.add_argument("--config", help="YAML file of flags; flags on the command line override it")
+        self.add_argument("--help_all", action="help", help="this list; --help shows the federation's own, in groups")
+        for action in self._actions:
+            if action.type is string_to_bool and action.nargs is None:
+                action.nargs, action.const = "?", True  # a bare flag is true, for `bool | None` too
+            if action.dest == "report_to":
+                action.nargs = "+"  # of a union with `str` HfArgumentParser would take one tracker only
+
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see fedlora train --help")
+        raise ConfigError(f"{message}; see fedlora train --help_all")
 
 
 def parse(arguments: Sequence[str]) -> FederatedConfig:
     """The config from flags; `--config FILE` gives defaults from a YAML file, which flags override."""
-    methods = "\n".join(f"  {name:17} {method.title}" for name, method in METHODS.items())
-    manual: Any = FederatedConfig
-    parser = FlagParser(
-        manual,
-        prog="fedlora train",
-        description="Rounds of local training and aggregation.",
-        epilog=f"aggregation methods:\n{methods}",
-    )
-    parser.add_argument("--config", help="YAML file of flags; flags on the command line override it")
+    parser = FlagParser()
     known, _ = parser.parse_known_args(list(arguments))
     given = _from_yaml(known.config, parser) if known.config else []
     values = vars(parser.parse_args([*given, *arguments]))
@@ -66,7 +70,7 @@ def _from_yaml(path: str, parser: HfArgumentParser) -> list[str]:
     flags = {action.dest for action in parser._actions}
     odd = sorted(set(content) - flags) if isinstance(content, dict) else ["not a mapping"]
     if odd:
-        raise ConfigError(f"--config {path}: {odd[0]!r} is no flag of fedlora train; see fedlora train --help")
+        raise ConfigError(f"--config {path}: {odd[0]!r} is no flag of fedlora train; see fedlora train --help_all")
     given: list[str] = []
     for name, value in content.items():
         texts = [json.dumps(v) if isinstance(v, dict | bool) else str(v) for v in _as_list(value)]
@@ -146,6 +150,7 @@ def prepare(args: FederatedConfig) -> Job:
             "local": os.path.isdir(args.model_name_or_path),
             "task": args.task,
             "dtype": str(model.dtype).removeprefix("torch."),
+            "bits": bits(args),
             "parameters": model.num_parameters(),
             "license": args.hub_license,
         },
@@ -174,12 +179,12 @@ def finish(trainer: FederatedTrainer) -> None:
 def load_base(args: FederatedConfig, labels: Sequence[str] | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The frozen base model and its tokenizer, from a folder or the Hub; no remote code is run.
 
-    A tokenizer without a padding token pads with its end-of-sequence token. `max_length` is lowered to what the model
-    can take. Raises ConfigError for a model that cannot be loaded.
+    In 4 or 8 bits where the options say so. A tokenizer without a padding token pads with its end-of-sequence token.
+    `max_length` is lowered to what the model can take. Raises ConfigError for a model that cannot be loaded.
     """
     name = str(args.model_name_or_path)
     kind = AutoModelForCausalLM if labels is None else AutoModelForSequenceClassification
-    more: dict[str, Any] = {"dtype": args.model_dtype, "revision": args.model_revision}
+    more: dict[str, Any] = {"dtype": args.model_dtype, "revision": args.model_revision, **loading(args)}
     if labels is not None:
         more |= {"num_labels": len(labels), "id2label": dict(enumerate(labels))}
         more["label2id"] = {label: number for number, label in enumerate(labels)}

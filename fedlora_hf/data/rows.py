@@ -21,6 +21,11 @@ class TokenRows(Sequence[Example]):
     def __len__(self) -> int:
         return len(self._starts) - 1
 
+    @property
+    def mean_length(self) -> float:
+        """Tokens of a row, on average."""
+        return float(self._starts[-1]) / len(self)
+
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # no slices: a loader asks for rows
         if not 0 <= index < len(self):
             raise IndexError(index)

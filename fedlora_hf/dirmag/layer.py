@@ -123,17 +123,18 @@ class DirMagLinear(nn.Module):
 
     @torch.no_grad()
     def write(self, weight: Tensor) -> None:
-        """Take `weight` (out, in) as the new W, in canonical parts; a vector of 0 keeps its direction.
+        """Take `weight` (out, in) as the new W, in canonical parts; a vector of 0 gets its seeded direction.
 
-        In place, so optimizers keep hold of the parameters. AdapterError when the shape is another.
+        What is left depends on `weight` alone: a client that starts from B = 0 has nothing of whoever trained before
+        it. In place, so optimizers keep hold of the parameters. AdapterError when the shape is another.
         """
         if weight.shape != self.direction.shape:
             raise AdapterError(
                 f"weight {tuple(weight.shape)}: this direction/magnitude factor is {tuple(self.direction.shape)}; "
                 "add an adapter of the other rank under a name of its own"
             )
-        # Parameters without storage yet (low_cpu_mem_usage) have no direction to keep: the seeded ones stand in.
-        fallback = seeded_directions(weight.shape, self.axis, self.seed) if self.direction.is_meta else self.direction
+        empty = not weight.any(dim=1 if self.axis == "row" else 0).all()
+        fallback = seeded_directions(weight.shape, self.axis, self.seed) if empty else None
         for name, part in split(weight, self.axis, fallback)._asdict().items():
             parameter = getattr(self, name)
             if parameter.is_meta:

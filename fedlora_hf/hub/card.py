@@ -13,11 +13,14 @@ from typing import Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
+from fedlora_hf.disk import write_atomically
 from fedlora_hf.hub import tables
 from fedlora_hf.hub.text import fenced, markdown, one_line
 from fedlora_hf.names import unfit_reason
-from fedlora_hf.record import RunRecord, write_atomically
+from fedlora_hf.privacy import told
+from fedlora_hf.record import RunRecord
 from fedlora_hf.redaction import redacted
+from fedlora_hf.stage_costs import stage_costs
 
 NAME = "README.md"
 _HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -68,9 +71,11 @@ def render_card(
         results=tables.results(record),
         rejected=tables.rejected(record),
         rounds=tables.rounds(record),
+        costs=stage_costs(record),
         modules=tables.modules(record),
         max_rows=tables.MAX_ROWS,
         figures=[name for name in figures if _FIGURE.fullmatch(name)],
+        privacy=told(record.privacy),
         command=shlex.join(one_line(part, 1000) for part in redacted(record.command)),
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
@@ -84,8 +89,10 @@ def write_card(folder: str | os.PathLike[str], repo_id: str | None = None) -> Pa
     folder = Path(folder)
     record = RunRecord.load(folder)
     figures = sorted(f"report/{path.name}" for path in folder.glob("report/*.png"))
-    for placeholder in folder.glob(f"clients/*/{NAME}"):
-        placeholder.unlink()
+    if not (folder / "clients").is_symlink():
+        for placeholder in folder.glob(f"clients/*/{NAME}"):
+            if not placeholder.parent.is_symlink():
+                placeholder.unlink()
     path = folder / NAME
     write_atomically(path, render_card(record, repo_id, figures=figures).encode())
     return path

@@ -5,7 +5,7 @@ import json
 import re
 import stat
 import struct
-from collections.abc import Mapping
+from collections.abc import Container
 from pathlib import Path, PurePosixPath
 
 from fedlora_hf.errors import AdapterError, ConfigError
@@ -45,7 +45,7 @@ def make_plan(folder: Path, record: RunRecord, repo_id: str, with_clients: bool)
     return dict(sorted(plan.items()))
 
 
-def stale(remote_paths: list[str], plan: Mapping[str, object]) -> list[str]:
+def stale(remote_paths: list[str], plan: Container[str]) -> list[str]:
     """Files of an earlier push that this one does not have: adapters of clients since flagged, old figures."""
     return sorted(path for path in remote_paths if _OWNED.fullmatch(path) and path not in plan)
 

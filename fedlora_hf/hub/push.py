@@ -4,19 +4,26 @@
 import itertools
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi
+from huggingface_hub.constants import HF_HUB_DISABLE_PROGRESS_BARS
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from fedlora_hf.errors import ConfigError, RecordError
 from fedlora_hf.hub.plan import make_plan, stale
 from fedlora_hf.hub.talk import check_repo_id, check_revision, hub_errors, with_retries
+from fedlora_hf.progress import Steps
 from fedlora_hf.record import RunRecord
 
 logger = logging.getLogger(__name__)
 MAX_REMOTE_FILES = 100_000
+# Files that are sent together, between two steps of the progress: few requests, and a bar that moves.
+BATCH_FILES, BATCH_BYTES = 32, 32 << 20
 
 
 def push_folder(
@@ -30,6 +37,7 @@ def push_folder(
     tag: str | None = None,
     commit_message: str | None = None,
     attempts: int = 5,
+    steps: Steps | None = None,
 ) -> str:
     """Push the output folder of train, demo or aggregate to `repo_id`; returns the address of the commit.
 
@@ -37,7 +45,8 @@ def push_folder(
     public one is refused unless private=False. with_clients: also the adapters of the collaborative clients; never
     those of flagged or quarantined ones, which are taken out of the repository if an earlier push had put them there.
     revision: branch to commit to (default main; made when missing). tag: name given to the commit; moved when it
-    exists. attempts: tries of each step when the Hub is unreachable, busy, or others commit in between.
+    exists. attempts: tries of each step when the Hub is unreachable, busy, or others commit in between. steps: shows
+    the upload; default nothing.
     A push that dies can be repeated: files already uploaded are not sent again, a commit that got through is not
     made twice. Raises ConfigError, RecordError or AdapterError, one line each; nothing is visible half-done.
     """
@@ -55,6 +64,7 @@ def push_folder(
         tag=tag,
         commit_message=message,
         attempts=attempts,
+        steps=steps,
     )
 
 
@@ -68,15 +78,23 @@ def push_plan(
     tag: str | None,
     commit_message: str,
     attempts: int = 5,
+    steps: Steps | None = None,
 ) -> str:
     """Commit `plan` as `push_folder` does."""
     branch = check_revision(revision or "main")
     if tag is not None:
         check_revision(tag)
-    api = HfApi(token=token)
+    api, steps = HfApi(token=token), steps or Steps(enabled=False)
     with hub_errors(ConfigError, repo_id, revision):
         with_retries(lambda: _prepare(api, repo_id, private, branch), repo_id, attempts)
-        oid, url = with_retries(lambda: _commit(api, repo_id, branch, plan, commit_message), repo_id, attempts)
+        additions = _additions(plan)
+        with steps.transfer(f"uploading to {repo_id}", len(additions), _size(additions)) as arrived, _hub_bars_off():
+            for batch in _batches(additions):
+                with_retries(partial(_upload, api, repo_id, branch, batch), repo_id, attempts)
+                arrived(len(batch), _size(batch))
+        # What the Hub said of these files holds for the first try alone; a second one asks again.
+        tries = itertools.chain([additions], map(_additions, itertools.repeat(plan)))
+        oid, url = with_retries(lambda: _commit(api, repo_id, branch, next(tries), commit_message), repo_id, attempts)
         if tag is not None:
             with_retries(lambda: _tag(api, repo_id, tag, oid), repo_id, attempts)
     return url
@@ -105,7 +123,47 @@ def _prepare(api: HfApi, repo_id: str, private: bool, branch: str) -> None:
         api.create_branch(repo_id, branch=branch, exist_ok=True)
 
 
-def _commit(api: HfApi, repo_id: str, branch: str, plan: Mapping[str, Path | bytes], message: str) -> tuple[str, str]:
+def _additions(plan: Mapping[str, Path | bytes]) -> list[CommitOperationAdd]:
+    return [CommitOperationAdd(path_in_repo=path, path_or_fileobj=content) for path, content in plan.items()]
+
+
+def _size(additions: Iterable[CommitOperationAdd]) -> int:
+    return sum(addition.upload_info.size for addition in additions)
+
+
+def _batches(additions: Iterable[CommitOperationAdd]) -> Iterator[list[CommitOperationAdd]]:
+    """Runs of at most BATCH_FILES files and BATCH_BYTES bytes; a larger file is alone."""
+    batch: list[CommitOperationAdd] = []
+    for addition in additions:
+        if batch and (len(batch) == BATCH_FILES or _size([*batch, addition]) > BATCH_BYTES):
+            yield batch
+            batch = []
+        batch.append(addition)
+    if batch:
+        yield batch
+
+
+def _upload(api: HfApi, repo_id: str, branch: str, batch: list[CommitOperationAdd]) -> None:
+    """Send the files that the Hub wants ahead of the commit; small ones travel inside it."""
+    api.preupload_lfs_files(repo_id, additions=batch, revision=branch, free_memory=False)
+
+
+@contextmanager
+def _hub_bars_off() -> Iterator[None]:
+    """Without the Hub client's own bars, a whole set for every batch, which would run into ours."""
+    if HF_HUB_DISABLE_PROGRESS_BARS is not None or are_progress_bars_disabled():
+        yield  # the user has decided already
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
+def _commit(
+    api: HfApi, repo_id: str, branch: str, additions: list[CommitOperationAdd], message: str
+) -> tuple[str, str]:
     """(commit id, address) of one commit on top of the branch's present head.
 
     Tried again as a whole after a conflict: the head is read anew. When an earlier try did get through and only its
@@ -116,11 +174,13 @@ def _commit(api: HfApi, repo_id: str, branch: str, plan: Mapping[str, Path | byt
         raise RecordError(f"{repo_id}: the Hub gives no commit for {branch!r}; try again later")
     tree = itertools.islice(api.list_repo_tree(repo_id, recursive=True, revision=head), MAX_REMOTE_FILES)
     remote = [entry.path for entry in tree if isinstance(entry, RepoFile)]
+    gone = stale(remote, {addition.path_in_repo for addition in additions})
     operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
-        CommitOperationAdd(path_in_repo=path, path_or_fileobj=content) for path, content in plan.items()
+        *additions,
+        *(CommitOperationDelete(path_in_repo=path, is_folder=False) for path in gone),
     ]
-    operations += [CommitOperationDelete(path_in_repo=path, is_folder=False) for path in stale(remote, plan)]
-    commit = api.create_commit(repo_id, operations, commit_message=message, revision=branch, parent_commit=head)
+    with _hub_bars_off():
+        commit = api.create_commit(repo_id, operations, commit_message=message, revision=branch, parent_commit=head)
     return commit.oid, commit.commit_url
 
 

@@ -2,19 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import re
-import unicodedata
 
+from fedlora_hf.errors import one_line
+
+__all__ = ["fenced", "markdown", "one_line"]
 # Signs that mean something in the middle of a line; an underscore inside a word does not.
 _MARKDOWN = re.compile(r"([\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
 _HTML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
-
-
-def one_line(value: object, limit: int = 300) -> str:
-    """`value` as one line of printable text, at most `limit` characters (an ellipsis says that it was cut)."""
-    # Control, format (bidirectional overrides among them) and line-separator characters become spaces.
-    kept = "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in str(value))
-    text = " ".join(kept.split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def markdown(value: object, limit: int = 300) -> str:

@@ -5,7 +5,8 @@ import json
 import os
 from pathlib import Path
 
-from fedlora_hf.record import RunRecord, write_atomically
+from fedlora_hf.disk import within, write_atomically
+from fedlora_hf.record import RunRecord
 
 FOLDER = "report"
 PAGE = "index.html"
@@ -24,7 +25,7 @@ def write_report(record: RunRecord, folder: str | os.PathLike[str]) -> list[Path
     from fedlora_hf.report.view import Run
 
     # Through JSON, so that a record in memory and the same one read back from run.json are drawn alike.
-    run, target = Run.of(RunRecord.from_dict(json.loads(record.to_json()))), Path(folder) / FOLDER
+    run, target = Run.of(RunRecord.from_dict(json.loads(record.to_json()))), within(Path(folder), FOLDER)
     pictures: dict[str, tuple[bytes, bytes]] = {}
     written = []
     for figure in FIGURES:

@@ -25,6 +25,7 @@ from fedlora_hf.report.view import (
     mean,
     metric_order,
 )
+from fedlora_hf.stage_costs import stage_costs
 
 _AFTER = ("global", "personalised", "local")
 _KINDS_OF_RUN = {"train": "Training run", "demo": "Demo run", "aggregate": "One-shot aggregation"}
@@ -65,6 +66,7 @@ def render_page(run: Run, pictures: Mapping[str, tuple[bytes, bytes]]) -> str:
         clients=_clients_last_first(run),
         client_metrics=_client_metrics(run),
         stages=_stages(run),
+        costs=stage_costs(run.record),
         modules=modules(run),
         mean=mean,
         total=lambda found: sum(found.values()) if found else None,

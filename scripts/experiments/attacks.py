@@ -19,7 +19,7 @@ from vectors import flat, shaped, stacked
 
 from fedlora_hf import personalise
 from fedlora_hf.aggregation import aggregate
-from fedlora_hf.record import write_atomically
+from fedlora_hf.disk import write_atomically
 from fedlora_hf.seeding import derive_seed
 from fedlora_hf.update import AdapterState, ClientUpdate
 

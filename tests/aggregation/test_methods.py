@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from sample_updates import SHAPES, cohort, dense, relative, shares, turned, with_common_factor
+from sample_updates import SHAPES, cohort, dense, relative, same_bits, shares, turned, with_common_factor
 
 from fedlora_hf.aggregation import aggregate
 from fedlora_hf.errors import ConfigError, ConvergenceWarning, UpdateError
@@ -106,13 +106,31 @@ def test_ffa_takes_a_client_that_sends_bfloat16() -> None:
     )
 
 
-def test_ffa_refuses_a_client_that_trained_both() -> None:
-    clients = with_common_factor(cohort(3))
-    other = {module: LoraFactors(f.A * 1.001, f.B, f.scale) for module, f in clients[1].state.items()}
-    clients[1] = replace(clients[1], state=AdapterState(other, clients[1].state.extras))
-    with pytest.raises(UpdateError, match=r"client1: A of model\.layers\.0\.q_proj is not the common one"):
-        aggregate(clients, "ffa")
-    with pytest.raises(UpdateError, match="client0: A of"):
+def trained_both(client: ClientUpdate) -> ClientUpdate:
+    other = {module: LoraFactors(f.A * 1.001, f.B, f.scale) for module, f in client.state.items()}
+    return replace(client, state=AdapterState(other, client.state.extras))
+
+
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_ffa_quarantines_a_client_that_trained_both(place: int) -> None:
+    """Wherever it stands in the alphabet: the common A is that of most, not that of the first."""
+    clients = with_common_factor(cohort(4))
+    honest = [client for number, client in enumerate(clients) if number != place]
+    clients[place] = trained_both(clients[place])
+    result = aggregate(clients, "ffa")
+    reason = "A of model.layers.0.q_proj is not the common one: ffa needs one frozen A"
+    assert result.quarantined == {clients[place].client_id: reason}
+    alone = aggregate(honest, "ffa")
+    assert same_bits(result.state, alone.state)
+    assert result.weights == alone.weights
+    common = with_common_factor(cohort(1))[0].state
+    assert set(aggregate(clients, "ffa", reference=common).quarantined) == {clients[place].client_id}
+
+
+def test_ffa_refuses_clients_without_a_common_factor() -> None:
+    with pytest.raises(UpdateError, match=r"client2: A of .* is not the common one: ffa needs one frozen A; train B"):
+        aggregate(cohort(3), "ffa")
+    with pytest.raises(UpdateError, match="client2: A of"):
         aggregate(with_common_factor(cohort(3)), "ffa", reference=cohort(1, seed=9)[0].state)
 
 

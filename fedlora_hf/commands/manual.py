@@ -1,0 +1,97 @@
+"""`fedlora train --help`: our own options by group, at once. The parser that reads flags needs transformers, and time.
+
+What is printed here is the fields of options.py; `--help_all` prints the flags of TrainingArguments too.
+"""
+# SPDX-License-Identifier: Apache-2.0
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import Field, fields
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from fedlora_hf.options import GROUPS
+
+USAGE = "fedlora train --model_name_or_path MODEL --dataset DATA [--OPTION VALUE ...] [--config FILE]"
+# Names and titles of the registry, which cannot be imported without torch; tests/test_cli.py compares them.
+METHODS = {
+    "clair": "Collaborative low-rank alignment and identifiable recovery",
+    "local": "Every client alone",
+    "fedavg": "Federated averaging of the LoRA factors",
+    "product_mean": "Exact mean of the products, re-factored",
+    "stacking": "Stacked factors",
+    "ffa": "Frozen A, averaged B",
+    "fedsa": "Shared A, own B",
+    "dirmag_mean": "Component-wise mean of magnitudes and directions",
+    "median": "Coordinate-wise median of the products",
+    "trimmed_mean": "Coordinate-wise trimmed mean of the products",
+    "multikrum": "Multi-Krum on the products",
+    "geometric_median": "Geometric median of the products",
+}
+# Flags of TrainingArguments that most runs need, in our words.
+BORROWED = {
+    "per_device_train_batch_size": "Examples in a step of a client.",
+    "gradient_accumulation_steps": "Batches in an optimizer step.",
+    "weight_decay": "Of a client's local optimizer.",
+    "bf16": "Train in mixed precision.",
+    "use_cpu": "Even where there is a GPU.",
+    "seed": "Of the whole run.",
+    "report_to": "One or more of tensorboard, trackio, wandb ...; default none.",
+    "disable_tqdm": "No progress on the terminal.",
+    "push_to_hub": "Push the output folder, private unless --hub_private_repo False.",
+    "hub_model_id": "Repository to push to: user/name.",
+    "hub_strategy": "end: once; every_save: every round too, in the background.",
+}
+_METAVARS = {int: "N", float: "X", bool: "", str: "TEXT"}
+
+
+def manual() -> str:
+    """The help of `fedlora train`."""
+    parser = argparse.ArgumentParser(
+        prog="fedlora train",
+        usage=USAGE,
+        description="Rounds of local training and aggregation.",
+        epilog=_methods(),
+        formatter_class=_Formatter,
+        add_help=False,
+    )
+    general = parser.add_argument_group("This help")
+    general.add_argument("-h", "--help", action="store_true", help="What you read: the federation's own options.")
+    general.add_argument("--help_all", action="store_true", help="Every flag, TrainingArguments' too (slower).")
+    general.add_argument("--config", metavar="FILE", help="YAML file of flags; flags on the command line override it.")
+    for options in GROUPS:
+        group = parser.add_argument_group(str(options.__doc__))
+        for item in fields(options):
+            group.add_argument(f"--{item.name}", metavar=_metavar(item.type), help=_text(item))
+    borrowed = parser.add_argument_group(
+        "Of transformers.TrainingArguments, all of whose flags are there: the most used"
+    )
+    for name, text in BORROWED.items():
+        borrowed.add_argument(f"--{name}", metavar="", help=text)
+    return parser.format_help()
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34)
+
+
+def _text(item: "Field[Any]") -> str:
+    shown = "" if item.default in (None, False) else f" [{item.default}]"
+    return f"{item.metadata['help']}{shown}".replace("%", "%%")
+
+
+def _metavar(kind: Any) -> str:
+    """What stands behind a flag: the choices of a Literal, or a letter for the type."""
+    if get_origin(kind) is Literal:
+        return "|".join(map(str, get_args(kind)))
+    if get_origin(kind) in (Union, UnionType):
+        inner: Sequence[Any] = [part for part in get_args(kind) if part is not type(None)]
+        return "JSON" if len(inner) > 1 else _metavar(inner[0])
+    return "NAME ..." if get_origin(kind) is list else _METAVARS[kind]
+
+
+def _methods() -> str:
+    width = max(map(len, METHODS))
+    listing = "\n".join(f"  {name:{width}}  {title}" for name, title in METHODS.items())
+    return f"Aggregation methods:\n{listing}\n\nIn [brackets]: the default. A flag without a value is true."

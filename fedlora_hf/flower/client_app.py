@@ -1,0 +1,45 @@
+"""The ClientApp: hands each message to `node`, which is imported when there is something to train.
+
+In Flower's deployment engine every message starts a new process; the first, which only asks who the client is, would
+otherwise wait for torch and transformers as well.
+"""
+# SPDX-License-Identifier: Apache-2.0
+
+from collections.abc import Sequence
+from typing import Any
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+
+def client_app(mods: Sequence[Any] = ()) -> ClientApp:
+    """A ClientApp of ours; `mods` are Flower's, around every message."""
+    app = ClientApp(mods=list(mods))
+
+    @app.query()
+    def hello(message: Message, context: Context) -> Message:
+        """Which client this node speaks for."""
+        if "client_id" in context.node_config:
+            name = str(context.node_config["client_id"])
+        else:
+            from fedlora_hf.flower import node
+
+            name = node.client_id(context.run_config, context.node_config)
+        return Message(RecordDict({"config": ConfigRecord({"client_id": name})}), reply_to=message)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        from fedlora_hf.flower import node
+
+        return Message(node.train(message.content, context.run_config, context.node_config), reply_to=message)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        from fedlora_hf.flower import node
+
+        return Message(node.evaluate(message.content, context.run_config, context.node_config), reply_to=message)
+
+    return app
+
+
+app = client_app()

@@ -1,0 +1,166 @@
+"""What a SuperNode does: train, score and personalise one client on its own data, with the code of `fedlora train`.
+
+Nothing is kept between messages but what can be made again: the process may be a new one each time.
+"""
+# SPDX-License-Identifier: Apache-2.0
+
+import tempfile
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ConfigRecord, MetricRecord, RecordDict
+
+from fedlora_hf import adapters
+from fedlora_hf.aggregation import method_named
+from fedlora_hf.client_trainer import ClientTrainer
+from fedlora_hf.commands.train import load_base
+from fedlora_hf.config import FederatedConfig
+from fedlora_hf.data.clients import make_clients
+from fedlora_hf.data.formats import load_examples
+from fedlora_hf.errors import ConfigError
+from fedlora_hf.files import write_adapter
+from fedlora_hf.flower.settings import Settings, Value, read
+from fedlora_hf.flower.wire import DTYPES, holds, put, take
+from fedlora_hf.seeding import derive_seed
+from fedlora_hf.stages import round_stage
+from fedlora_hf.update import AdapterState, fitted
+
+# Keys of a node's own configuration that are no flag; every other key overrides the run's flag of that name.
+NODE_KEYS = ("client_id", "personal_dir", "keep_personal", "partition-id", "num-partitions")
+# What concerns the server alone.
+_SERVERS = ("output_dir", "push_to_hub", "resume_from", "report_to", "initial_adapter")
+Items = tuple[tuple[str, Value], ...]
+
+
+def client_id(run: Mapping[str, Value], node: Mapping[str, Value]) -> str:
+    """The client a node speaks for: its own `client_id`, or, in a simulation, a part of the run's dataset."""
+    if "client_id" in node:
+        return str(node["client_id"])
+    names, place = sorted(_clients(_items(run, node))), node.get("partition-id")
+    if not isinstance(place, int) or not place < len(names):
+        raise ConfigError(
+            f"partition-id={place!r}: the dataset has {len(names)} clients; give the node a client_id and a dataset"
+        )
+    return names[place]
+
+
+def train(content: RecordDict, run: Mapping[str, Value], node: Mapping[str, Value]) -> RecordDict:
+    """One client's local training in a round. content: "start", maybe "carry", and {"round", "score"}; the reply has
+    "update", {"train_loss", "steps", "num_examples"} and, if asked to score, the start's metrics."""
+    name, trainer, settings = _at_work(run, node)
+    order: Any = content["config"]
+    start = fit(take(content, "start"), trainer)
+    before = trainer.test_metrics({name: start}).get(name, {}) if order["score"] else {}
+    adapters.set_carry(trainer.model, take(content, "carry") if holds(content, "carry") else None)
+    trainer.slot.write(start)
+    stage = round_stage(trainer.args, method_named(trainer.args.aggregation).trains, int(order["round"]))
+    seed = derive_seed(trainer.args.seed, "client", int(order["round"]), name)
+    steps, limit = trainer.num_steps(name), trainer.args.client_timeout
+    update = trainer.trained(name, trainer.clients[name], start, stage, steps, seed, timeout=limit)
+    update = trainer.outgoing(update, start, stage, seed)
+    reply = RecordDict({"config": ConfigRecord({"client_id": name})})
+    put(reply, "update", update.state, DTYPES[settings.wire_dtype])
+    reply["facts"] = MetricRecord({**update.metrics, "num_examples": int(update.num_examples or 0)})
+    reply["before"] = MetricRecord(dict(before))
+    return reply
+
+
+def evaluate(content: RecordDict, run: Mapping[str, Value], node: Mapping[str, Value]) -> RecordDict:
+    """Score the "global" adapter on the client's test split; where asked to, choose a personal adapter and score it.
+
+    content: "global", maybe "own" and "refined", and {"personal"}. The personal adapter is sent back unless the
+    node's `keep_personal` is true, and written to its `personal_dir` if it has one.
+    """
+    name, trainer, _ = _at_work(run, node)
+    global_state = take(content, "global")
+    reply = RecordDict({"config": ConfigRecord({"client_id": name})})
+    reply["global"] = MetricRecord(dict(trainer.test_metrics({name: global_state}).get(name, {})))
+    order: Any = content["config"]
+    if order["personal"]:
+        own, refined = (take(content, kind) if holds(content, kind) else None for kind in ("own", "refined"))
+        choice, state, losses = trainer.personal(name, global_state, own, refined)
+        reply["config"] = ConfigRecord({"client_id": name, "choice": choice})
+        reply["losses"] = MetricRecord(dict(losses))
+        reply["personalised"] = MetricRecord(dict(trainer.test_metrics({name: state}).get(name, {})))
+        if "personal_dir" in node:
+            write_adapter(Path(str(node["personal_dir"])), state.in_memory(), trainer.slot.config())
+        if not node.get("keep_personal", False):
+            put(reply, "personal", state)
+    return reply
+
+
+def fit(state: AdapterState, trainer: ClientTrainer) -> AdapterState:
+    """`state` in the rank of the client's own adapter: truncated when it is larger, padded when it is smaller."""
+    rank = trainer.rank
+    factors = {
+        module: factors.rescaled(trainer.initial[module].scale).padded(rank) if module in trainer.initial else factors
+        for module, factors in fitted(state, rank).items()
+    }
+    return AdapterState(factors, state.extras)
+
+
+def _at_work(run: Mapping[str, Value], node: Mapping[str, Value]) -> tuple[str, ClientTrainer, Settings]:
+    """(client, its trainer, settings); the base model is loaded once a process, the trainer made for each message."""
+    name, items = client_id(run, node), _items(run, node)
+    args, settings = _options(items)
+    model, tokenizer = _model(items)
+    splits = _own_clients(items, name) if "client_id" in node else _clients(items)
+    return name, ClientTrainer(model, args, {name: splits[name]}, processing_class=tokenizer), settings
+
+
+def _items(run: Mapping[str, Value], node: Mapping[str, Value]) -> Items:
+    """The configuration a node works by, as a key of caches: the run's, without the server's, under the node's own."""
+    mine = {name: value for name, value in node.items() if name not in NODE_KEYS}
+    theirs = {name: value for name, value in run.items() if name not in _SERVERS}
+    return tuple(sorted({**theirs, **mine}.items()))
+
+
+@lru_cache(maxsize=1)
+def _options(items: Items) -> tuple[FederatedConfig, Settings]:
+    # Trainer wants a folder; nothing is written there.
+    return read({**dict(items), "output_dir": tempfile.gettempdir(), "disable_tqdm": True, "report_to": "none"})
+
+
+@lru_cache(maxsize=1)
+def _model(items: Items) -> tuple[Any, Any]:
+    args, _ = _options(items)
+    model, tokenizer = load_base(args, None)
+    return adapters.with_adapter(model, adapters.peft_config(args), args.seed), tokenizer
+
+
+@lru_cache(maxsize=1)
+def _clients(items: Items) -> dict[str, Any]:
+    """The run's dataset, divided as `fedlora train` divides it."""
+    args, _ = _options(items)
+    return _divided(args, _examples(args), args.partition_by)
+
+
+@lru_cache(maxsize=1)
+def _own_clients(items: Items, name: str) -> dict[str, Any]:
+    """{name: splits} of the node's own dataset, as `fedlora train --partition_by client` splits that client's."""
+    args, _ = _options(items)
+    examples = _examples(args)
+    if "client" in examples.column_names:
+        examples = examples.remove_columns("client")
+    return _divided(args, examples.add_column("client", [name] * len(examples)), "client")
+
+
+def _examples(args: FederatedConfig) -> Any:
+    if not args.dataset:
+        raise ConfigError("dataset is missing: give the node its own, dataset='/path/data.jsonl' in its --node-config")
+    return load_examples(args.dataset, task=args.task, split=args.dataset_split, client_column=args.client_column)
+
+
+def _divided(args: FederatedConfig, examples: Any, partition_by: str) -> dict[str, Any]:
+    return make_clients(
+        examples,
+        partition_by=partition_by,
+        num_clients=args.num_clients,
+        dirichlet_alpha=args.dirichlet_alpha,
+        validation_fraction=args.validation_fraction,
+        test_fraction=args.test_fraction,
+        max_examples_per_client=args.max_examples_per_client,
+        seed=args.seed,
+    )

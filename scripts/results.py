@@ -1,0 +1,221 @@
+"""Takes every measured result of docs/ again: each experiment and benchmark with its real command, one after the other.
+
+    python scripts/results.py --list --data DATA                # what would run, how long it takes, what is done
+    python scripts/results.py --data DATA --cache CACHE         # all of it; run again, it goes on where it was
+    python scripts/results.py --data DATA --cache CACHE --only attacks flags
+
+DATA holds dolly/databricks-dolly-15k.jsonl and natural_instructions/. CACHE keeps the base model, trained updates and a
+note of every finished step; a step that changed its command, or whose note is deleted, runs again. Steps that need what
+is not there (a GPU, an encoder, two cores) are left out and said to be. Minutes are of one idle 2 GHz core, or of the
+GPU, and rough. Tables and figures are written in place, by the scripts; the words around them are a person's.
+"""
+# SPDX-License-Identifier: Apache-2.0
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+SCRIPTS = Path(__file__).resolve().parent
+PROJECT = SCRIPTS.parent
+
+
+@dataclass(frozen=True)
+class Step:
+    """command: as typed in the project's folder, with {data}, {cache}, {base} and {encoder} to be filled in.
+    minutes: about how long. needs: of "data", "base", "encoder", "gpu". page: where the results stand in docs/."""
+
+    name: str
+    command: str
+    minutes: float
+    page: str
+    needs: tuple[str, ...] = ()
+
+
+_SYNTHETIC = "python scripts/experiments/{}.py --seed 0 --seeds 3"
+_ATTACKS = "python scripts/experiments/attacks.py --cache {cache}/attacks"
+_DIRMAG = "python scripts/bench_dirmag.py --repeats 21"
+_REAL = (
+    "--model {base} --dolly {data}/dolly/databricks-dolly-15k.jsonl --natural_instructions {data}/natural_instructions"
+)
+STEPS = (
+    Step("recovery", _SYNTHETIC.format("recovery"), 1, "results/recovery/README.md"),
+    Step("noise", _SYNTHETIC.format("noise"), 1, "results/noise/README.md"),
+    Step("phase", _SYNTHETIC.format("phase"), 5, "results/phase/README.md"),
+    Step("oracle_gain", _SYNTHETIC.format("oracle_gain"), 1, "results/oracle_gain/README.md"),
+    Step("flags", "python scripts/calibrate_flags.py --set held-out --honest 240", 4, "results/flags/README.md"),
+    Step("flags_tuning", "python scripts/calibrate_flags.py --set tuning --honest 100", 3, "results/flags/README.md"),
+    Step("attacks_tuning", f"{_ATTACKS} --tune", 2, "results/attacks/README.md"),
+    Step("attacks", _ATTACKS, 15, "results/attacks/README.md"),
+    Step(
+        "attack_evidence",
+        "python scripts/experiments/attack_evidence.py --cache {cache}/attacks",
+        2,
+        "results/attacks/README.md",
+    ),
+    *(
+        Step(
+            f"demo_{seed}",
+            f"python -m fedlora_hf demo --seed {seed} --output_dir {{cache}}/demo_{seed}",
+            1,
+            "results.md",
+        )
+        for seed in range(3)
+    ),
+    Step(
+        "base",
+        "python scripts/make_base_model.py --data {data}/dolly/databricks-dolly-15k.jsonl "
+        "--data {data}/natural_instructions --hidden 128 --heads 4 --minutes 13 --holdout_fraction 0.5 "
+        "--output_dir {base}",
+        13,
+        "results/validity_map/README.md",
+        ("data",),
+    ),
+    Step(
+        "validity_map",
+        "python scripts/experiments/validity_map.py --base {base} --data {data} --cache {cache}/map "
+        "--encoder {encoder} --seeds 3",
+        240,
+        "results/validity_map/README.md",
+        ("data", "base", "encoder"),
+    ),
+    Step(
+        "sensitivity",
+        f"python scripts/experiments/sensitivity.py {_REAL} --held_out_half --cache {{cache}}/sensitivity "
+        "--output_dir docs/results/sensitivity",
+        60,
+        "results/sensitivity/README.md",
+        ("data", "base"),
+    ),
+    Step(
+        "pipeline_comparison",
+        f"python scripts/experiments/pipeline_comparison.py {_REAL} --held_out_half --cache {{cache}}/pipeline "
+        "--output_dir docs/results/pipeline",
+        180,
+        "results/pipeline/README.md",
+        ("data", "base"),
+    ),
+    Step(
+        "round",
+        "python scripts/bench_round.py --hidden 256 --clients 5 --repeats 4 --rounds 1 "
+        "--csv docs/benchmarks/round_1_thread.csv",
+        3,
+        "benchmarks.md",
+    ),
+    Step(
+        "round_8x128",
+        "python scripts/bench_round.py --hidden 256 --batch 8 --tokens 128 --clients 4 --repeats 4 --rounds 1 "
+        "--csv docs/benchmarks/round_8x128.csv",
+        5,
+        "benchmarks.md",
+    ),
+    Step(
+        "memory",
+        "python scripts/bench_round.py --memory --hidden 256 --layers 8 --rank 16 --rounds 1 "
+        "--csv docs/benchmarks/memory.csv",
+        5,
+        "benchmarks.md",
+    ),
+    Step("clair", "python scripts/bench_clair.py --modules 64 --csv docs/bench_clair.csv", 5, "bench_clair.md"),
+    Step(
+        "clair_disk",
+        "python scripts/bench_clair.py --out_of_core 50 200 1000 --modules 1 --csv docs/bench_clair_disk.csv",
+        20,
+        "bench_clair.md",
+    ),
+    Step("dirmag_512", f"{_DIRMAG} --hidden 512 --seq 128 --batch 4", 3, "direction_magnitude.md"),
+    Step("dirmag_1024", f"{_DIRMAG} --hidden 1024 --seq 128 --batch 4 --layers 1", 4, "direction_magnitude.md"),
+    Step("dirmag_one", f"{_DIRMAG} --hidden 512 --seq 128 --batch 1", 1, "direction_magnitude.md"),
+    Step("dirmag_short", f"{_DIRMAG} --hidden 512 --seq 32 --batch 1 --steps 8", 2, "direction_magnitude.md"),
+    Step("gpu", "python scripts/bench_gpu.py --csv docs/benchmarks/gpu.csv", 10, "benchmarks.md", ("gpu",)),
+    Step("chaos", "python scripts/chaos.py --kills 30 --seed 0 --output_dir {cache}/chaos", 20, "results.md"),
+)
+
+
+def filled(step: Step, args: argparse.Namespace) -> str:
+    """The command with this machine's folders in it."""
+    base = args.base or args.cache / "base"
+    return step.command.format(data=args.data or "DATA", cache=args.cache, base=base, encoder=args.encoder or "ENCODER")
+
+
+def missing(step: Step, args: argparse.Namespace) -> str | None:
+    """What a step needs and cannot have, in words; None when it can run."""
+    here: dict[str, Callable[[], bool]] = {
+        "data": lambda: args.data is not None and (args.data / "dolly").is_dir(),
+        "base": lambda: (
+            (args.base or args.cache / "base").is_dir() or args.data is not None
+        ),  # the step `base` makes it
+        "encoder": lambda: args.encoder is not None and args.encoder.is_dir(),
+        "gpu": _has_gpu,
+    }
+    lacking = [name for name in step.needs if not here[name]()]
+    return f"needs {', '.join(lacking)}" if lacking else None
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def state(step: Step, args: argparse.Namespace) -> str:
+    """ "done", "needs ...", or "to do"."""
+    note = args.cache / "done" / step.name
+    if note.is_file() and note.read_text() == filled(step, args):
+        return "done"
+    return missing(step, args) or "to do"
+
+
+def run(step: Step, args: argparse.Namespace) -> int:
+    """Run one step in the project's folder; noted when it ends well. Its exit code."""
+    command = filled(step, args)
+    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    environment["PYTHONPATH"] = os.pathsep.join([str(PROJECT), environment.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    words = [sys.executable if word == "python" else word for word in shlex.split(command)]
+    code = subprocess.run(words, cwd=PROJECT, env=environment, check=False).returncode
+    if code == 0:
+        note = args.cache / "done" / step.name
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(command)
+    return code
+
+
+def main(arguments: Sequence[str] | None = None, steps: Sequence[Step] = STEPS) -> int:
+    """List or run; 1 when a step failed (the others run all the same)."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--list", action="store_true", help="only say what would run")
+    parser.add_argument("--only", nargs="+", choices=[step.name for step in steps], help="these steps")
+    parser.add_argument("--data", type=Path, help="folder of the published datasets")
+    parser.add_argument("--encoder", type=Path, help="folder with all-MiniLM-L6-v2")
+    parser.add_argument("--base", type=Path, help="a base model made before (default: made in the cache)")
+    parser.add_argument("--cache", type=Path, default=Path("results_cache"), help="default: %(default)s")
+    args = parser.parse_args(arguments)
+    for name in ("data", "encoder", "base", "cache"):
+        setattr(args, name, getattr(args, name) and getattr(args, name).resolve())
+    chosen = [step for step in steps if not args.only or step.name in args.only]
+    states = {step.name: state(step, args) for step in chosen}
+    for step in chosen:
+        print(f"{step.name:20} {step.minutes:4g} min  {states[step.name]:16} {filled(step, args)}")
+    to_do = [step for step in chosen if states[step.name] == "to do"]
+    print(f"{len(to_do)} of {len(chosen)} steps to do, about {sum(step.minutes for step in to_do):g} minutes")
+    if args.list:
+        return 0
+    failed = []
+    for step in to_do:
+        print(f"\n== {step.name}: {filled(step, args)}", flush=True)
+        began, code = time.monotonic(), run(step, args)
+        print(
+            f"== {step.name}: {'done' if code == 0 else f'failed ({code})'}, {(time.monotonic() - began) / 60:.1f} min"
+        )
+        failed += [step.name] if code else []
+    print(f"failed: {', '.join(failed)}" if failed else "all done")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
