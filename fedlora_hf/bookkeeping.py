@@ -19,6 +19,7 @@ from fedlora_hf.numerics import direction, lowrank
 from fedlora_hf.record import RunRecord, plain, versions
 from fedlora_hf.redaction import redacted
 from fedlora_hf.rounds import RoundStore
+from fedlora_hf.thinning import thin, thinned_modules
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, Evidence, LoraFactors
 
 # Options that may differ between a run and its resumption, because they move no number of the rounds before.
@@ -133,11 +134,12 @@ def add_round(
             "metrics": {},
         }
     )
-    record.modules = plain(combined.modules)
+    record.modules = plain(thinned_modules(combined.modules, len(updates)))
     record.diagnosis = plain(combined.diagnosis)
     record.similarity = similarity(updates, start, combined.state)
     record.privacy = privacy.account(record.options, record.rounds)
     judge(record)
+    thin(record.rounds)
 
 
 def judge(record: RunRecord) -> None:
@@ -153,8 +155,9 @@ def judge(record: RunRecord) -> None:
                 quarantined[client] = entry["quarantined"][client]
             elif client in entry["flagged"]:
                 flagged.add(client)
-            facts["weight"] = entry["weights"].get(client, 0.0)
-            facts["evidence"] = entry["combined_evidence"].get(client, {})
+            if not entry.get("thinned"):  # else they stand as they were found then
+                facts["weight"] = entry["weights"].get(client, 0.0)
+                facts["evidence"] = entry["combined_evidence"].get(client, {})
     for client, facts in record.clients.items():
         facts["collaborative"] = client not in flagged and client not in quarantined
     record.flagged, record.quarantined = sorted(flagged), dict(sorted(quarantined.items()))
@@ -305,7 +308,7 @@ def _past_rounds(record: RunRecord, before: int) -> list[PastRound]:
             frozenset(entry["flagged"]),
         )
         for entry in record.rounds
-        if entry["round"] < before
+        if entry["round"] < before and not entry.get("thinned")
     ]
 
 

@@ -35,7 +35,11 @@ def _run(arguments: list[str]) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every command but train, whose flags are FederatedConfig's (commands/manual.py, train.py)."""
-    parser = OneLineParser(prog="fedlora", description="Fine-tune language models together without sharing data.")
+    parser = OneLineParser(
+        prog="fedlora",
+        description="Fine-tune language models together without sharing data.",
+        epilog="fedlora COMMAND --help explains one of them; fedlora demo shows the whole, in a minute or two.",
+    )
     parser.add_argument("--version", action="version", version=f"fedlora_hf {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 

@@ -24,7 +24,7 @@ from fedlora_hf.quantisation import keep_trainable
 from fedlora_hf.schedule import shares
 from fedlora_hf.scorer import Scorer
 from fedlora_hf.seeding import derive_seed
-from fedlora_hf.sharding import is_sharded, prepared, refuse_deepspeed
+from fedlora_hf.sharding import is_sharded, prepared
 from fedlora_hf.stages import Stage, personal_stage
 from fedlora_hf.update import AdapterState, ClientUpdate, fitted
 
@@ -82,6 +82,11 @@ class ClientTrainer(Trainer):
         if args.initial_adapter is not None:
             self.slot.write(fitted(read_adapter(args.initial_adapter)[0], adapters.slot_rank(self.slot)))
         keep_trainable(self.model)
+        if self.processes.count > 1 and (odd := self.processes.differing(self.slot.checksum())) is not None:
+            raise ConfigError(
+                f"model: process {odd} was given another adapter than process 0; pass peft_config and let the trainer "
+                "make it, or seed all processes alike"
+            )
         self.initial = self.slot.read()
         self.privacy = Privacy.of(args)
         self.scorer = Scorer(
@@ -207,7 +212,6 @@ class ClientTrainer(Trainer):
 def _check_arguments(args: Any, client_datasets: Mapping[str, Any]) -> None:
     if not isinstance(args, FederatedConfig):
         raise ConfigError(f"args is a {type(args).__name__}: must be a FederatedConfig; import it from fedlora_hf")
-    refuse_deepspeed(args)
     for name in _UNUSED:
         if getattr(args, name, None):
             raise ConfigError(f"{name}={getattr(args, name)!r}: has no effect on clients' local steps; leave it out")

@@ -21,6 +21,7 @@ from fedlora_hf.options import (
     RoundOptions,
 )
 from fedlora_hf.privacy import Privacy
+from fedlora_hf.processes import refuse_deepspeed
 from fedlora_hf.quantisation import check_quantisation
 
 
@@ -50,6 +51,7 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
         # One meaning under the old and the new name, whichever of them this transformers knows, and no warning.
         wanted = self.gradient_checkpointing if self.activation_checkpointing is None else self.activation_checkpointing
         self.gradient_checkpointing = self.activation_checkpointing = bool(wanted)
+        refuse_deepspeed(self.deepspeed)
         super().__post_init__()
         # Processes train different clients, or count a step's tokens themselves (client.py).
         self.average_tokens_across_devices = False

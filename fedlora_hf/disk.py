@@ -11,7 +11,7 @@ from typing import Any
 from fedlora_hf.errors import StorageError
 
 # What a JSON text of ours may hold at most, in values; each costs up to some hundred bytes once it is read.
-MAX_JSON_VALUES = 2_000_000
+MAX_JSON_VALUES = 4_000_000
 # Longer whole numbers become floats: nothing here counts that far, and mixed arithmetic with them overflows.
 _MAX_DIGITS = 18
 

@@ -1,17 +1,13 @@
 """The errors a user can cause. Each message is one line: the value, the rule it breaks, the remedy."""
 # SPDX-License-Identifier: Apache-2.0
 
-import unicodedata
-
 MAX_MESSAGE = 2000
-# Control, format (bidirectional overrides among them), surrogate and line-separator characters.
-_UNSHOWN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def one_line(value: object, limit: int = 300) -> str:
     """`value` as one line of printable text, at most `limit` characters (an ellipsis says that it was cut)."""
-    kept = "".join(" " if unicodedata.category(c) in _UNSHOWN else c for c in str(value))
-    text = " ".join(kept.split())
+    # What is not printable, bidirectional overrides and half characters among it, becomes a space.
+    text = " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

@@ -161,7 +161,8 @@ class Federation:
 
     def has_updates(self, number: int, cohort: Sequence[str]) -> bool:
         """Whether a round left clients' updates here: not before the first, on the server, or on the Hub."""
-        return bool(number) and any(self.store.kept(number, client) is not None for client in cohort)
+        came = [client for client in cohort if number and not self.store.failure(number, client)]
+        return any(self.store.kept(number, client) is not None for client in came)
 
 
 def check_cohort(args: "FederatedConfig", method: Method, clients: int) -> None:

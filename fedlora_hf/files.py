@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -225,7 +226,9 @@ def _matched(config: Mapping[str, Any], name: str, modules: Iterable[str], defau
         if _REPEATED_GROUP.search(key) or steps > MAX_MATCH_STEPS or len(expressions) == MAX_EXPRESSIONS:
             raise AdapterError(f"{where}: {name} has {key[:80]!r}, too much to match; write the modules' names out")
         try:
-            expressions.append((place, re.compile(rf"(.*\.)?({key})$")))
+            with warnings.catch_warnings():  # of what a later Python may read otherwise
+                warnings.simplefilter("ignore")
+                expressions.append((place, re.compile(rf"(.*\.)?({key})$")))
         except (re.error, RecursionError, OverflowError):
             continue
     found = {}

@@ -6,6 +6,7 @@ gradient is one small message a step, and another part of it may be trained from
 """
 # SPDX-License-Identifier: Apache-2.0
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import count as counting
@@ -16,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
-from fedlora_hf.errors import FedLoraError, ProcessError, RoundError, one_line
+from fedlora_hf.errors import ConfigError, FedLoraError, ProcessError, RoundError, one_line
 
 Value = TypeVar("Value")
 # One name for each list that is shared out: counted by all processes alike, and no trainer begins again.
@@ -31,7 +32,6 @@ class Processes:
     """
 
     def __init__(self, accelerator: Accelerator, *, together: bool = False, lockstep: bool = False) -> None:
-        self.accelerator = accelerator
         self.number, self.count = accelerator.process_index, accelerator.num_processes
         self.together = together and self.count > 1
         self.lockstep = lockstep and self.count > 1
@@ -146,14 +146,16 @@ class Processes:
         """`all_or_none` for one client of many, where all work on the same one; elsewhere nothing."""
         return self.all_or_none() if self.together else nullcontext()
 
+    def differing(self, value: str) -> int | None:
+        """The first process that has come to another value than process 0; None where all have the same."""
+        values = gather_object([value]) if self.count > 1 else [value]
+        return next((number for number, other in enumerate(values) if other != values[0]), None)
+
     def check_same(self, value: str, what: str) -> None:
-        """RoundError, on all processes, when they have come to different values (checksums) of `what`."""
-        if not self.together:
-            return
-        values = gather_object([value])
-        if odd := [number for number, other in enumerate(values) if other != values[0]]:
+        """RoundError, on all processes, when those that work together have different values (checksums) of `what`."""
+        if self.together and (odd := self.differing(value)) is not None:
             raise RoundError(
-                f"{what}: process {odd[0]} has come to another result than process 0; all processes must run the same "
+                f"{what}: process {odd} has come to another result than process 0; all processes must run the same "
                 "code, versions and data on the same kind of device; --client_parallel clients needs no agreement"
             )
 
@@ -173,6 +175,18 @@ class Processes:
 
     def _quoted(self, failure: Exception) -> str:
         return f"process {self.number}: {type(failure).__name__}: {one_line(failure)}"
+
+
+def refuse_deepspeed(config: Any) -> None:
+    """ConfigError for a launch with DeepSpeed: its engine owns model and optimizer, which here change with the client.
+
+    ZeRO 1 and 2 shard what is trained, and adapters are small; ZeRO 3 shards the base, as FSDP does (sharding.py).
+    """
+    if config or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise ConfigError(
+            "DeepSpeed: is not supported; to shard the base model pass --client_parallel data, and "
+            "--use_fsdp --fsdp_version 2 --fsdp_cpu_ram_efficient_loading false to accelerate launch"
+        )
 
 
 def _zeros(parameter: nn.Parameter) -> Tensor:

@@ -32,7 +32,7 @@ class Steps:
     def say(self, text: str) -> None:
         """One plain line."""
         if self.enabled:
-            self.console.print(text, highlight=False, markup=False)
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def over(self, items: Iterable[Item], title: str) -> Iterator[Item]:
         """Iterate with a bar that names the current item and disappears at the end."""

@@ -12,24 +12,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.distributed.fsdp import register_fsdp_forward_method
-from transformers import TrainingArguments
 
 from fedlora_hf.adapters import AdapterSlot
 from fedlora_hf.errors import ConfigError
 
 _REMEDY = "pass --fsdp_version 2 --fsdp_cpu_ram_efficient_loading false to accelerate launch"
-
-
-def refuse_deepspeed(args: TrainingArguments) -> None:
-    """ConfigError for a launch with DeepSpeed: its engine owns model and optimizer, which here change with the client.
-
-    ZeRO 1 and 2 shard what is trained, and adapters are small; ZeRO 3 shards the base, as FSDP does.
-    """
-    if args.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        raise ConfigError(
-            "DeepSpeed: is not supported; pass --use_fsdp --fsdp_version 2 --fsdp_cpu_ram_efficient_loading false to "
-            "accelerate launch, and --client_parallel data, to shard the base model instead"
-        )
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
@@ -52,7 +39,8 @@ def prepared(accelerator: Accelerator, slot: AdapterSlot, together: bool) -> nn.
             )
         return accelerator.prepare_model(model, evaluation_mode=True)
     _check(accelerator.state.fsdp_plugin, model, together)
-    accelerator.state.fsdp_plugin.ignored_modules = slot.modules()
+    whole = [module.to(accelerator.device) for module in slot.modules()]  # sharding moves the others
+    accelerator.state.fsdp_plugin.ignored_modules = whole
     # accelerate shards a model only beside an optimizer; ours are made anew for every client, this one for nothing.
     optimizer = torch.optim.SGD(list(slot.parameters()), lr=0.0)
     model, _ = accelerator.prepare(model, optimizer)

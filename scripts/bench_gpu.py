@@ -68,7 +68,7 @@ def federated(case: argparse.Namespace, folder: str) -> FederatedTrainer:
         local_steps=case.steps,
         per_device_train_batch_size=case.batch,
         bf16=True,
-        gradient_checkpointing=True,
+        activation_checkpointing=True,
         aggregation="fedavg",
         report_to="none",
         disable_tqdm=True,

@@ -11,7 +11,8 @@ Then one client trained by one process that accumulates two micro-batches, and b
 (`--client_parallel data`): the same steps on the same batches.
 
 The model: a round takes as long as the process with the most work, whose clients take what they took one process alone
-(medians), plus what one process spends beside its clients (aggregation, files: the first does this while others wait).
+(medians; its update's files are part of that), plus what one process spends beside its clients: aggregation and commit,
+which the first does while others wait.
 The table sets it beside what was measured on two, and gives it for eight.
 """
 # SPDX-License-Identifier: Apache-2.0
@@ -78,12 +79,11 @@ class Rounds(FederatedTrainer):
         plan = planned(way, self.costs)
         return iter(plan[self.processes.number] if self.processes.number < len(plan) else [])
 
-    def train_client(self, client_id: str, number: int) -> Any:
+    def _train_into_store(self, client_id: str, number: int) -> None:
         began = time.perf_counter()
-        update = super().train_client(client_id, number)
+        super()._train_into_store(client_id, number)
         if number > 1 and self.order[number - 1] == WAYS[0]:
             self.alone[client_id].append(time.perf_counter() - began)
-        return update
 
 
 class RoundTimes(TrainerCallback):

@@ -68,6 +68,12 @@ STEPS = (
         for seed in range(3)
     ),
     Step(
+        "privacy_cost",
+        "python scripts/experiments/privacy_cost.py --output_dir docs/results/privacy --seeds 0 1 2",
+        15,
+        "results/privacy/README.md",
+    ),
+    Step(
         "base",
         "python scripts/make_base_model.py --data {data}/dolly/databricks-dolly-15k.jsonl "
         "--data {data}/natural_instructions --hidden 128 --heads 4 --minutes 13 --holdout_fraction 0.5 "
@@ -133,7 +139,30 @@ STEPS = (
     Step("dirmag_one", f"{_DIRMAG} --hidden 512 --seq 128 --batch 1", 1, "direction_magnitude.md"),
     Step("dirmag_short", f"{_DIRMAG} --hidden 512 --seq 32 --batch 1 --steps 8", 2, "direction_magnitude.md"),
     Step("gpu", "python scripts/bench_gpu.py --csv docs/benchmarks/gpu.csv", 10, "benchmarks.md", ("gpu",)),
+    Step("processes", "python scripts/bench_processes.py --csv docs/benchmarks/processes.csv", 10, "benchmarks.md"),
+    Step("scaling", "python scripts/check_scaling.py --csv docs/benchmarks/scaling.csv", 15, "benchmarks.md"),
+    Step("engines", "python scripts/bench_engines.py --csv docs/benchmarks/engines.csv", 10, "benchmarks.md"),
+    Step(
+        "deployment",
+        "python scripts/deployment_check.py --model_name_or_path {base} --markdown docs/deployment_check.md",
+        10,
+        "deployment_check.md",
+        ("base",),
+    ),
     Step("chaos", "python scripts/chaos.py --kills 30 --seed 0 --output_dir {cache}/chaos", 20, "results.md"),
+    Step(
+        "long_run",
+        "python scripts/long_run.py --rounds 200 --clients 8 --csv docs/long_run.csv --output_dir {cache}/long_run",
+        20,
+        "results.md",
+    ),
+    Step(
+        "many_clients",
+        "python scripts/long_run.py --rounds 2 --clients 1000 --csv docs/many_clients.csv "
+        "--output_dir {cache}/many_clients",
+        20,
+        "results.md",
+    ),
 )
 
 
@@ -213,7 +242,11 @@ def main(arguments: Sequence[str] | None = None, steps: Sequence[Step] = STEPS) 
             f"== {step.name}: {'done' if code == 0 else f'failed ({code})'}, {(time.monotonic() - began) / 60:.1f} min"
         )
         failed += [step.name] if code else []
-    print(f"failed: {', '.join(failed)}" if failed else "all done")
+    print(
+        f"failed: {', '.join(failed)}"
+        if failed
+        else "all done; python scripts/update_readme.py renews docs/choosing.md"
+    )
     return 1 if failed else 0
 
 

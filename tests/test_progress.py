@@ -70,3 +70,9 @@ def test_items_are_named_on_a_terminal_and_passed_on_silently_elsewhere() -> Non
     to, shown = steps(terminal=False)
     assert list(to.over(["ann", "ben"], "round 1/3")) == ["ann", "ben"]
     assert shown.getvalue() == ""
+
+
+def test_a_line_stays_one_line_however_long() -> None:
+    shown = io.StringIO()
+    Steps(console=Console(file=shown, width=40)).say("round 1/4: 12 clients, flagged " + ", ".join(["client"] * 30))
+    assert len(shown.getvalue().splitlines()) == 1

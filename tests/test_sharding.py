@@ -11,7 +11,6 @@ import torch
 from launched import launch
 from safetensors.torch import load_file
 
-from fedlora_hf import FederatedTrainer
 from fedlora_hf.adapters import AdapterSlot, peft_config, with_adapter
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.errors import ConfigError
@@ -105,12 +104,16 @@ def test_fsdp_where_accelerate_would_ignore_it(tmp_path: Path, monkeypatch: pyte
         models.federation(tmp_path, client_parallel="data")
 
 
-def test_deepspeed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `accelerate launch --use_deepspeed` sets it after the arguments were read, installed or not."""
-    args = FederatedConfig(**models.options(tmp_path))
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(ConfigError, match="DeepSpeed: is not supported; pass --use_fsdp"):
-        FederatedTrainer(models.tiny_llama(), args, models.token_clients({"ada": 2}))
+@pytest.mark.parametrize("given", ["launch", "flag"])
+def test_deepspeed_is_refused(given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it is set up, installed or not: as `accelerate launch --use_deepspeed` says it, and as a flag."""
+    options = models.options(tmp_path)
+    if given == "launch":
+        monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    else:
+        options["deepspeed"] = "zero2.json"
+    with pytest.raises(ConfigError, match="DeepSpeed: is not supported; to shard the base model pass"):
+        FederatedConfig(**options)
 
 
 def slot(folder: Path) -> AdapterSlot:

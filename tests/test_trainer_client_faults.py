@@ -1,4 +1,4 @@
-"""A client that runs out of memory, of time, or of an adapter of its own is quarantined; a full disk is no fault of its."""
+"""A client that runs out of memory, of time, or of a personal adapter is quarantined; a full disk is not its fault."""
 # SPDX-License-Identifier: Apache-2.0
 
 import errno

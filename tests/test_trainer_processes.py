@@ -1,4 +1,4 @@
-"""Several processes train different clients, each the next one when it is free, and leave what one leaves, to the bit."""
+"""Several processes train different clients, each the next one when it is free: one process's result, to the bit."""
 # SPDX-License-Identifier: Apache-2.0
 
 import ast
@@ -28,7 +28,7 @@ def noted(client, number):
 
 trainer.train_client = noted
 trainer.train()
-print(f"{{trainer.processes.number}} {{trained}}", flush=True)
+os.write(1, f"{{trainer.processes.number}} {{trained}}\\n".encode())
 """
 
 

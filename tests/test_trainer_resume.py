@@ -10,7 +10,7 @@ import models
 import pytest
 
 from fedlora_hf import FederatedTrainer
-from fedlora_hf.errors import ConfigError
+from fedlora_hf.errors import ConfigError, RecordError
 from fedlora_hf.update import ClientUpdate
 
 # Three clients of a few steps each are too few for clair's weights to settle, which it says.
@@ -204,3 +204,78 @@ def test_resuming_where_nothing_is_begins(tmp_path: Path) -> None:
     calls = counted(trainer)
     trainer.train()
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize(
+    "file", ["run.json", "adapter_config.json", "adapter_model.safetensors", "clients/bob/adapter_model.safetensors"]
+)
+def test_a_last_round_cut_short_is_run_again_from_the_one_before(tmp_path: Path, file: str, capsys: Any) -> None:
+    trainer_in(tmp_path / "whole").train()
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    damaged = tmp_path / "cut" / "rounds" / "3" / file
+    damaged.write_bytes(damaged.read_bytes()[:-5])
+    with pytest.raises(RecordError, match=r"rounds/3.*; pass --resume_from last for the last round that is whole"):
+        trainer_in(tmp_path / "cut", resume_from="3").train()
+    resumed = trainer_in(tmp_path / "cut", resume_from="last", disable_tqdm=False)
+    calls = counted(resumed)
+    resumed.train()
+    assert calls == [(3, client) for client in ("ada", "bob", "eve")]
+    assert "going on from round 2, the last that is whole: " in "".join(capsys.readouterr())
+    assert models.weight_files(tmp_path / "cut") == models.weight_files(tmp_path / "whole")
+    assert numbers(tmp_path / "cut") == numbers(tmp_path / "whole")
+
+
+def test_where_no_round_is_whole_nothing_is_thrown_away(tmp_path: Path) -> None:
+    trainer_in(tmp_path).train()
+    for number in (2, 3):
+        (tmp_path / "rounds" / str(number) / "run.json").write_text("{")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(RecordError, match=r"rounds/3/run\.json: .*; nor can an earlier round be gone on from"):
+        trainer_in(tmp_path, resume_from="last").train()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Path:
+    """A run that died in its first round, when one client was done."""
+    trainer = trainer_in(tmp_path / "parts")
+    counted(trainer, die_at=(1, "bob"))
+    with pytest.raises(Killed):
+        trainer.train()
+    return tmp_path / "parts"
+
+
+def test_a_first_round_is_gone_on_with_by_the_same_run_alone(tmp_path: Path, begun: Path) -> None:
+    with pytest.raises(ConfigError, match=r"learning_rate=0\.5: the run to resume has 0\.01"):
+        trainer_in(begun, resume_from="last", learning_rate=0.5).train()
+    trainer_in(tmp_path / "whole").train()
+    resumed = trainer_in(begun, resume_from="last")
+    calls = counted(resumed)
+    resumed.train()
+    assert calls[:2] == [(1, "bob"), (1, "eve")]
+    assert models.weight_files(begun) == models.weight_files(tmp_path / "whole")
+
+
+def test_a_run_begun_anew_takes_nothing_from_the_first_round_of_another(begun: Path) -> None:
+    trainer = trainer_in(begun, learning_rate=0.5)
+    calls = counted(trainer)
+    trainer.train()
+    assert len(calls) == 9
+
+
+def test_a_refused_resumption_removes_nothing(tmp_path: Path) -> None:
+    trainer_in(tmp_path, keep_rounds=0).train()
+    with pytest.raises(ConfigError, match=r"learning_rate=0\.5"):
+        trainer_in(tmp_path, resume_from="1", learning_rate=0.5, keep_rounds=0).train()
+    assert trainer_in(tmp_path).store.committed() == [1, 2, 3]
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path: Path, interrupted: Path) -> None:
+    trainer_in(tmp_path / "whole").train()
+    for place in (".", "rounds", "rounds/.open-2", "rounds/.open-2/clients"):
+        (interrupted / place / ".run.json.4711.tmp").write_text("half")
+        (interrupted / place / ".bob.gone").mkdir()
+        (interrupted / place / ".bob.gone" / "adapter_model.safetensors").write_text("half")
+    trainer_in(interrupted, resume_from="last").train()
+    assert not list(interrupted.rglob(".*"))
+    assert models.weight_files(interrupted) == models.weight_files(tmp_path / "whole")

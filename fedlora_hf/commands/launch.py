@@ -28,10 +28,9 @@ def exit_code(action: Callable[[], object]) -> int:
         if not (is_disk_trouble(error) or isinstance(error, PermissionError)):
             raise
         about = f"{one_line(error.filename)}: " if error.filename else ""
-        print(  # noqa: T201
-            f"fedlora: error: {about}{error.strerror}; make room, then --resume_from last goes on",
-            file=sys.stderr,
-        )
+        remedy = "make room" if is_disk_trouble(error) else "choose a place you may write to"
+        said = f"fedlora: error: {about}{error.strerror}; {remedy}, then --resume_from last goes on"
+        print(said, file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt:
         print("fedlora: interrupted; committed rounds are kept, --resume_from last goes on", file=sys.stderr)  # noqa: T201
@@ -47,6 +46,6 @@ def missing_processes(environ: Mapping[str, str], world_size: int) -> str | None
     if world_size > 1 or environ.get("ACCELERATE_USE_CPU", "").lower() != "true" or "MASTER_ADDR" not in environ:
         return None
     return (
-        "fedlora: accelerate launch --cpu started 1 process though more were asked for; the result is the same, only "
-        "slower; torchrun --nproc_per_node N starts N"
+        "fedlora: accelerate launch --cpu started 1 process though more were asked for; torchrun --nproc_per_node N "
+        "starts N; one process is slower, and a step of --client_parallel data is smaller with it"
     )

@@ -17,24 +17,28 @@ MAX_CLIENTS = 40
 def print_summary(record: RunRecord, folder: str, console: Console | None = None) -> None:
     """A table of clients, the means before and after, and where everything is."""
     console = console or Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 120)  # a file or a pipe has no width; 80 would break the rows
     console.print(_clients(record))
     for when, kind in (("before", "global"), ("after", "global"), ("after", "personalised")):
         means = record.metrics.get(when, {}).get(kind)
         if means:
-            console.print(Text(f"{when}, {kind} adapter: {_numbers(means)}"))
+            console.print(Text(f"{when}, {kind} adapter: {_numbers(means)}"), soft_wrap=True)
     verdict = record.diagnosis.get("summary")
     if verdict:
-        console.print(Text(f"what the clients share: {verdict}"))
+        console.print(Text(f"what the clients share: {verdict}"), soft_wrap=True)
     if privacy := told(record.privacy):
         console.print(Text(f"privacy: {privacy}"))
-    console.print(Text(f"Adapters, run.json, README.md and report/index.html are in {folder}"))
+    console.print(Text(f"Adapters, run.json, README.md and report/index.html are in {folder}"), soft_wrap=True)
 
 
 def _clients(record: RunRecord) -> Table:
-    table = Table(title=f"{record.method}: {len(record.rounds)} rounds, {len(record.clients)} clients")
+    title = f"{record.method}: {len(record.rounds)} rounds, {len(record.clients)} clients; loss on each one's test data"
+    table = Table(title=title)
     table.add_column("client")
     table.add_column("verdict")
     table.add_column("weight", justify="right")
+    table.add_column("before", justify="right")
     table.add_column("global", justify="right")
     table.add_column("personal", justify="right")
     # Those that were left out first: they are what one looks for.
@@ -46,6 +50,7 @@ def _clients(record: RunRecord) -> Table:
             Text(client),
             Text(_verdict(record, client)),
             f"{facts['weight']:.3f}",
+            _loss(metrics.get("before")),
             _loss(metrics.get("global")),
             _loss(metrics.get("personalised")),
         )

@@ -64,16 +64,20 @@ def parse(arguments: Sequence[str]) -> FederatedConfig:
 def _from_yaml(path: str, parser: HfArgumentParser) -> list[str]:
     """The flags that a YAML file stands for, so that its values are checked as those of the command line are."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        text = Path(path).read_text(encoding="utf-8")
+        # An alias stands for what was written elsewhere: a few lines of them unfold to fill the memory with.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError("aliases (*name) are not for flags")
+        content = yaml.safe_load(text)
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"--config {path}: {str(error).splitlines()[0]}; give a YAML file of flags") from None
     flags = {action.dest for action in parser._actions}
-    odd = sorted(set(content) - flags) if isinstance(content, dict) else ["not a mapping"]
+    odd = sorted(map(str, set(content) - flags)) if isinstance(content, dict) else ["not a mapping"]
     if odd:
         raise ConfigError(f"--config {path}: {odd[0]!r} is no flag of fedlora train; see fedlora train --help_all")
     given: list[str] = []
     for name, value in content.items():
-        texts = [json.dumps(v) if isinstance(v, dict | bool) else str(v) for v in _as_list(value)]
+        texts = [json.dumps(v, default=str) if isinstance(v, dict | bool) else str(v) for v in _as_list(value)]
         given += [f"--{name}", *texts] if isinstance(value, list) else [f"--{name}={text}" for text in texts]
     return given
 

@@ -102,9 +102,9 @@ class FlowerRun:
         """Ask the cohort for updates, and close the round with those that can be used."""
         began, seconds = time.perf_counter(), self.settings.round_seconds
         online = self.roster.online()
+        self._enter(online)
         answered = [client for client in self.run.record.clients if self.store.finished(number, client) is not None]
         cohort = self.federation.cohort(number, {*online, *answered})
-        self._enter(cohort)
         check_cohort(self.args, self.method, len(cohort))
         asked = [client for client in cohort if client not in answered]
         clients = {self.roster.nodes[client]: client for client in asked}
@@ -119,12 +119,14 @@ class FlowerRun:
         for reply in exchange(self.grid, messages, seconds):
             came[clients[reply.node]] = self._receive(number, clients[reply.node], reply)
         nodes = {client: self.run.record.clients[client]["node"] for client in cohort}
+        parts = self.federation.stage(number).parts
+        stored = dict.fromkeys(cohort, self.slot.message_bytes(parts))
         self.federation.close(
             self.run,
             number,
             cohort,
             seconds=time.perf_counter() - began,
-            facts={"nodes": nodes, "bytes_up": came, "bytes_down": sent},
+            facts={"nodes": nodes, "bytes_up": came, "bytes_down": sent, "parts": list(parts), "bytes_stored": stored},
         )
         self.run = Run(number, self.store.state(number), self.store.record(number))
         self._after(number, online)

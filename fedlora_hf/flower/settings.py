@@ -41,5 +41,10 @@ def read(config: Mapping[str, Value]) -> tuple[FederatedConfig, Settings]:
     """(options, settings) of a run. An empty text is a flag left out; ConfigError for an unknown key."""
     own = {field.name for field in fields(Settings)}
     settings = Settings(**{name: value for name, value in config.items() if name in own})  # type: ignore[arg-type]
-    given = {name: value for name, value in config.items() if name not in own and value != ""}
+    flags = {field.name for field in fields(FederatedConfig)}
+    if odd := sorted(set(config) - own - flags):
+        raise ConfigError(
+            f"{odd[0]}={config[odd[0]]!r}: is neither a flag of fedlora train nor a key of its own; remove it"
+        )
+    given = {name: value for name, value in config.items() if name in flags and value != ""}
     return parse([*(f"--{name}={value}" for name, value in given.items()), *shlex.split(settings.flags)]), settings

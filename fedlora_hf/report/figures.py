@@ -28,7 +28,7 @@ FIGURES = (
         "Evidence per client",
         "Every client is judged by the others. A marker above its threshold (the dashed line, or one dash a client) is "
         "evidence of contamination. Circles are collaborative clients; triangles are flagged ones, filled in the "
-        "panels whose evidence convicts them.",
+        "panels whose evidence convicts them. A triangle that is hollow everywhere was convicted by an earlier round.",
         "No evidence about clients was recorded: the method judges nobody, or no round was completed.",
         client_figures.evidence,
     ),

@@ -116,6 +116,8 @@ def plain_words(value: object) -> str:
         return "not recorded"
     if isinstance(value, int | float):
         return figure_of(number(value))
+    if isinstance(value, Mapping | Sequence) and not value:
+        return "none"
     if isinstance(value, Mapping):
         return shortened(", ".join(f"{key}: {plain_words(item)}" for key, item in value.items()))
     if isinstance(value, Sequence) and not isinstance(value, str):

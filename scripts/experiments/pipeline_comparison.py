@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from pipeline_comparison_data import Source, add_data_flags, sources
-from pipeline_comparison_report import Row, choose, write_report
+from pipeline_comparison_report import KINDS, Row, choose, write_report
 
 from fedlora_hf.commands.train import load_base, parse
 from fedlora_hf.config import FederatedConfig
@@ -134,12 +134,12 @@ def scores(trainer: FederatedTrainer, states: Mapping[str, AdapterState], split:
 
 
 def rates(args: argparse.Namespace, rows: Sequence[Row], data: str, method: str, seed: int) -> list[float]:
-    """The first seed tries the whole grid; the others run what its validation losses chose."""
+    """The first seed tries the whole grid; the others run what its validation losses chose, at most two rates."""
     if method == "base" or seed == args.seed:
         return list(args.rates[: 1 if method == "base" else None])
-    own = [row for row in rows if row["data"] == data and row["method"] == method]
-    wanted = [("global", args.personal_rates[0]), ("local", args.personal_rates[0]), ("local", None)]
-    return sorted({choose(own, kind, personal).rate for kind, personal in wanted})
+    first = [row for row in rows if int(row["seed"]) == args.seed]
+    own = [row for row in first if row["data"] == data and row["method"] == method]
+    return sorted({choose(own, kind, args.personal_rates[0]).rate for kind in KINDS})
 
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> list[Row]:
@@ -188,7 +188,9 @@ def arguments(given: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     )
     add_data_flags(parser)
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--rates", nargs="+", type=float, default=[1.5e-3, 5e-3, 1.5e-2], help="grid of learning rates")
+    parser.add_argument(
+        "--rates", nargs="+", type=float, default=[1.5e-3, 5e-3, 1.5e-2, 4.5e-2], help="grid of learning rates"
+    )
     parser.add_argument("--personal_rates", nargs="+", type=float, default=[5e-2, 1e-2], help="of the personal steps")
     parser.add_argument("--seed", type=int, default=0, help="first seed")
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds")

@@ -32,21 +32,28 @@ class Source:
 
     def clients(self, args: FederatedConfig, seed: int) -> Mapping[str, Any]:
         """{client id: splits}; the sizes of the splits are those of `args`."""
-        examples = _examples(self.path, self.unseen_of)
-        if self.groups is not None:
-            names = np.unique(examples["group"][:])
-            rng = np.random.default_rng(derive_seed(seed, "groups"))
-            chosen = set(rng.choice(names, min(self.groups, len(names)), replace=False).tolist())
-            examples = examples.select([row for row, group in enumerate(examples["group"][:]) if group in chosen])
-        return make_clients(
-            examples,
-            partition_by=self.partition_by,
-            num_clients=self.num_clients,
-            validation_fraction=args.validation_fraction,
-            test_fraction=args.test_fraction,
-            max_examples_per_client=args.max_examples_per_client,
-            seed=seed,
-        )
+        return _clients(self, args.validation_fraction, args.test_fraction, args.max_examples_per_client, seed)
+
+
+@cache
+def _clients(
+    source: Source, validation_fraction: float, test_fraction: float, most: int | None, seed: int
+) -> Mapping[str, Any]:
+    examples = _examples(source.path, source.unseen_of)
+    if source.groups is not None:
+        names = np.unique(examples["group"][:])
+        rng = np.random.default_rng(derive_seed(seed, "groups"))
+        chosen = set(rng.choice(names, min(source.groups, len(names)), replace=False).tolist())
+        examples = examples.select([row for row, group in enumerate(examples["group"][:]) if group in chosen])
+    return make_clients(
+        examples,
+        partition_by=source.partition_by,
+        num_clients=source.num_clients,
+        validation_fraction=validation_fraction,
+        test_fraction=test_fraction,
+        max_examples_per_client=most,
+        seed=seed,
+    )
 
 
 @cache

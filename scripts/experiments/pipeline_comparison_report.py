@@ -61,7 +61,9 @@ def choose(rows: Iterable[Row], kind: str, personal_rate: float | None = None) -
             settings.setdefault(setting, {})[int(row["seed"])] = row
     first = min(seed for found in settings.values() for seed in found)
     tried = [found for found in settings.values() if first in found]
-    return Choice(min(tried, key=lambda found: float(found[first][f"{kind}_validation_loss"])), len(tried))
+    # Later seeds ran what was chosen at the default personal rate; another setting has no seeds to compare.
+    whole = [found for found in tried if len(found) == max(map(len, tried))]
+    return Choice(min(whole, key=lambda found: float(found[first][f"{kind}_validation_loss"])), len(tried))
 
 
 def differences(first: Choice, second: Choice, column: str) -> list[float]:

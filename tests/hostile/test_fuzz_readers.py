@@ -16,7 +16,6 @@ from sample_record import sample_record
 
 from fedlora_hf.aggregation.door import examine
 from fedlora_hf.commands.train import FlagParser, _from_yaml
-from fedlora_hf.config import FederatedConfig
 from fedlora_hf.data.formats import load_examples
 from fedlora_hf.disk import parse_json
 from fedlora_hf.errors import FedLoraError
@@ -43,7 +42,7 @@ PLACES = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, m
 
 
 def ours(action: Callable[[], Any]) -> Any:
-    """The value of `action`; None where it raises an error of ours, of one printable line. Another error is a failure."""
+    """The value of `action`; None where it raises an error of ours, in one printable line. No other may pass."""
     try:
         with arena.bounds():
             return action()
@@ -143,7 +142,7 @@ def test_any_file_as_data(tmp_path: Path, suffix: str, content: bytes) -> None:
     ours(lambda: load_examples(path))
 
 
-PARSER = FlagParser(FederatedConfig, prog="fedlora train")  # type: ignore[arg-type]
+PARSER = FlagParser()
 
 
 @BUDGET

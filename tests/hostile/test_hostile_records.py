@@ -46,6 +46,7 @@ def texts(finished: Path) -> list[tuple[str, bytes]]:
     return bad_records.texts(json.loads((finished / "run.json").read_text()))
 
 
+@pytest.mark.slow
 def test_report_card_and_push_of_bad_records(
     tmp_path: Path, capsys: Any, finished: Path, texts: list[tuple[str, bytes]]
 ) -> None:
@@ -88,6 +89,7 @@ def test_the_report_command(
     assert all(path.startswith(str(out / "report")) for path in changed)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("bare_output")
 def test_going_on_from_bad_records(tmp_path: Path, capsys: Any, finished: Path, texts: list[tuple[str, bytes]]) -> None:
     """The last committed round has the bad record: it is gone on from, or the round before, or refused."""

@@ -18,6 +18,7 @@ from fedlora_hf.record import RunRecord
 from fedlora_hf.report import write_report
 from fedlora_hf.report.page import render_page
 from fedlora_hf.report.view import Run
+from fedlora_hf.report.words import plain_words
 
 ALL = ["evidence", "similarity", "training", "clients", "stages", "spectrum", "cost"]
 VOID = {"meta", "link", "img", "source", "br"}
@@ -243,3 +244,16 @@ def test_importing_the_report_loads_no_drawing_library_and_drawing_no_pyplot(tmp
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["[]", "['spectrum.png', 'index.html'] False"]
+
+
+def test_values_of_a_diagnosis_read_as_words():
+    values = ([], {}, True, None, 0.25, [1, "two"], {"a": False})
+    assert [plain_words(value) for value in values] == [
+        "none",
+        "none",
+        "yes",
+        "not recorded",
+        "0.25",
+        "1, two",
+        "a: no",
+    ]

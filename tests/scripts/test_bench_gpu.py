@@ -11,7 +11,6 @@ import torch
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
-@pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated:FutureWarning")
 def test_the_whole_path_at_a_tiny_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -35,8 +34,7 @@ def test_the_model_is_bfloat16_with_checkpointing_and_a_float32_adapter(
 ) -> None:
     monkeypatch.syspath_prepend(str(SCRIPTS))
     bench = importlib.import_module("bench_gpu")
-    with pytest.warns(FutureWarning, match="gradient_checkpointing"):
-        trainer = bench.federated(bench.parse_arguments(["--tiny"]), str(tmp_path))
+    trainer = bench.federated(bench.parse_arguments(["--tiny"]), str(tmp_path))
     base = trainer.model.get_base_model()
     assert base.lm_head.weight.dtype == torch.bfloat16
     assert {parameter.dtype for parameter in trainer.slot.parameters()} == {torch.float32}

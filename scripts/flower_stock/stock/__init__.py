@@ -1,0 +1,2 @@
+"""The usual Flower app for LoRA."""
+# SPDX-License-Identifier: Apache-2.0

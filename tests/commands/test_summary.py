@@ -1,0 +1,53 @@
+"""The final table: who was flagged and why, first; what every client had before and has now; never broken rows."""
+# SPDX-License-Identifier: Apache-2.0
+
+import io
+
+from rich.console import Console
+from sample_record import sample_record
+
+from fedlora_hf.commands.summary import MAX_CLIENTS, print_summary
+from fedlora_hf.record import RunRecord
+
+
+def shown(record: RunRecord, terminal: bool = False, width: int = 80) -> str:
+    text = io.StringIO()
+    print_summary(record, "out", Console(file=text, force_terminal=terminal, width=width, color_system=None))
+    return text.getvalue()
+
+
+def test_flagged_and_quarantined_clients_stand_first_with_the_evidence() -> None:
+    record = sample_record(12, 3, 4, 0)
+    rows = [line for line in shown(record).splitlines() if line.startswith("│")]
+    assert len(rows) == len(record.clients)
+    left_out = {*record.flagged, *record.quarantined} & set(record.clients)
+    assert {row.split("│")[1].strip() for row in rows[: len(left_out)]} == left_out
+    for row in rows:
+        name, verdict, weight, before, common, personal = (cell.strip() for cell in row.strip("│").split("│"))
+        facts = record.clients[name]
+        if name in record.flagged:
+            kind, score = verdict.removeprefix("flagged: ").split(" ")[:2]
+            assert f"{facts['evidence'][kind]['score']:.2f}" == score
+        elif name not in record.quarantined:
+            assert verdict == "collaborative"
+            assert float(weight) > 0
+            expected = [facts["metrics"][view]["loss"] for view in ("before", "global", "personalised")]
+            assert [before, common, personal] == [f"{loss:.3f}" for loss in expected]
+
+
+def test_many_clients_are_cut_off_and_the_flagged_are_not() -> None:
+    record = sample_record(200, 2, 10, 0)
+    text = shown(record)
+    assert all(client in text for client in record.flagged)
+    assert f"and {len(record.clients) - MAX_CLIENTS} more, in run.json" in text
+
+
+def test_every_statement_is_one_line_whatever_the_width() -> None:
+    record = sample_record()
+    record.diagnosis["summary"] = "the majority shares a subspace " * 8
+    for terminal in (True, False):
+        lines = shown(record, terminal, width=60).splitlines()
+        assert any(
+            line == f"what the clients share: {record.diagnosis['summary']}".rstrip() for line in map(str.rstrip, lines)
+        )
+        assert lines[-1] == "Adapters, run.json, README.md and report/index.html are in out"
