@@ -19,7 +19,7 @@ from fedlora_hf.errors import ConfigError, RoundError
 from fedlora_hf.record import RunRecord
 from fedlora_hf.rounds import RoundStore
 from fedlora_hf.seeding import derive_seed
-from fedlora_hf.stages import Stage, round_stage
+from fedlora_hf.stages import Stage, personal_bytes, personal_stage, round_stage
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, compressed, state_sum
 
 if TYPE_CHECKING:
@@ -158,6 +158,17 @@ class Federation:
         # What a client learned stands on the global adapter of the round before, where rounds restart.
         bases = {n - 1 for n, _ in needed} if self.method.restarts else set()
         self.store.prune(self.args.keep_rounds, needed, bases)
+
+    def personal_facts(self, run: Run, choice: str, state: AdapterState, part_bytes: int) -> dict[str, Any]:
+        """For a client's entry in the record: what it trained for itself, what that moved, and the bytes to keep.
+
+        part_bytes: of what the personal stage trains.
+        """
+        return {
+            "parts": list(personal_stage(self.args).parts) if choice.endswith(", tuned") else [],
+            "changed": bookkeeping.component_changes(run.state, state),
+            "bytes_stored": personal_bytes(choice, part_bytes, state.nbytes()),
+        }
 
     def has_updates(self, number: int, cohort: Sequence[str]) -> bool:
         """Whether a round left clients' updates here: not before the first, on the server, or on the Hub."""

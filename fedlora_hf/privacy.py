@@ -149,14 +149,6 @@ def account(options: Mapping[str, Any], rounds: list[dict[str, Any]]) -> dict[st
     }
 
 
-def told(privacy: Mapping[str, Any]) -> str:
-    """What a record's `privacy` comes to, in one line; "" when there is nothing to tell."""
-    value, delta = privacy.get("epsilon"), privacy.get("delta")
-    if isinstance(value, int | float) and isinstance(delta, int | float) and not isinstance(value, bool):
-        return f"epsilon {value:.3g} at delta {delta:g}, for a client in {privacy.get('rounds')} rounds"
-    return f"no guarantee: {privacy['note']}" if privacy.get("note") else ""
-
-
 def _tensors_of(state: AdapterState, untrained: Container[str]) -> list[tuple[str, Tensor]]:
     """(name, tensor) of everything trained, in one order."""
     factors = [

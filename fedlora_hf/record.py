@@ -68,7 +68,7 @@ class RunRecord:
 
     def to_json(self) -> str:
         """Canonical text: sorted keys, no NaN (null instead), ends with a newline."""
-        return json.dumps(plain(dataclasses.asdict(self)), indent=1, sort_keys=True, allow_nan=False) + "\n"
+        return json.dumps(plain(vars(self)), indent=1, sort_keys=True, allow_nan=False) + "\n"
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write run.json into `folder`, whole or not at all."""

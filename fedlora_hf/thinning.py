@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 # Clients' turns (rounds x clients) told in full, some 1 KB each in run.json; of older rounds who took part, who was
-# left out, the losses and the bytes, some 120 B. Runs of up to 100 clients and 200 rounds are told in full [our choice].
-DETAILED_TURNS = 20_000
+# left out, losses and bytes, some 120 B. Runs of up to 100 clients and 100 rounds are told in full [our choice].
+DETAILED_TURNS = 10_000
 # Per-module evidence against every client, of the last round: modules x clients.
 DETAILED_MODULES = 20_000
 # Of older rounds none of it is read again but the evidence, by clair, whose judgement then rests on the recent ones.

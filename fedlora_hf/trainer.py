@@ -25,7 +25,7 @@ from fedlora_hf.publishing import Publisher
 from fedlora_hf.record import RunRecord
 from fedlora_hf.rounds import RoundStore, unlike
 from fedlora_hf.seeding import derive_seed
-from fedlora_hf.stages import personal_bytes, personal_stage, total_rounds
+from fedlora_hf.stages import personal_stage, total_rounds
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate
 
 Metrics = dict[str, float]
@@ -331,12 +331,8 @@ class FederatedTrainer(ClientTrainer):
 
     def _personal_facts(self, choice: str, state: AdapterState) -> dict[str, Any]:
         """For a client's entry in the record: what it trained for itself, what that moved, and the bytes to keep."""
-        stage = personal_stage(self.args)
-        return {
-            "parts": list(stage.parts) if choice.endswith(", tuned") else [],
-            "changed": bookkeeping.component_changes(self.run.state, state),
-            "bytes_stored": personal_bytes(choice, self.slot.message_bytes(stage.parts), state.nbytes()),
-        }
+        part_bytes = self.slot.message_bytes(personal_stage(self.args).parts)
+        return self.federation.personal_facts(self.run, choice, state, part_bytes)
 
     # ---- evaluation --------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,8 @@ from sample_updates import cohort, same_bits
 
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.hub import render_card
-from fedlora_hf.privacy import Privacy, account, epsilon, told
+from fedlora_hf.hub.tables import privacy_told
+from fedlora_hf.privacy import Privacy, account, epsilon
 from fedlora_hf.record import RunRecord
 from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors
 
@@ -137,9 +138,9 @@ ROUNDS = [{"cohort": ["ada", "bob"]}, {"cohort": ["bob", "eve"]}, {"cohort": ["b
 def test_the_account_is_that_of_whoever_took_part_most() -> None:
     found = account(OPTIONS, ROUNDS)
     assert (found["rounds"], found["epsilon"], found["delta"]) == (3, epsilon(8, 3, 1e-5), 1e-5)
-    assert told(found) == f"epsilon {epsilon(8, 3, 1e-5):.3g} at delta 1e-05, for a client in 3 rounds"
+    assert privacy_told(found) == f"epsilon {epsilon(8, 3, 1e-5):.3g} at delta 1e-05, for a client in 3 rounds"
     assert account({}, ROUNDS) == {}
-    assert told({}) == ""
+    assert privacy_told({}) == ""
 
 
 @pytest.mark.parametrize(("changes", "why"), [({"dp_noise_multiplier": 0.0}, "no noise"), ({"dp_seed": 1}, "dp_seed")])
@@ -147,7 +148,7 @@ def test_where_nothing_is_guaranteed_no_epsilon_is_told(changes: dict[str, Any],
     found = account({**OPTIONS, **changes}, ROUNDS)
     assert found["epsilon"] is None
     assert why in found["note"]
-    assert told(found).startswith("no guarantee: ")
+    assert privacy_told(found).startswith("no guarantee: ")
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ import sample_record
 import torch
 
 from fedlora_hf import load_run
-from fedlora_hf.errors import RecordError
 from fedlora_hf.disk import write_atomically
+from fedlora_hf.errors import RecordError
 from fedlora_hf.record import RunRecord, plain, versions
 
 RECORD = sample_record.sample_record()

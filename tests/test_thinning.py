@@ -57,7 +57,7 @@ def test_round_by_round_is_the_same_as_at_once() -> None:
 
 
 def test_runs_of_usual_size_are_told_in_full() -> None:
-    rounds = [entry(n, clients=100) for n in range(1, 201)]
+    rounds = [entry(n, clients=50) for n in range(1, 201)]
     thin(rounds)
     assert not any("thinned" in item for item in rounds)
 

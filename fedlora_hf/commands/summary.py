@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedlora_hf.privacy import told
+from fedlora_hf.hub.tables import privacy_told
 from fedlora_hf.record import RunRecord
 
 MAX_CLIENTS = 40
@@ -27,7 +27,7 @@ def print_summary(record: RunRecord, folder: str, console: Console | None = None
     verdict = record.diagnosis.get("summary")
     if verdict:
         console.print(Text(f"what the clients share: {verdict}"), soft_wrap=True)
-    if privacy := told(record.privacy):
+    if privacy := privacy_told(record.privacy):
         console.print(Text(f"privacy: {privacy}"))
     console.print(Text(f"Adapters, run.json, README.md and report/index.html are in {folder}"), soft_wrap=True)
 

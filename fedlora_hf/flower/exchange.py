@@ -8,6 +8,8 @@ from itertools import islice
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedlora_hf.errors import one_line
+
 # Seconds between two looks for replies: short at first, because in a simulation they come at once.
 _SHORTEST, _LONGEST = 0.02, 1.0
 _AT_ONCE = 8
@@ -61,8 +63,8 @@ def exchange(grid: Grid, messages: Iterable[Message], seconds: float) -> Iterato
 
 def _reply(node: int, message: Message) -> Reply:
     if message.has_error():
-        code, reason = message.error.code, " ".join((message.error.reason or "").split())
-        return Reply(node, None, f"{_CODES.get(code, f'error {code}')}: {reason[:300]}".rstrip(": "))
+        code, reason = message.error.code, one_line(message.error.reason or "")
+        return Reply(node, None, f"{_CODES.get(code, f'error {code}')}: {reason}".rstrip(": "))
     return Reply(node, message.content)
 
 

@@ -17,7 +17,7 @@ from fedlora_hf import adapters, bookkeeping, output
 from fedlora_hf.aggregation import method_named
 from fedlora_hf.aggregation.door import examine
 from fedlora_hf.config import FederatedConfig
-from fedlora_hf.errors import ConfigError, FedLoraError, UpdateError
+from fedlora_hf.errors import ConfigError, FedLoraError, UpdateError, one_line
 from fedlora_hf.federation import Federation, Run, check_cohort, resumed_round
 from fedlora_hf.files import read_adapter
 from fedlora_hf.flower.exchange import Reply, exchange
@@ -29,10 +29,11 @@ from fedlora_hf.progress import Steps
 from fedlora_hf.publishing import Publisher
 from fedlora_hf.record import RunRecord
 from fedlora_hf.rounds import RoundStore
-from fedlora_hf.stages import total_rounds
+from fedlora_hf.stages import personal_stage, total_rounds
 from fedlora_hf.update import ClientUpdate, fitted
 
 logger = logging.getLogger("flwr")
+MAX_METRICS = 32  # of one kind, in one reply
 # Options that need a model or data where the server is.
 _NOT_HERE = {"server_dataset": None, "functional_judges": 0}
 
@@ -144,7 +145,7 @@ class FlowerRun:
             update, before = received(client, reply)
             self.store.save(number, update)
         except (FedLoraError, ValueError, OverflowError) as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error, 300)
             self.store.fail(number, client, reason)
             logger.warning("round %d: client %s, node %d: %s", number, client, reply.node, reason)
             return 0
@@ -193,20 +194,21 @@ class FlowerRun:
     def _personal(self, client: str, reply: Reply, folders: output.ClientFolders) -> dict[str, object]:
         """Write the personal adapter that a client sent; what the record says of it."""
         if reply.content is None:
-            return {"choice": "none", "validation_loss": {}, "reason": reply.failure}
+            return {"failed": f"node {reply.node}: {reply.failure}"}
         config = reply.content.get("config")
-        choice = str(config.get("choice", "none"))[:80] if isinstance(config, ConfigRecord) else "none"
+        choice = one_line(config.get("choice", "none"), 80) if isinstance(config, ConfigRecord) else "none"
         facts: dict[str, object] = {"choice": choice, "validation_loss": metrics(reply, "losses")}
         if not holds(reply.content, "personal"):
-            return {**facts, "reason": "kept by the node"}
+            return {**facts, "kept_by_node": True}
         try:
             state = take(reply.content, "personal")
             if isinstance(reason := examine(ClientUpdate(client, state)), str):
                 raise UpdateError(reason)
             folders.write(client, state)
-        except FedLoraError as error:
-            facts["reason"] = str(error)
-        return facts
+        except (FedLoraError, ValueError, OverflowError) as error:
+            return {"failed": one_line(error, 300)}
+        part_bytes = self.slot.message_bytes(personal_stage(self.args).parts)
+        return facts | self.federation.personal_facts(self.run, choice, state, part_bytes)
 
     def _ask(self, clients: Sequence[str], members: Sequence[str]) -> Iterator[tuple[str, Reply]]:
         """Send the global adapter to score, to the members also what they may choose from; the replies, sorted."""
@@ -247,7 +249,8 @@ def metrics(reply: Reply, name: str) -> dict[str, float]:
     found = reply.content.get(name) if reply.content is not None else None
     if not isinstance(found, MetricRecord):
         return {}
-    return {str(key)[:80]: value for key, value in found.items() if isinstance(value, int | float)}
+    plain = {one_line(key, 80): value for key, value in found.items() if isinstance(value, int | float)}
+    return dict(list(plain.items())[:MAX_METRICS])
 
 
 def _check(args: FederatedConfig) -> None:

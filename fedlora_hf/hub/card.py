@@ -17,7 +17,6 @@ from fedlora_hf.disk import write_atomically
 from fedlora_hf.hub import tables
 from fedlora_hf.hub.text import fenced, markdown, one_line
 from fedlora_hf.names import unfit_reason
-from fedlora_hf.privacy import told
 from fedlora_hf.record import RunRecord
 from fedlora_hf.redaction import redacted
 from fedlora_hf.stage_costs import stage_costs
@@ -75,7 +74,7 @@ def render_card(
         modules=tables.modules(record),
         max_rows=tables.MAX_ROWS,
         figures=[name for name in figures if _FIGURE.fullmatch(name)],
-        privacy=told(record.privacy),
+        privacy=tables.privacy_told(record.privacy),
         command=shlex.join(one_line(part, 1000) for part in redacted(record.command)),
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"

@@ -26,6 +26,14 @@ def is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def privacy_told(privacy: Mapping[str, Any]) -> str:
+    """What a record's `privacy` comes to, in one line; "" when there is nothing to tell."""
+    value, delta = privacy.get("epsilon"), privacy.get("delta")
+    if is_number(value) and is_number(delta):
+        return f"epsilon {value:.3g} at delta {delta:g}, for a client in {privacy.get('rounds')} rounds"
+    return f"no guarantee: {privacy['note']}" if privacy.get("note") else ""
+
+
 def mapping(value: object) -> Mapping[str, Any]:
     """`value` when it is a mapping, else an empty one."""
     return value if isinstance(value, Mapping) else {}
