@@ -80,9 +80,9 @@ def measure(case: Case, method: str) -> dict[str, Any]:
             updates.append(ClientUpdate(f"c{k:05d}", read_adapter(place)[0], 100))
         aggregate(updates[:3], method)  # what is loaded and allocated once
         before = peak()
-        began = time.perf_counter()
+        began = time.process_time()  # of the processor: what else the machine does is not looked at
         aggregate(updates, method)
-        return {"seconds": time.perf_counter() - began, "MiB": (peak() - before) / 2**20}
+        return {"seconds": time.process_time() - began, "MiB": (peak() - before) / 2**20}
 
 
 def peak() -> int:
@@ -97,36 +97,61 @@ def apart(case: Case, method: str) -> dict[str, Any]:
     return found
 
 
+def work(case: Case, method: str) -> float:
+    """What the time of one module is proportional to, where it is linear in K: K r (in + out), all factors; for the
+    exact mean of many products K r in out, because the sum is formed once the ranks together exceed the width."""
+    dense = method == "product_mean" and case.K * case.rank * 2 > case.width
+    return case.K * case.rank * (case.width**2 if dense else 2 * case.width)
+
+
+def beside(case: Case, method: str) -> int:
+    """The second term of one module's time: all pairs of clients, or the SVD of the sum that the exact mean forms."""
+    return case.width**3 if method == "product_mean" else case.K**2
+
+
+def between_passes(case: Case, method: str) -> int:
+    """Bytes that stay between CLAIR's passes: 64 r coordinates a client and module, and the clients' inner products."""
+    return 4 * 64 * case.rank * case.K * case.modules + 8 * case.K**2 if method == "clair" else 0
+
+
 class Model(NamedTuple):
-    """seconds = modules (linear K r (in + out) + square K^2); MiB = copies x the stack of one module + kept.
+    """seconds = modules (linear `work` + other `beside`). bytes = copies x the stack of one module + what stays between
+    passes + dense matrices of a module in float64."""
 
-    copies: of one module's float32 stack. kept: what stays between passes (clair: 64 r numbers a client and module).
-    """
-
+    method: str
     linear: float
-    square: float
+    other: float
     copies: float
+    dense: float
 
     def seconds(self, case: Case) -> float:
-        return case.modules * (self.linear * case.K * case.rank * 2 * case.width + self.square * case.K**2)
+        return case.modules * (self.linear * work(case, self.method) + self.other * beside(case, self.method))
 
-    def mib(self, case: Case, method: str) -> float:
-        kept = 4 * 64 * case.rank * case.K * case.modules + 8 * case.K**2 if method == "clair" else 0
-        return (self.copies * case.stack + kept) / 2**20
+    def mib(self, case: Case) -> float:
+        held = self.copies * case.stack + self.dense * 8 * case.width**2
+        return (held + between_passes(case, self.method)) / 2**20
 
 
 def fitted(method: str, small: dict[Case, dict[str, Any]]) -> Model:
-    """The model through the two smaller cohorts: time from both, memory from the larger of them."""
-    (a, first), (b, second) = small.items()
-    rows = torch.tensor(
-        [[c.modules * c.K * c.rank * 2 * c.width, c.modules * c.K**2] for c in (a, b)], dtype=torch.float64
-    )
-    times = torch.tensor([first["seconds"], second["seconds"]], dtype=torch.float64)
-    linear, square = torch.linalg.solve(rows, times).tolist()
-    if square < 0:  # less than linear between the two: no square term can be told
-        linear, square = second["seconds"] / float(rows[1, 0]), 0.0
-    kept = Model(0.0, 0.0, 0.0).mib(b, method)
-    return Model(linear, square, (second["MiB"] - kept) * 2**20 / b.stack)
+    """The model through two cohorts; a second term that would be below zero is none."""
+    cases, results = list(small), list(small.values())
+    terms = [[c.modules * term(c, method) for c in cases] for term in (work, beside)]
+    seconds = through(*terms, results, "seconds")
+    held = [{"bytes": r["MiB"] * 2**20 - between_passes(c, method)} for c, r in small.items()]
+    memory = through([c.stack for c in cases], [8 * c.width**2 for c in cases], held, "bytes")
+    return Model(method, *seconds, *memory)
+
+
+def through(
+    first: Sequence[float], second: Sequence[float], results: Sequence[dict[str, Any]], name: str
+) -> tuple[float, float]:
+    """(a, b), not below 0, with a first + b second = the result in both cases, or in the larger alone."""
+    values = [float(result[name]) for result in results]
+    matrix = torch.tensor([[x, y] for x, y in zip(first, second, strict=True)], dtype=torch.float64)
+    a, b = torch.linalg.solve(matrix, torch.tensor(values, dtype=torch.float64)).tolist()
+    if b < 0:
+        return values[-1] / first[-1], 0.0
+    return (a, b) if a > 0 else (0.0, values[-1] / second[-1])
 
 
 def rows(cohorts: Sequence[int], modules: int, width: int, rank: int) -> list[dict[str, Any]]:
@@ -146,11 +171,11 @@ def rows(cohorts: Sequence[int], modules: int, width: int, rank: int) -> list[di
 def row(method: str, case: Case, model: Model, result: dict[str, Any] | None) -> dict[str, Any]:
     """One line of the table; `result` None: by formula."""
     line: dict[str, Any] = {"method": method, "basis": "measured" if result else "by formula", **case._asdict()}
-    line |= {"model_s": round(model.seconds(case), 2), "model_MiB": round(model.mib(case, method), 1)}
+    line |= {"model_s": round(model.seconds(case), 2), "model_MiB": round(model.mib(case), 1)}
     for name, digits in (("seconds", 2), ("MiB", 1)):
         line[name] = round(result[name], digits) if result else ""
     line["s/model"] = round(result["seconds"] / model.seconds(case), 2) if result else ""
-    line["MiB/model"] = round(result["MiB"] / model.mib(case, method), 2) if result else ""
+    line["MiB/model"] = round(result["MiB"] / model.mib(case), 2) if result else ""
     return line
 
 
@@ -181,7 +206,7 @@ def traffic(case: Case) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cohorts", type=int, nargs="+", default=[100, 300, 1000], help="default: 100 300 1000")
-    for name, default in {"modules": 2, "width": 1024, "rank": 16}.items():
+    for name, default in {"modules": 1, "width": 1024, "rank": 16}.items():
         parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
     parser.add_argument("--csv", type=Path, help="write the rows there as well")
     parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)

@@ -32,7 +32,7 @@ from flower_daemons import CONNECTION, PROJECT, Daemons
 CLIENTS = ("ada", "bob", "cleo", "eve")
 CONTAMINATED, KILLED, KILLED_IN = "eve", "bob", 2
 # In what a SuperNode logs, the line that says why it did not get in: the first of these that is there.
-REFUSALS = ("[code:", "[SSL:", "SSL", "rror")
+REFUSALS = ("[code:", "[SSL:", "disconnected", "Exit Code")
 # What nodes of the check do besides, as one of Flower's mods: the contaminated one spoils what it sends, the other
 # stops in its round and says so.
 CLIENT_APP = '''"""The package's ClientApp, and what single nodes of the check do besides."""

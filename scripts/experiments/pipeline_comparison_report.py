@@ -61,8 +61,9 @@ def choose(rows: Iterable[Row], kind: str, personal_rate: float | None = None) -
             settings.setdefault(setting, {})[int(row["seed"])] = row
     first = min(seed for found in settings.values() for seed in found)
     tried = [found for found in settings.values() if first in found]
-    # Later seeds ran what was chosen at the default personal rate; another setting has no seeds to compare.
-    whole = [found for found in tried if len(found) == max(map(len, tried))]
+    # Later seeds ran the rates that were chosen at the default personal rate; another one has no seeds to compare.
+    most = max(map(len, tried)) if personal_rate is None else 1
+    whole = [found for found in tried if len(found) >= most]
     return Choice(min(whole, key=lambda found: float(found[first][f"{kind}_validation_loss"])), len(tried))
 
 

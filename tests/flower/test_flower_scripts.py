@@ -23,11 +23,11 @@ def script(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> M
 
 @pytest.mark.parametrize("script", ["check_scaling"], indirect=True)
 def test_the_cost_model_recovers_its_coefficients_and_foretells(script: ModuleType) -> None:
-    truth = script.Model(linear=2e-9, square=3e-6, copies=2.5)
+    truth = script.Model("clair", linear=2e-9, other=3e-6, copies=2.5, dense=1.5)
     cases = [script.Case(K, 2, 512, 8) for K in (100, 300, 1000)]
-    results = {c: {"seconds": truth.seconds(c), "MiB": truth.mib(c, "clair")} for c in cases}
+    results = {c: {"seconds": truth.seconds(c), "MiB": truth.mib(c)} for c in cases}
     model = script.fitted("clair", {case: results[case] for case in cases[:2]})
-    assert model == pytest.approx(truth, rel=1e-9)
+    assert model[1:] == pytest.approx(truth[1:], rel=1e-6)
     line = script.row("clair", cases[2], model, results[cases[2]])
     assert (line["s/model"], line["MiB/model"], line["basis"]) == (1.0, 1.0, "measured")
     assert script.row("clair", cases[2], model, None)["basis"] == "by formula"
@@ -97,12 +97,27 @@ def test_memory_of_marked_processes_is_counted_and_of_no_others(script: ModuleTy
     assert 64 < memory.peak < 128
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="processes are looked up on Linux alone")
 @pytest.mark.parametrize("script", ["flower_daemons"], indirect=True)
 def test_a_daemon_ends_with_its_children(script: ModuleType, tmp_path: Path) -> None:
-    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    pid = tmp_path / "pid"
+    child = f"import os, pathlib, time; pathlib.Path({str(pid)!r}).write_text(str(os.getpid())); time.sleep(60)"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     with script.Daemons(tmp_path) as daemons:
         daemon = daemons.start("parent", sys.executable, "-c", code)
-        time.sleep(1.0)
+        end = time.monotonic() + 20
+        while not (pid.is_file() and pid.read_text()) and time.monotonic() < end:
+            time.sleep(0.1)
     assert daemon.poll() is not None
-    with pytest.raises(ProcessLookupError):
-        os.killpg(daemon.pid, 0)
+    end = time.monotonic() + 10
+    while runs(int(pid.read_text())) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not runs(int(pid.read_text()))
+
+
+def runs(pid: int) -> bool:
+    """Whether a process is there, and is more than the entry of one that ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
