@@ -198,13 +198,14 @@ def killed(runner: Runner, out: Path, rng: random.Random, kills: int, span: floa
         runner.until_started(process, out)
         delay = span * rng.random() ** 2  # more of them early: a resumed run has less left to do
         code = runner.wait(process, delay)
-        if code is not None:
+        if code is None:
+            os.kill(process, signal.SIGKILL)
+            code = runner.ended(process)
+        if code != -signal.SIGKILL:  # it was done by itself, perhaps in the moment before the signal
             assert code == 0, f"the run ended with {code} by itself; see {runner.log}"
             shutil.rmtree(out)
             resume = False
             continue
-        os.kill(process, signal.SIGKILL)
-        assert runner.ended(process) == -signal.SIGKILL
         resume = True
         result.disturbances += 1
         result.resumed += 1
