@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import csv
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,26 +10,12 @@ import models
 import pytest
 import sample_data
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 NAMES = ("pipeline_comparison", "pipeline_comparison_data", "pipeline_comparison_report", "map_clients", "tables")
 pytestmark = [
     pytest.mark.usefixtures("bare_output"),
     # A handful of clients of two steps are too few for clair's weights to settle, which it says.
     pytest.mark.filterwarnings("ignore::fedlora_hf.errors.ConvergenceWarning"),
 ]
-
-
-@pytest.fixture(scope="module")
-def scripts() -> Iterator[dict[str, ModuleType]]:
-    """The experiment's modules, imported as the script imports them, and forgotten afterwards."""
-    before = list(sys.path)
-    sys.path.insert(0, str(SCRIPTS / "experiments"))
-    try:
-        yield {name: __import__(name) for name in NAMES}
-    finally:
-        sys.path[:] = before
-        for name in (*NAMES, "common"):
-            sys.modules.pop(name, None)
 
 
 @pytest.fixture(scope="module")

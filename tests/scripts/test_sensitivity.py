@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import csv
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -12,25 +10,11 @@ import pytest
 import sample_data
 import torch
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 NAMES = (
     *("sensitivity", "sensitivity_report", "pipeline_comparison", "pipeline_comparison_data"),
     *("pipeline_comparison_report", "map_clients", "tables"),
 )
 pytestmark = pytest.mark.usefixtures("bare_output")
-
-
-@pytest.fixture(scope="module")
-def scripts() -> Iterator[dict[str, ModuleType]]:
-    """The experiment's modules, imported as the script imports them, and forgotten afterwards."""
-    before = list(sys.path)
-    sys.path.insert(0, str(SCRIPTS / "experiments"))
-    try:
-        yield {name: __import__(name) for name in NAMES}
-    finally:
-        sys.path[:] = before
-        for name in (*NAMES, "common"):
-            sys.modules.pop(name, None)
 
 
 def test_deltas_are_those_of_the_formula(scripts: dict[str, ModuleType]) -> None:

@@ -5,7 +5,6 @@ import csv
 import importlib.util
 import math
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,19 +18,6 @@ import torch
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 NAMES = ("validity_map", "map_clients", "map_detection", "map_figures", "map_functional", "common")
 KINDS = ("random_outputs", "constant")
-
-
-@pytest.fixture(scope="module")
-def scripts() -> Iterator[dict[str, ModuleType]]:
-    """The experiment's modules, imported as the script imports them, and forgotten afterwards."""
-    before = list(sys.path)
-    sys.path.insert(0, str(SCRIPTS / "experiments"))
-    try:
-        yield {name: __import__(name) for name in NAMES}
-    finally:
-        sys.path[:] = before
-        for name in NAMES:
-            del sys.modules[name]
 
 
 @pytest.fixture(scope="module")
