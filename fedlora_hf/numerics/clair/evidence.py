@@ -30,10 +30,10 @@ from fedlora_hf.numerics.clair.flagging import (
 )
 from fedlora_hf.numerics.clair.subspace import Fit, common_use
 
-# Least agreement, and least energy beyond chance shared by a majority, that count as common structure; an agreement
-# BEYOND times that of strangers counts however small: in large layers chance is near 0.01, and clients with little data
-# agree to 0.09 without a fault in their order.
-AGREEMENT, BEYOND, SHARED = 0.1, 3.0, 0.1
+# Least agreement, and least energy beyond chance shared by a majority, that count as common structure. From FAINT on an
+# agreement counts if it is BEYOND times that of strangers: in large layers chance is near 0.01, and clients with little
+# data agree to 0.09 without a fault in their order. Clients with one unrelated task each were seen to agree to 0.07.
+AGREEMENT, FAINT, BEYOND, SHARED = 0.1, 0.08, 3.0, 0.1
 # Of what clients that use the subspace at random overlap in it, what those of a majority do; rank-one clients reach the
 # median of a chi-square with one degree of freedom, 0.45.
 JOINT = 0.4
@@ -151,7 +151,7 @@ def _direction(agreed: Consensus, chance: float) -> tuple[Tensor, Tensor | None]
     if agreed.agreement <= 0:
         return torch.zeros_like(agreed.to_core), None
     aligned = 1 - agreed.to_core / agreed.agreement
-    if agreed.agreement <= max(chance, min(AGREEMENT, BEYOND * chance)):
+    if agreed.agreement <= max(chance, min(AGREEMENT, max(FAINT, BEYOND * chance))):
         return aligned, None
     return aligned, stranger_threshold(aligned, agreed.spread / agreed.agreement)
 
