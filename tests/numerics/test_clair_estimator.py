@@ -258,8 +258,8 @@ def test_copies_are_reported_and_not_flagged() -> None:
 
 
 def test_a_weak_common_direction_is_used_where_it_is_far_beyond_chance() -> None:
-    """At an agreement of 0.09, in a layer where strangers agree to 0.01, sign flips are found; at 0.05, which clients with
-    one task each may reach, nobody is judged by it."""
+    """At an agreement of 0.09, where strangers agree to 0.01, sign flips are found; at 0.05, as clients with one task
+    each may, nobody is judged by it."""
     g = torch.Generator().manual_seed(5)
 
     def unit() -> torch.Tensor:
