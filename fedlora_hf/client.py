@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 from transformers import Trainer, TrainingArguments
 
+from fedlora_hf.data.clients import make_clients
 from fedlora_hf.data.rows import TokenRows
 from fedlora_hf.data.tokenize import tokenize_examples
 from fedlora_hf.disk import is_disk_trouble
@@ -43,6 +44,20 @@ class ClientData:
     validation: datasets.Dataset | None = None
     test: datasets.Dataset | None = None
     questions: datasets.Dataset | None = None
+
+
+def divided(args: "FederatedConfig", examples: datasets.Dataset, partition_by: str) -> dict[str, Any]:
+    """{client id: splits} of the examples, as the options say."""
+    return make_clients(
+        examples,
+        partition_by=partition_by,
+        num_clients=args.num_clients,
+        dirichlet_alpha=args.dirichlet_alpha,
+        validation_fraction=args.validation_fraction,
+        test_fraction=args.test_fraction,
+        max_examples_per_client=args.max_examples_per_client,
+        seed=args.seed,
+    )
 
 
 def prepare_client(client_id: str, data: Any, tokenizer: Any, args: "FederatedConfig") -> ClientData:

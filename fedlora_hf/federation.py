@@ -184,11 +184,3 @@ def check_cohort(args: "FederatedConfig", method: Method, clients: int) -> None:
             f"{size} clients a round: {method.name} needs at least {method.least_clients}; add clients or choose "
             "--aggregation product_mean"
         )
-
-
-def resumed_round(resume: str | None, committed: Sequence[int]) -> int | None:
-    """The number of the committed round that `resume_from` names (0: none is), None for a new run."""
-    if resume not in (None, "last") and not (resume.isdigit() and int(resume) in committed):
-        have = ", ".join(map(str, committed)) or "none"
-        raise ConfigError(f"resume_from={resume!r}: must be 'last' or a committed round ({have}); see rounds/")
-    return None if resume is None else int(resume) if resume != "last" else max(committed, default=0)

@@ -90,7 +90,8 @@ def test_without_choosing_a_client_has_its_own_update(tmp_path: Path, bare_outpu
     trainer = personal(tmp_path, personalise="method")
     for client, state in trainer.run.personalised.items():
         facts = trainer.run.record.clients[client]["personal"]
-        assert (facts["choice"], facts["validation_loss"]) == ("own", {})
+        assert set(facts) == {"choice", "validation_loss", "parts", "changed", "bytes_stored"}
+        assert (facts["choice"], facts["validation_loss"], facts["parts"]) == ("own", {}, [])
         assert sample_updates.same_bits(state.in_memory(), trainer.last_update(client).state.in_memory())
 
 

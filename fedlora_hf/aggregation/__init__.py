@@ -109,23 +109,11 @@ def aggregate(
             raise UpdateError(f"0 usable updates: at least one is needed; check the clients ({reasons or 'none came'})")
         if not found.modules:
             raise UpdateError("0 modules that all clients have: at least one is needed; train the same target modules")
-        weights = client_weights(found.usable, weight_by)
-        cohort = Cohort(found.usable, weights, found.modules, target_rank, reference, tuple(past))
+        cohort = Cohort(found.usable, weight_by, found.modules, target_rank, reference, tuple(past))
         result = chosen.rule(cohort, settings)
     left_out = {"modules_left_out": list(found.left_out)} if found.left_out else {}
     quarantined = dict(sorted({**found.quarantined, **result.quarantined}.items()))
     return replace(result, quarantined=quarantined, diagnosis={**result.diagnosis, **left_out})
-
-
-def client_weights(updates: Iterable[ClientUpdate], weight_by: str) -> dict[str, float]:
-    """{client id: share of the mean}, summing to 1: by number of examples where every client tells it, or uniform."""
-    updates = list(updates)
-    _one_of("weight_by", weight_by, ("examples", "uniform"))
-    counts = [update.num_examples for update in updates]
-    if weight_by == "uniform" or None in counts:
-        return {update.client_id: 1 / len(updates) for update in updates}
-    total = sum(count for count in counts if count is not None)
-    return {update.client_id: (update.num_examples or 0) / total for update in updates}
 
 
 def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:

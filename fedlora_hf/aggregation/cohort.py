@@ -1,8 +1,9 @@
 """What a method is given: the usable updates of one round, sorted by client id, read module by module."""
 # SPDX-License-Identifier: Apache-2.0
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ class PastRound:
 class Cohort:
     """One round's sound updates.
 
-    updates: sorted by client id. weights: {client id: share}, summing to 1 (by examples, or uniform).
+    updates: sorted by client id. weight_by: "examples" or "uniform", see `client_weights`.
     modules: sorted names, the same in every update. target_rank: rank of the global adapter;
     None: the largest rank among the clients. reference: the adapter the clients started the round from (None: they
     started from nothing, so their updates are what they learned).
@@ -30,11 +31,16 @@ class Cohort:
     """
 
     updates: tuple[ClientUpdate, ...]
-    weights: Mapping[str, float]
+    weight_by: str
     modules: tuple[str, ...]
     target_rank: int | None = None
     reference: AdapterState | None = None
     past: tuple[PastRound, ...] = ()
+
+    @cached_property
+    def weights(self) -> Mapping[str, float]:
+        """{client id: share of the mean}, summing to 1."""
+        return client_weights(self.updates, self.weight_by)
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -62,12 +68,10 @@ class Cohort:
         scales = {update.state[module].scale for update in self.updates}
         return scales.pop() if len(scales) == 1 else 1.0
 
-    def subset(self, ids: Sequence[str]) -> "Cohort":
-        """The same cohort with only these clients, their weights scaled to sum to 1 again (uniform if all were 0)."""
-        kept = tuple(update for update in self.updates if update.client_id in set(ids))
-        total = sum(self.weights[update.client_id] for update in kept)
-        shares = {u.client_id: self.weights[u.client_id] / total if total else 1 / len(kept) for u in kept}
-        return replace(self, updates=kept, weights=shares)
+    def subset(self, ids: Iterable[str]) -> "Cohort":
+        """The cohort of these clients alone, to the bit as if the others had never come."""
+        kept = set(ids)
+        return replace(self, updates=tuple(update for update in self.updates if update.client_id in kept))
 
     def mean_extras(self, weights: Mapping[str, float] | None = None) -> dict[str, Tensor]:
         """Weighted mean of the tensors trained whole, summed in float64 in client order, given back in float32."""
@@ -80,3 +84,13 @@ class Cohort:
                 total += update.state.extras[name].to(total) * weights[update.client_id]
             means[name] = total.float()
         return means
+
+
+def client_weights(updates: Iterable[ClientUpdate], weight_by: str) -> dict[str, float]:
+    """{client id: share of the mean}, summing to 1: by number of examples where every client tells it, or uniform."""
+    updates = list(updates)
+    counts = [update.num_examples for update in updates]
+    if weight_by == "uniform" or None in counts:
+        return {update.client_id: 1 / len(updates) for update in updates}
+    total = sum(count for count in counts if count is not None)
+    return {update.client_id: (update.num_examples or 0) / total for update in updates}

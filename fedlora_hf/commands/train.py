@@ -19,11 +19,12 @@ from transformers import (
 )
 from transformers.hf_argparser import string_to_bool
 
+from fedlora_hf.client import divided
 from fedlora_hf.commands.launch import missing_processes
 from fedlora_hf.commands.manual import USAGE
 from fedlora_hf.commands.summary import print_summary
 from fedlora_hf.config import FederatedConfig
-from fedlora_hf.data.clients import deduplicate, make_clients
+from fedlora_hf.data.clients import deduplicate
 from fedlora_hf.data.formats import load_examples
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.quantisation import bits, loading
@@ -136,16 +137,7 @@ def prepare(args: FederatedConfig) -> Job:
         label_column=args.label_column,
         client_column=args.client_column,
     )
-    clients = make_clients(
-        examples,
-        partition_by=args.partition_by,
-        num_clients=args.num_clients,
-        dirichlet_alpha=args.dirichlet_alpha,
-        validation_fraction=args.validation_fraction,
-        test_fraction=args.test_fraction,
-        max_examples_per_client=args.max_examples_per_client,
-        seed=args.seed,
-    )
+    clients = divided(args, examples, args.partition_by)
     labels = examples.features["label"].names if args.task == "sequence_classification" else None
     model, tokenizer = load_base(args, labels)
     facts = {

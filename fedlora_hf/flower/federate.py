@@ -18,7 +18,7 @@ from fedlora_hf.aggregation import method_named
 from fedlora_hf.aggregation.door import examine
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.errors import ConfigError, FedLoraError, UpdateError, one_line
-from fedlora_hf.federation import Federation, Run, check_cohort, resumed_round
+from fedlora_hf.federation import Federation, Run, check_cohort
 from fedlora_hf.files import read_adapter
 from fedlora_hf.flower.exchange import Reply, exchange
 from fedlora_hf.flower.hollow import hollow_base
@@ -52,7 +52,8 @@ class FlowerRun:
         self.method = method_named(args.aggregation)
         self.store = RoundStore(f"{args.output_dir}/rounds", self.slot.config())
         self.federation = Federation(args, self.method, self.store, self.initial, rank)
-        self.roster, self.publisher = Roster(grid), Publisher(args, Steps(enabled=not args.disable_tqdm))
+        self.steps = Steps(enabled=not args.disable_tqdm)
+        self.roster, self.publisher = Roster(grid), Publisher(args, self.steps)
         self.run = Run(0, self.initial, self._opening())
 
     # ---- the run -----------------------------------------------------------------------------------------------------
@@ -67,7 +68,10 @@ class FlowerRun:
         return self.run
 
     def _begin(self) -> None:
-        number = resumed_round(self.args.resume_from, self.store.committed())
+        resume = self.args.resume_from
+        number, damage = (None, None) if resume is None else self.store.resumed(resume)
+        if damage is not None:
+            self.steps.say(f"going on from round {number}, the last that is whole: {damage}")
         if number is None:
             bookkeeping.check_overwrite(self.args.output_dir, self.store)
             self.store.clear()

@@ -14,10 +14,10 @@ from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 from fedlora_hf import adapters
 from fedlora_hf.aggregation import method_named
+from fedlora_hf.client import divided
 from fedlora_hf.client_trainer import ClientTrainer
 from fedlora_hf.commands.train import load_base
 from fedlora_hf.config import FederatedConfig
-from fedlora_hf.data.clients import make_clients
 from fedlora_hf.data.formats import load_examples
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.files import write_adapter
@@ -134,7 +134,7 @@ def _model(items: Items) -> tuple[Any, Any]:
 def _clients(items: Items) -> dict[str, Any]:
     """The run's dataset, divided as `fedlora train` divides it."""
     args, _ = _options(items)
-    return _divided(args, _examples(args), args.partition_by)
+    return divided(args, _examples(args), args.partition_by)
 
 
 @lru_cache(maxsize=1)
@@ -144,23 +144,10 @@ def _own_clients(items: Items, name: str) -> dict[str, Any]:
     examples = _examples(args)
     if "client" in examples.column_names:
         examples = examples.remove_columns("client")
-    return _divided(args, examples.add_column("client", [name] * len(examples)), "client")
+    return divided(args, examples.add_column("client", [name] * len(examples)), "client")
 
 
 def _examples(args: FederatedConfig) -> Any:
     if not args.dataset:
         raise ConfigError("dataset is missing: give the node its own, dataset='/path/data.jsonl' in its --node-config")
     return load_examples(args.dataset, task=args.task, split=args.dataset_split, client_column=args.client_column)
-
-
-def _divided(args: FederatedConfig, examples: Any, partition_by: str) -> dict[str, Any]:
-    return make_clients(
-        examples,
-        partition_by=partition_by,
-        num_clients=args.num_clients,
-        dirichlet_alpha=args.dirichlet_alpha,
-        validation_fraction=args.validation_fraction,
-        test_fraction=args.test_fraction,
-        max_examples_per_client=args.max_examples_per_client,
-        seed=args.seed,
-    )

@@ -19,7 +19,7 @@ def factors(seed: int, rank: int = 2, scale: float = 2.0) -> LoraFactors:
 
 def cohort(*members: LoraFactors) -> Cohort:
     updates = tuple(ClientUpdate(f"c{i}", AdapterState({"q": member})) for i, member in enumerate(members))
-    return Cohort(updates, {update.client_id: 1 / len(updates) for update in updates}, ("q",))
+    return Cohort(updates, "uniform", ("q",))
 
 
 def test_one_client_and_equal_clients_give_the_client():
