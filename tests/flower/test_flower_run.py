@@ -263,6 +263,18 @@ def test_a_run_resumes_and_asks_only_who_had_not_answered(config: Config, tmp_pa
     assert models.weight_files(tmp_path / "again") == whole
 
 
+def test_a_run_goes_on_from_the_last_round_that_is_whole(config: Config, tmp_path: Path) -> None:
+    run(config)
+    out = tmp_path / "flower"
+    whole, rounds = models.weight_files(out), sorted((out / "rounds").iterdir(), key=lambda path: int(path.name))
+    adapter = rounds[-1] / "adapter_model.safetensors"
+    adapter.write_bytes(adapter.read_bytes()[:-20])
+    again = LocalGrid(NODES, config | {"resume_from": "last"})
+    FlowerRun(again, *read(again.config)).train()
+    assert sum(kind == "train" for _, kind in again.sent) == len(NODES)
+    assert models.weight_files(out) == whole
+
+
 def test_updates_of_an_open_round_are_not_asked_for_again(config: Config, tmp_path: Path) -> None:
     config["server_min_clients"] = 4
     grid = LocalGrid(NODES, config)
