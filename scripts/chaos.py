@@ -191,7 +191,7 @@ def state_of(out: Path) -> str:
 
 def killed(runner: Runner, out: Path, rng: random.Random, kills: int, span: float) -> Result:
     """One run, killed `kills` times, each up to `span` seconds after training began. One that ends between two kills
-    is begun anew, so that every kill meets a living one."""
+    is begun anew, so that every kill meets a living one; the span follows the pace of the machine."""
     result, resume = Result("SIGKILL"), False
     while result.disturbances < kills:
         process = runner.start(out, resume=resume)
@@ -204,9 +204,9 @@ def killed(runner: Runner, out: Path, rng: random.Random, kills: int, span: floa
         if code != -signal.SIGKILL:  # it was done by itself, perhaps in the moment before the signal
             assert code == 0, f"the run ended with {code} by itself; see {runner.log}"
             shutil.rmtree(out)
-            resume = False
+            resume, span = False, delay
             continue
-        resume = True
+        resume, span = True, span * 1.1
         result.disturbances += 1
         result.resumed += 1
         result.moments.append(f"{delay:.2f} s: {state_of(out)}")
@@ -216,9 +216,13 @@ def killed(runner: Runner, out: Path, rng: random.Random, kills: int, span: floa
 
 
 def filled(runner: Runner, out: Path, rng: random.Random, span: float) -> Result:
-    """One run whose files can grow no more from a random moment on: it must say so, and be resumable."""
-    result, delay = Result("EFBIG"), rng.uniform(0, span)
-    code = runner.ended(runner.start(out, resume=False, fill_after=delay))
+    """One run whose files can grow no more from a random moment on: it must say so, and be resumable. One that was done
+    before that moment is begun anew, with an earlier one."""
+    result, delay, code = Result("EFBIG"), span, 0
+    while code == 0:
+        shutil.rmtree(out, ignore_errors=True)
+        delay *= rng.random()
+        code = runner.ended(runner.start(out, resume=False, fill_after=delay))
     _after_full(result, runner, out, code, f"{delay:.2f} s")
     runner.finish(out)
     return result

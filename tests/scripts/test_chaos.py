@@ -27,7 +27,7 @@ def test_a_run_survives_everything_to_the_bit(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     by_kind = {kind: [row for row in rows if row["kind"] == kind] for kind in ("SIGKILL", "EFBIG", "cut short")}
     assert [row["disturbances"] for row in by_kind["SIGKILL"]] == ["30"]
-    assert sum(int(row["disturbances"]) for row in by_kind["EFBIG"]) >= 1
+    assert [row["disturbances"] for row in by_kind["EFBIG"]] == ["1", "1", "1"]
     assert len(by_kind["cut short"]) == 4
     # The kills met the run in different places, in the middle of a round among them.
     moments = {moment.split(": ")[1] for moment in by_kind["SIGKILL"][0]["moments"].split("; ")}
