@@ -189,7 +189,7 @@ def arguments(given: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     add_data_flags(parser)
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument(
-        "--rates", nargs="+", type=float, default=[1.5e-3, 5e-3, 1.5e-2, 4.5e-2], help="grid of learning rates"
+        "--rates", nargs="+", type=float, default=[1.5e-3, 5e-3, 1.5e-2, 4.5e-2, 1.35e-1], help="grid of learning rates"
     )
     parser.add_argument("--personal_rates", nargs="+", type=float, default=[5e-2, 1e-2], help="of the personal steps")
     parser.add_argument("--seed", type=int, default=0, help="first seed")

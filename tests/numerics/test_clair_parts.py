@@ -46,6 +46,25 @@ def test_both_compressed_bases_find_the_shared_directions() -> None:
     assert float(inner.diag().min()) > 0
 
 
+def test_coordinates_from_the_gram_are_projections_on_an_orthonormal_basis() -> None:
+    K, out, r = 60, 300, 8
+    B, A = stacks(K, out, r, 40, dtype=torch.float32)
+    found = blocks.summarise(B, A)[0]
+    assert found.basis is not None
+    torch.testing.assert_close(found.basis.T @ found.basis, torch.eye(blocks.WIDTH), atol=1e-4, rtol=0)
+    X = B @ blocks.roots(A)
+    energy = X.double().square().sum((1, 2))
+    torch.testing.assert_close(found.energy, energy, atol=0, rtol=1e-5)
+    projected = found.basis.T @ (X / energy.sqrt().float()[:, None, None])
+    torch.testing.assert_close(found.coords, projected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("n", [1, blocks.STRIP, 2 * blocks.STRIP + 5])
+def test_a_gram_matrix_by_strips(n: int) -> None:
+    X = torch.randn(40, n, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+    torch.testing.assert_close(blocks.gram_of(X), X.T @ X)
+
+
 def test_sketched_cosines_are_near_the_exact_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     B, A = stacks(10, 400, 4, 300)
     A[1], B[1] = A[0], B[0]

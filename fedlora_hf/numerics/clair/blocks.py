@@ -19,6 +19,7 @@ WIDTH, WIDTH_MANY, MANY = 192, 64, 200
 GRAM_LIMIT = 1024
 SKETCH = 64
 STRANGERS = 32  # clients whose chance agreement is looked at
+STRIP = 128  # columns of a Gram matrix that are computed at once
 SMALL = 2_000_000  # numbers in a stack that is worth float64
 
 
@@ -48,7 +49,7 @@ def stack(
         if k == 0:
             size = count * rank * (left.shape[0] + right.shape[1])
             dtype = dtype or (torch.float64 if size <= SMALL else torch.float32)
-            B = torch.zeros(count, left.shape[0], rank, dtype=dtype)
+            B = torch.zeros(left.shape[0], count, rank, dtype=dtype).permute(1, 0, 2)  # `flat` then copies nothing
             A = torch.zeros(count, rank, right.shape[1], dtype=dtype)
         B[k, :, : left.shape[1]] = left
         A[k, : right.shape[0]] = right
@@ -82,8 +83,7 @@ def summarise(B: Tensor, A: Tensor) -> tuple[Blocks, Tensor, Tensor]:
     part = slice(None, None, -(-K // STRANGERS))
     gram = among = None
     if K * r <= GRAM_LIMIT and not _is_wide(B, A):
-        columns = flat(B)
-        gram = columns.T @ columns
+        gram = gram_of(flat(B))
         among = gram.reshape(K, r, K, r)[part, :, part].reshape(len(B[part]) * r, -1)
     sign = torch.randint(0, 2, (A.shape[2],), generator=generator(4)).to(A) * 2 - 1
     drawn = torch.stack([a * sign.roll(k) for k, a in enumerate(A[part])])
@@ -97,6 +97,18 @@ def _is_wide(B: Tensor, A: Tensor) -> bool:
     return out * A.shape[2] <= r * (out + A.shape[2])
 
 
+def gram_of(X: Tensor) -> Tensor:
+    """X^T X (n, n) of X (out, n), in strips of columns: what lies below a strip's diagonal block is copied from beside
+    it, so that the work is little more than half that of the product."""
+    n = X.shape[1]
+    gram = X.new_empty(n, n)
+    for first in range(0, n, STRIP):
+        last = first + STRIP
+        gram[first:last, first:] = X[:, first:last].T @ X[:, first:]
+        gram[last:, first:last] = gram[first:last, last:].T
+    return gram
+
+
 def inner_products(B: Tensor, A: Tensor, gram: Tensor | None) -> Tensor:
     """(K, K) of W_j and W_k: exact up to a stacked rank of GRAM_LIMIT, else through S W_k T, S and T Gaussian
     (error of a cosine about 1 / SKETCH per module). gram: of B's columns, if it is known."""
@@ -105,9 +117,8 @@ def inner_products(B: Tensor, A: Tensor, gram: Tensor | None) -> Tensor:
         W = (B @ A).reshape(K, -1)
         return W @ W.T
     if K * r <= GRAM_LIMIT:
-        gram = flat(B).T @ flat(B) if gram is None else gram
-        rows = A.reshape(K * r, -1)
-        return (gram * (rows @ rows.T)).reshape(K, r, K, r).sum((1, 3))
+        gram = gram_of(flat(B)) if gram is None else gram
+        return (gram * gram_of(A.reshape(K * r, -1).T)).reshape(K, r, K, r).sum((1, 3))
     left = torch.randn(SKETCH, out, generator=generator(1), dtype=B.dtype) / SKETCH**0.5
     right = torch.randn(A.shape[2], SKETCH, generator=generator(2), dtype=A.dtype) / SKETCH**0.5
     small = torch.stack([(left @ B[k]) @ (A[k] @ right) for k in range(K)]).reshape(K, -1)
@@ -115,35 +126,42 @@ def inner_products(B: Tensor, A: Tensor, gram: Tensor | None) -> Tensor:
 
 
 def _blocks(B: Tensor, R: Tensor, gram: Tensor | None) -> Blocks:
+    """Of X_k = B_k R_k. gram: of B's columns, if it is known: then X itself is not formed."""
     K, out, r = B.shape
     width = WIDTH if K <= MANY else WIDTH_MANY
+    if gram is not None and r <= out and width < min(out, K * r):
+        own = gram.reshape(K, r, K, r).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        energy = (own * (R @ R.mT)).sum((1, 2)).double().clamp_min(0)
+        R = R * _inverse_root(energy).to(R)[:, None, None]
+        return Blocks(*_gram_basis(gram, R, flat(B), width), energy, out)
     X = B @ R
     if r > out:
         X = roots(X)
-    energy = X.square().sum((1, 2), dtype=torch.float64)
-    unit = torch.where(energy > 0, energy.clamp_min(1e-300).rsqrt(), torch.zeros_like(energy)).to(X.dtype)
-    X = X * unit[:, None, None]
+    energy = X.square().sum(1).double().sum(1)
+    X = X * _inverse_root(energy).to(X)[:, None, None]
     if out <= width:
         return Blocks(None, X, energy, out)
-    n = X.shape[0] * X.shape[2]
-    if n <= width:
-        basis = torch.linalg.qr(flat(X))[0]
-    elif gram is not None:
-        R = R * unit[:, None, None]
-        basis = _gram_basis(gram, R, flat(X), width)
-    else:
-        basis = _range_basis(flat(X), width)
+    basis = torch.linalg.qr(flat(X))[0] if K * r <= width else _range_basis(flat(X), width)
     return Blocks(basis, basis.T @ X, energy, out)
 
 
-def _gram_basis(gram: Tensor, R: Tensor, X: Tensor, width: int) -> Tensor:
-    """Leading left singular vectors of X (out, n) from the Gram of the factors: no further pass over X's rows."""
+def _inverse_root(energy: Tensor) -> Tensor:
+    """1 / sqrt(energy), 0 for none."""
+    return torch.where(energy > 0, energy.clamp_min(1e-300).rsqrt(), torch.zeros_like(energy))
+
+
+def _gram_basis(gram: Tensor, R: Tensor, B: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """(leading left singular vectors of X = [B_1 R_1 ... B_K R_K], coordinates of X_k in them) from the Gram of B
+    (out, n): U = X V / s and U^T X = V^T (X^T X) / s, orthonormal but for rounding in the weakest directions."""
     K, r, _ = R.shape
-    half = (R.transpose(1, 2) @ gram.reshape(K, r, K * r)).reshape(K * r, K, r).permute(1, 0, 2)
+    half = (R.mT @ gram.reshape(K, r, K * r)).reshape(K * r, K, r).permute(1, 0, 2)
     H = (half @ R).permute(1, 0, 2).reshape(K * r, K * r)
-    values, vectors = _leading_pairs((H + H.T) / 2, width)
+    H = (H + H.T) / 2
+    values, vectors = _leading_pairs(H, width)
     sound = values > 1e-5 * values[-1].clamp_min(1e-30)
-    return torch.linalg.qr(X @ (vectors[:, sound] * values[sound].rsqrt()))[0]
+    inward = vectors[:, sound] * values[sound].rsqrt()
+    basis = B @ (R @ inward.reshape(K, r, -1)).flatten(0, 1)
+    return basis, (inward.T @ H).reshape(-1, K, r).permute(1, 0, 2).contiguous()
 
 
 def _leading_pairs(H: Tensor, count: int, spare: int = 16, passes: int = 3) -> tuple[Tensor, Tensor]:

@@ -83,7 +83,9 @@ def mean_update(B: Tensor, A: Tensor, shares: Tensor, rank: int, extra: int) -> 
     kept = shares.nonzero().squeeze(1).tolist()
     wide = min(len(kept) * A.shape[1], B.shape[1], A.shape[2])
     if wide > ITERATED and 8 * (rank + extra + SPARE) < wide:
-        low = _leading_mean(flat(B[kept]), A[kept].flatten(0, 1), shares[kept], rank + extra)
+        if len(kept) < len(shares):
+            B, A, shares = B.permute(1, 0, 2)[:, kept].permute(1, 0, 2), A[kept], shares[kept]
+        low = _leading_mean(flat(B), A.flatten(0, 1), shares, rank + extra)
     else:
         low = lowrank.mean_truncated([(B[k], A[k]) for k in kept], [float(shares[k]) for k in kept], rank + extra)
     cut = min(rank, low.B.shape[1])
@@ -102,11 +104,11 @@ def _leading_mean(B: Tensor, A: Tensor, shares: Tensor, rank: int) -> lowrank.Lo
     weight = shares.to(B).repeat_interleave(len(A) // len(shares))[:, None]
     block = torch.randn(A.shape[1], rank + SPARE, generator=generator(5), dtype=B.dtype)
     block = torch.linalg.qr(A.T @ (weight * (A @ block)))[0]
-    krylov = [block]
+    images = [B @ (weight * (A @ block))]
     for _ in range(POWERS):
-        block = torch.linalg.qr(A.T @ (weight * (B.T @ (B @ (weight * (A @ block))))))[0]
-        krylov.append(block)
-    left = torch.linalg.qr(B @ (weight * (A @ torch.linalg.qr(torch.cat(krylov, dim=1))[0])))[0]
+        block = torch.linalg.qr(A.T @ (weight * (B.T @ images[-1])))[0]
+        images.append(B @ (weight * (A @ block)))
+    left = torch.linalg.qr(torch.cat(images, dim=1))[0]
     right, core = torch.linalg.qr(A.T @ (weight * (B.T @ left)))
     U, S, Vh = torch.linalg.svd(core.T.double(), full_matrices=False)
     out = left.double() @ U[:, :rank]

@@ -165,6 +165,7 @@ def anchored(modules: Sequence[Blocks], start: Tensor, limit: int, max_iter: int
 def best_anchored(modules: Sequence[Blocks], starts: Sequence[Tensor], limit: int, options: ClairOptions) -> Fit:
     """The fit from the start whose subspace a majority shares most after two steps: a median-type objective, so a
     coherent minority cannot buy it."""
+    starts = starts[:1] if all(torch.equal(start, starts[0]) for start in starts) else starts
     tried = [anchored(modules, start, limit, 2, options.tol) for start in starts]
     leader = max(range(len(starts)), key=lambda i: (tried[i].majority, -i))
     return anchored(modules, tried[leader].kept, limit, options.max_iter, options.tol)
