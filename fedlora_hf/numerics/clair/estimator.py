@@ -88,7 +88,7 @@ def solve(
     factors' own. verdict: (K,) bool, who is flagged on this evidence; default the judgement's own flags.
 
     Raises UpdateError for fewer than 3 clients and for values that are not finite, ConfigError for a rank that the
-    cohort cannot carry. Warns (ConvergenceWarning) when the solver stops at `max_iter`.
+    cohort cannot carry. Warns (ConvergenceWarning) when the solver stops at `max_iter` and clients are judged by it.
     """
     if len(shares) < LEAST_CLIENTS:
         raise UpdateError(f"{len(shares)} clients: clair needs at least {LEAST_CLIENTS}; use product_mean for fewer")
@@ -113,7 +113,8 @@ def solve(
     scores = _module_scores(source.modules, seen, fit, alive)
     if fit is None:
         return Solution(judgement, flagged, weights, kept, scores, fits, 0, True)
-    if not fit.converged:
+    # Where clients share no subspace, weights may circle among equals, and nobody is judged by them.
+    if not fit.converged and not bool(judgement.thresholds["subspace"].isnan().all()):
         warnings.warn(
             f"clair stopped at max_iter={options.max_iter} before weights settled to tol={options.tol}; "
             "raise max_iter or tol",
