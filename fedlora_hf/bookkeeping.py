@@ -109,6 +109,7 @@ def add_round(
     start: the adapter the round began with, None if there was none. message_bytes: what a client sends and is sent;
     default the whole of what it sent.
     """
+    norms, cosines = compared(updates, start, combined.state)
     record.rounds.append(
         {
             "round": number,
@@ -119,7 +120,7 @@ def add_round(
             "quarantined": dict(quarantined),
             "weights": dict(combined.weights),
             "train_loss": {u.client_id: u.metrics["train_loss"] for u in updates if "train_loss" in u.metrics},
-            "update_norm": {u.client_id: change_norm(u, start, combined.state) for u in updates},
+            "update_norm": norms,
             "evidence": with_functional(_plain(combined.this_round or combined.evidence), functional or {}),
             "combined_evidence": _plain(combined.evidence),
             "diagnosis": plain(combined.diagnosis),
@@ -136,7 +137,7 @@ def add_round(
     )
     record.modules = plain(thinned_modules(combined.modules, len(updates)))
     record.diagnosis = plain(combined.diagnosis)
-    record.similarity = similarity(updates, start, combined.state)
+    record.similarity = cosines
     record.privacy = privacy.account(record.options, record.rounds)
     judge(record)
     thin(record.rounds)
@@ -251,14 +252,20 @@ def change_norm(update: ClientUpdate, start: AdapterState | None, modules: Itera
     return sum(change(update, start, module).norm() ** 2 for module in modules) ** 0.5
 
 
-def similarity(updates: Sequence[ClientUpdate], start: AdapterState | None, modules: Iterable[str]) -> dict[str, Any]:
-    """Cosines between the clients' changes, the modules together; left out above MAX_SIMILARITY clients."""
+def compared(
+    updates: Sequence[ClientUpdate], start: AdapterState | None, modules: Iterable[str]
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """({client: norm of its change}, cosines between the changes as the record has them: {} above MAX_SIMILARITY), the
+    modules together."""
+    ids = [u.client_id for u in updates]
     if not 1 < len(updates) <= MAX_SIMILARITY:
-        return {}
+        return {u.client_id: change_norm(u, start, modules) for u in updates}, {}
     products = sum_of_products(updates, start, modules)
-    norm = products.diagonal().clamp_min(1e-300).sqrt()
-    cosine = products / (norm[:, None] * norm)
-    return {"ids": [u.client_id for u in updates], "cosine": [[round(v, 4) for v in row] for row in cosine.tolist()]}
+    norm = products.diagonal().clamp_min(0).sqrt()
+    unit = norm.clamp_min(1e-150)
+    cosine = products / (unit[:, None] * unit)
+    rounded = [[round(v, 4) for v in row] for row in cosine.tolist()]
+    return dict(zip(ids, norm.tolist(), strict=True)), {"ids": ids, "cosine": rounded}
 
 
 def sum_of_products(

@@ -124,15 +124,18 @@ def test_how_far_directions_and_magnitudes_moved() -> None:
     assert bookkeeping.component_changes(start, AdapterState({m: f.padded(6) for m, f in start.items()})) == {}
 
 
-def test_cosines_are_of_the_changes_of_all_modules_together() -> None:
+def test_norms_and_cosines_are_of_the_changes_of_all_modules_together() -> None:
     updates = sample_updates.cohort(4)
     start = updates[3].state
-    found = bookkeeping.similarity(updates[:3], start, list(start))
+    norms, found = bookkeeping.compared(updates[:3], start, list(start))
     changes = torch.stack([sample_updates.dense(u.state) - sample_updates.dense(start) for u in updates[:3]])
+    assert list(norms) == ["client0", "client1", "client2"]
+    assert list(norms.values()) == pytest.approx(changes.norm(dim=1).tolist())
     changes /= changes.norm(dim=1, keepdim=True)
     assert found["ids"] == ["client0", "client1", "client2"]
     torch.testing.assert_close(torch.tensor(found["cosine"]).double(), changes @ changes.T, atol=1e-4, rtol=0)
-    assert bookkeeping.similarity(updates[:1], start, list(start)) == {}
+    alone, none = bookkeeping.compared(updates[:1], start, list(start))
+    assert (alone, none) == ({"client0": pytest.approx(norms["client0"])}, {})
 
 
 def test_evidence_is_plain_numbers() -> None:
