@@ -27,6 +27,7 @@ from fedlora_hf.seeding import derive_seed
 from fedlora_hf.sharding import is_sharded, prepared
 from fedlora_hf.stages import Stage, personal_stage
 from fedlora_hf.update import AdapterState, ClientUpdate, fitted
+from fedlora_hf.zero import plain_launch
 
 Metrics = dict[str, float]
 # What Trainer.train() does and a client's own steps do not; better refused than silently without effect.
@@ -70,13 +71,13 @@ class ClientTrainer(Trainer):
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
         self.steps = Steps(enabled=not args.disable_tqdm and self.is_world_process_zero())
-        together, sharded = args.client_parallel == "data", is_sharded(self.accelerator)
+        together, sharded = args.client_parallel == "data", is_sharded(self.accelerator, args.zero)
         self.processes = Processes(self.accelerator, together=together, lockstep=sharded)
         self.slot = adapters.AdapterSlot(self.model)
         # Never wrapped: `processes` adds up what a wrapper would, so any part of the adapter can be trained next.
-        self.model_wrapped = prepared(self.accelerator, self.slot, together)
+        self.model_wrapped = prepared(self.accelerator, self.slot, together, args.zero)
         if sharded and (self.compute_loss_func or not self.model_accepts_loss_kwargs):
-            raise ConfigError("FSDP with a loss that is not divided by num_items_in_batch: use the model's own loss")
+            raise ConfigError("a sharded base, and a loss not divided by num_items_in_batch: use the model's own loss")
         if args.gradient_checkpointing:
             self._checkpoint_activations()
         if args.initial_adapter is not None:
@@ -92,6 +93,10 @@ class ClientTrainer(Trainer):
         self.scorer = Scorer(
             self.model_wrapped, self.slot, self.data_collator, self.processing_class, args, self.processes
         )
+
+    def create_accelerator_and_postprocess(self) -> None:
+        with plain_launch(self.args):
+            super().create_accelerator_and_postprocess()
 
     def _checkpoint_activations(self) -> None:
         """Switch checkpointing on, as Trainer.train() would: a client's steps do not pass through it."""

@@ -21,8 +21,8 @@ from fedlora_hf.options import (
     RoundOptions,
 )
 from fedlora_hf.privacy import Privacy
-from fedlora_hf.processes import refuse_deepspeed
 from fedlora_hf.quantisation import check_quantisation
+from fedlora_hf.zero import plain_launch, zero_settings
 
 
 @dataclass
@@ -51,14 +51,16 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
         # One meaning under the old and the new name, whichever of them this transformers knows, and no warning.
         wanted = self.gradient_checkpointing if self.activation_checkpointing is None else self.activation_checkpointing
         self.gradient_checkpointing = self.activation_checkpointing = bool(wanted)
-        refuse_deepspeed(self.deepspeed)
-        super().__post_init__()
+        self.zero = zero_settings(self)
+        with plain_launch(self):
+            super().__post_init__()
         # Processes train different clients, or count a step's tokens themselves (client.py).
         self.average_tokens_across_devices = False
         check_quantisation(self)
         Privacy.of(self, self.functional_judges)
-        if isinstance(self.target_modules, list) and len(self.target_modules) == 1:
-            self.target_modules = [part.strip() for part in self.target_modules[0].split(",")]
+        self.target_modules, self.labels = _names(self.target_modules), _names(self.labels)
+        if self.labels is not None and not 1 < len(self.labels) == len(set(self.labels)):
+            raise ConfigError(f"labels={','.join(self.labels)}: must be two or more, all different; name every class")
         if self.pipeline == "fedlora_optimizer":
             self.adapter = "dirmag"
         if self.personal_steps is None:
@@ -91,6 +93,11 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
         if self.partition_by in ("iid", "dirichlet") and self.dataset and self.num_clients is None:
             raise ConfigError(f"partition_by={self.partition_by} without num_clients: it needs one; pass --num_clients")
 
+    @property
+    def place_model_on_device(self) -> bool | None:
+        """False where the base is too large for one: it gets there in parts, sharded."""
+        return False if self.zero else super().place_model_on_device
+
     def changed(self) -> dict[str, Any]:
         """The federation's options, and those of training that differ from their default: what the record tells."""
         own = {f.name for f in fields(FederatedConfig)} - {f.name for f in fields(TrainingArguments)}
@@ -117,6 +124,11 @@ _AT_LEAST = (
     ("generation_examples", 0, "0 generates nothing"),
     ("max_new_tokens", 1, "pass generation_examples=0 to generate nothing"),
 )
+
+
+def _names(given: list[str] | None) -> list[str] | None:
+    """Names given as a list, or all in one text with commas between them."""
+    return [part.strip() for part in given[0].split(",")] if isinstance(given, list) and len(given) == 1 else given
 
 
 def _parsed(options: dict[str, Any] | str | None) -> dict[str, Any]:

@@ -25,6 +25,8 @@ from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, compressed,
 if TYPE_CHECKING:
     from fedlora_hf.config import FederatedConfig
 
+SERVER = "server"  # who trains on the server's own data
+
 
 @dataclass
 class Run:
@@ -158,6 +160,20 @@ class Federation:
         # What a client learned stands on the global adapter of the round before, where rounds restart.
         bases = {n - 1 for n, _ in needed} if self.method.restarts else set()
         self.store.prune(self.args.keep_rounds, needed, bases)
+
+    def close_on_server(
+        self, run: Run, number: int, update: ClientUpdate, *, seconds: float, facts: Mapping[str, Any]
+    ) -> None:
+        """Commit a round that was trained on the server's own data: the update is the new global adapter.
+
+        seconds, facts: as for `close`.
+        """
+        combined = Aggregate(update.state, modules=run.record.modules, diagnosis=run.record.diagnosis)
+        name, times = self.stage(number).name, {"train": seconds}
+        bookkeeping.add_round(run.record, number, [], [update], combined, {}, run.state, times, stage=name)
+        run.record.rounds[-1] |= {"bytes_up": {}, **facts}
+        self.store.begin(number)
+        self.store.commit(number, update.state, run.record)
 
     def personal_facts(self, run: Run, choice: str, state: AdapterState, part_bytes: int) -> dict[str, Any]:
         """For a client's entry in the record: what it trained for itself, what that moved, and the bytes to keep.

@@ -40,6 +40,7 @@ class DataOptions:
     dataset_split: str | None = option(None, "Split of a Hub dataset; default train.")
     text_column: str | None = option(None, "Classification: the column of texts.")
     label_column: str | None = option(None, "Classification: the column of labels.")
+    labels: list[str] | None = option(None, "Classification: the classes, in order; default those that the data have.")
     client_column: str | None = option(None, "Column that names the client, for partition_by client.")
     partition_by: Literal["category", "task", "dirichlet", "iid", "client"] = option(
         "category", "How examples become clients: one category or task each, Dirichlet mixtures, iid, or a column."

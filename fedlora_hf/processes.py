@@ -6,7 +6,6 @@ gradient is one small message a step, and another part of it may be trained from
 """
 # SPDX-License-Identifier: Apache-2.0
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import count as counting
@@ -33,6 +32,10 @@ class Processes:
 
     def __init__(self, accelerator: Accelerator, *, together: bool = False, lockstep: bool = False) -> None:
         self.number, self.count = accelerator.process_index, accelerator.num_processes
+        dist = torch.distributed
+        started = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        if started > self.count:  # accelerate counts GPUs, and would let each process run alone, in the same folder
+            raise ConfigError(f"{started} processes were started, and there is no GPU; pass --use_cpu, or start one")
         self.together = together and self.count > 1
         self.lockstep = lockstep and self.count > 1
 
@@ -175,18 +178,6 @@ class Processes:
 
     def _quoted(self, failure: Exception) -> str:
         return f"process {self.number}: {type(failure).__name__}: {one_line(failure)}"
-
-
-def refuse_deepspeed(config: Any) -> None:
-    """ConfigError for a launch with DeepSpeed: its engine owns model and optimizer, which here change with the client.
-
-    ZeRO 1 and 2 shard what is trained, and adapters are small; ZeRO 3 shards the base, as FSDP does (sharding.py).
-    """
-    if config or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        raise ConfigError(
-            "DeepSpeed: is not supported; to shard the base model pass --client_parallel data, and "
-            "--use_fsdp --fsdp_version 2 --fsdp_cpu_ram_efficient_loading false to accelerate launch"
-        )
 
 
 def _zeros(parameter: nn.Parameter) -> Tensor:

@@ -17,7 +17,7 @@ from fedlora_hf.client_trainer import ClientTrainer
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.disk import sweep
 from fedlora_hf.errors import ConfigError, RecordError, RoundError
-from fedlora_hf.federation import Federation, Run, check_cohort
+from fedlora_hf.federation import SERVER, Federation, Run, check_cohort
 from fedlora_hf.files import read_adapter
 from fedlora_hf.functional import functional_evidence
 from fedlora_hf.hub import fetch_run, parse_source, write_card
@@ -26,10 +26,9 @@ from fedlora_hf.record import RunRecord
 from fedlora_hf.rounds import RoundStore, unlike
 from fedlora_hf.seeding import derive_seed
 from fedlora_hf.stages import personal_stage, total_rounds
-from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate
+from fedlora_hf.update import AdapterState, ClientUpdate
 
 Metrics = dict[str, float]
-SERVER = "server"
 
 
 class FederatedTrainer(ClientTrainer):
@@ -248,14 +247,10 @@ class FederatedTrainer(ClientTrainer):
         update = self.trained(SERVER, self.server, run.state, stage, self.steps_for(self.server), seed)
         if not self.processes.first:
             return
-        seconds = {"train": time.perf_counter() - began}
-        combined = Aggregate(update.state, modules=run.record.modules, diagnosis=run.record.diagnosis)
-        bookkeeping.add_round(run.record, number, [], [update], combined, {}, run.state, seconds, stage=stage.name)
         # The server sends what it trained to all, and gets nothing from anybody.
         sent = dict.fromkeys(self.clients, self.slot.message_bytes(stage.parts))
-        run.record.rounds[-1] |= {"bytes_up": {}, "bytes_down": sent, **self._stage_facts(number, [])}
-        self.store.begin(number)
-        self.store.commit(number, update.state, run.record)
+        facts = {"bytes_down": sent, **self._stage_facts(number, [])}
+        self.federation.close_on_server(run, number, update, seconds=time.perf_counter() - began, facts=facts)
 
     def _install_start(self, client_id: str) -> AdapterState:
         """Put the state a client starts a round from into the model."""

@@ -58,6 +58,12 @@ STEPS = (
         2,
         "results/attacks/README.md",
     ),
+    Step(
+        "rounds",
+        "python scripts/experiments/rounds.py --cache {cache}/attacks",
+        60,
+        "results/rounds/README.md",
+    ),
     *(
         Step(
             f"demo_{seed}",

@@ -220,6 +220,7 @@ def test_the_manual_tells_the_truth() -> None:
     ours = {item.name for group in options.GROUPS for item in fields(group)}
     assert ours <= {item.name for item in fields(FederatedConfig)}
     assert not ours & set(manual.BORROWED)
+    assert [base for base in FederatedConfig.__mro__ if base in options.GROUPS] == list(options.GROUPS)
 
 
 def test_a_bare_flag_is_true_and_both_spellings_are_read() -> None:

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "fedlora_hf"
 FLOORS = [
     {"errors"},
     {"processes"},
-    {"disk", "options", "quantisation", "names", "seeding", "redaction", "schedule", "thinning", "progress"},
+    {"disk", "options", "quantisation", "names", "seeding", "redaction", "schedule", "thinning", "progress", "zero"},
     {"numerics", "data", "record", "evaluation"},
     {"update", "dirmag"},
     {"aggregation", "files", "privacy"},

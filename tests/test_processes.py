@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from fedlora_hf import FederatedConfig
 from fedlora_hf.client import local_batches, num_local_steps
 from fedlora_hf.data.collate import Collator
+from fedlora_hf.errors import ConfigError
 from fedlora_hf.evaluation import held_out_metrics
 from fedlora_hf.processes import Processes
 
@@ -63,6 +64,15 @@ def test_steps_of_an_epoch_are_fewer_with_more_processes() -> None:
         local_steps=None, local_epochs=1.0, per_device_train_batch_size=2, gradient_accumulation_steps=1
     )
     assert [num_local_steps(args, 9, processes) for processes in (1, 2, 3, 8)] == [5, 3, 2, 1]
+
+
+def test_processes_that_accelerate_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun on a machine without a GPU: each would take itself for the only one, and write what the others write."""
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    accelerator: Any = SimpleNamespace(process_index=0, num_processes=1)
+    with pytest.raises(ConfigError, match="2 processes were started, and there is no GPU; pass --use_cpu"):
+        Processes(accelerator)
 
 
 class Shares(Processes):

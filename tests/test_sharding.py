@@ -84,36 +84,28 @@ def test_a_sharded_base_trains_the_adapters_of_a_whole_one(
 
 
 @pytest.mark.parametrize(
-    ("plugin", "together", "told"),
+    ("plugin", "zero", "together", "told"),
     [
-        ({}, False, "client_parallel=clients"),
-        ({"fsdp_version": 1}, True, "fsdp_version=1"),
-        ({"cpu_ram_efficient_loading": True}, True, "cpu_ram_efficient_loading=true"),
+        ({}, None, False, "FSDP with client_parallel=clients"),
+        (None, {"stage": 3}, False, "DeepSpeed with client_parallel=clients"),
+        ({"fsdp_version": 1}, None, True, "fsdp_version=1"),
+        ({"cpu_ram_efficient_loading": True}, None, True, "cpu_ram_efficient_loading=true"),
     ],
 )
-def test_launches_that_cannot_be_followed(plugin: dict[str, Any], together: bool, told: str, tmp_path: Path) -> None:
-    given = SimpleNamespace(**{"fsdp_version": 2, "cpu_ram_efficient_loading": False, **plugin})
+def test_launches_that_cannot_be_followed(
+    plugin: dict[str, Any] | None, zero: dict[str, Any] | None, together: bool, told: str, tmp_path: Path
+) -> None:
+    whole = {"fsdp_version": 2, "cpu_ram_efficient_loading": False}
+    given = None if plugin is None else SimpleNamespace(**{**whole, **plugin})
     accelerator: Any = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=given))
     with pytest.raises(ConfigError, match=told):
-        prepared(accelerator, slot(tmp_path), together)
+        prepared(accelerator, slot(tmp_path), together, zero)
 
 
 def test_fsdp_where_accelerate_would_ignore_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ConfigError, match="FSDP on 1 x cpu"):
         models.federation(tmp_path, client_parallel="data")
-
-
-@pytest.mark.parametrize("given", ["launch", "flag"])
-def test_deepspeed_is_refused(given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before it is set up, installed or not: as `accelerate launch --use_deepspeed` says it, and as a flag."""
-    options = models.options(tmp_path)
-    if given == "launch":
-        monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    else:
-        options["deepspeed"] = "zero2.json"
-    with pytest.raises(ConfigError, match="DeepSpeed: is not supported; to shard the base model pass"):
-        FederatedConfig(**options)
 
 
 def slot(folder: Path) -> AdapterSlot:

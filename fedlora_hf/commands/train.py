@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, cast
 
+import datasets
+import torch
 import yaml
 from transformers import (
     AutoModelForCausalLM,
@@ -28,6 +30,7 @@ from fedlora_hf.data.clients import deduplicate
 from fedlora_hf.data.formats import load_examples
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.quantisation import bits, loading
+from fedlora_hf.seeding import derive_seed
 from fedlora_hf.trainer import FederatedTrainer
 
 
@@ -129,14 +132,7 @@ def prepare(args: FederatedConfig) -> Job:
     if not args.model_name_or_path or not args.dataset:
         name = "dataset" if args.model_name_or_path else "model_name_or_path"
         raise ConfigError(f"--{name} is missing: a run needs it; see fedlora train --help")
-    examples = load_examples(
-        args.dataset,
-        task=args.task,
-        split=args.dataset_split,
-        text_column=args.text_column,
-        label_column=args.label_column,
-        client_column=args.client_column,
-    )
+    examples = load_data(args)
     clients = divided(args, examples, args.partition_by)
     labels = examples.features["label"].names if args.task == "sequence_classification" else None
     model, tokenizer = load_base(args, labels)
@@ -160,8 +156,25 @@ def prepare(args: FederatedConfig) -> Job:
             "duplicates_removed": deduplicate(examples)[1],
         },
     }
-    server = None if args.server_dataset is None else load_examples(args.server_dataset, task=args.task)
-    return Job(model, tokenizer, clients, facts, server)
+    return Job(model, tokenizer, clients, facts, load_server_data(args, labels))
+
+
+def load_data(args: FederatedConfig) -> datasets.Dataset:
+    """The examples of `args.dataset`, as the options say."""
+    return load_examples(
+        str(args.dataset),
+        task=args.task,
+        split=args.dataset_split,
+        text_column=args.text_column,
+        label_column=args.label_column,
+        labels=args.labels,
+        client_column=args.client_column,
+    )
+
+
+def load_server_data(args: FederatedConfig, labels: Sequence[str] | None) -> datasets.Dataset | None:
+    """The server's own examples for the global stage, None without any; `labels`: the classes of all data, in order."""
+    return None if args.server_dataset is None else load_examples(args.server_dataset, task=args.task, labels=labels)
 
 
 def finish(trainer: FederatedTrainer) -> None:
@@ -175,8 +188,9 @@ def finish(trainer: FederatedTrainer) -> None:
 def load_base(args: FederatedConfig, labels: Sequence[str] | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The frozen base model and its tokenizer, from a folder or the Hub; no remote code is run.
 
-    In 4 or 8 bits where the options say so. A tokenizer without a padding token pads with its end-of-sequence token.
-    `max_length` is lowered to what the model can take. Raises ConfigError for a model that cannot be loaded.
+    In 4 or 8 bits where the options say so. A head that the checkpoint lacks is drawn from the run's seed. A tokenizer
+    without a padding token pads with its end-of-sequence token. `max_length` is lowered to what the model can take.
+    Raises ConfigError for a model that cannot be loaded.
     """
     name = str(args.model_name_or_path)
     kind = AutoModelForCausalLM if labels is None else AutoModelForSequenceClassification
@@ -186,7 +200,9 @@ def load_base(args: FederatedConfig, labels: Sequence[str] | None) -> tuple[PreT
         more["label2id"] = {label: number for number, label in enumerate(labels)}
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=args.model_revision)
-        model = kind.from_pretrained(name, **more)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(args.seed, "head"))
+            model = kind.from_pretrained(name, **more)
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ConfigError(f"model_name_or_path={name!r}: {reason}; give a folder or a Hub id of a model") from None

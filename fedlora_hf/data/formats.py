@@ -21,7 +21,7 @@ prompt, under System, User and Assistant. A `prompt` column is used as it is.
 """
 # SPDX-License-Identifier: Apache-2.0
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +63,7 @@ def load_examples(
     split: str | None = None,
     text_column: str | None = None,
     label_column: str | None = None,
+    labels: Sequence[str] | None = None,
     client_column: str | None = None,
     revision: str | None = None,
 ) -> datasets.Dataset:
@@ -72,6 +73,8 @@ def load_examples(
     task: "causal_lm" or "sequence_classification".
     text_column, label_column: for classification, the text and its class (by default text or instruction, label or
         category). For a causal LM they name a prompt and its completion where the columns are of no recognised schema.
+    labels: the classes of a classification in order; these data may lack some, and have no other. Default: those the
+        source declares, else those it has, sorted.
     client_column: the column that says whose record it is; "client" where there is one.
 
     Raises DataError for a source that cannot be read, columns that are not recognised, a record without a needed
@@ -89,7 +92,7 @@ def load_examples(
     else:
         text = _choose(text_column, TEXT_COLUMNS, columns, "text_column")
         label = _choose(label_column, LABEL_COLUMNS, columns, "label_column")
-        examples = _class_examples(records, text, label, names.get(label))
+        examples = _class_examples(records, text, label, names.get(label), labels)
     group = next((name for name in GROUP_COLUMNS if name in columns), None)
     groups = [""] * len(records) if group is None else _texts(records, group, names.get(group), missing="")
     examples = examples.add_column("group", groups, feature=_TEXT)
@@ -119,17 +122,24 @@ def _causal_examples(records: list[Record], schema: Schema) -> datasets.Dataset:
     )
 
 
-def _class_examples(records: list[Record], text: str, label: str, names: list[str] | None) -> datasets.Dataset:
-    """Classes are numbered as the source declares them (`names`), otherwise by the sorted values of the column."""
+def _class_examples(
+    records: list[Record], text: str, label: str, names: list[str] | None, labels: Sequence[str] | None
+) -> datasets.Dataset:
+    """Classes are numbered as in `labels`, else as the source declares them (`names`), else by the sorted values."""
     texts = _texts(records, text, None)
     values = _texts(records, label, names)
     present = set(values)
-    if len(present) < 2:
+    if labels is not None and (odd := sorted(present - set(labels))):
+        raise DataError(
+            f"label column {label!r}: holds {odd[0]!r}, which is none of labels={','.join(labels)}; name it there, or "
+            "correct the records"
+        )
+    if labels is None and len(present) < 2:
         raise DataError(
             f"label column {label!r}: holds the one class {values[0]!r}, and a classifier needs at least two; "
             "name another with label_column, or train a causal LM"
         )
-    ordered = names or sorted(present, key=_class_order)
+    ordered = list(labels or names or sorted(present, key=_class_order))
     index = {name: position for position, name in enumerate(ordered)}
     return datasets.Dataset.from_dict(
         {"text": texts, "label": [index[value] for value in values]},

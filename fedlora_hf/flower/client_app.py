@@ -31,13 +31,13 @@ def client_app(mods: Sequence[Any] = ()) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         from fedlora_hf.flower import node
 
-        return Message(node.train(message.content, context.run_config, context.node_config), reply_to=message)
+        return Message(node.train(message.content, context), reply_to=message)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         from fedlora_hf.flower import node
 
-        return Message(node.evaluate(message.content, context.run_config, context.node_config), reply_to=message)
+        return Message(node.evaluate(message.content, context), reply_to=message)
 
     return app
 

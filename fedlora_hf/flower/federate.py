@@ -8,34 +8,39 @@ folder at once: a server that is started again with resume_from=last asks only t
 import importlib.metadata
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
 
 from flwr.app import ConfigRecord, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fedlora_hf import adapters, bookkeeping, output
 from fedlora_hf.aggregation import method_named
-from fedlora_hf.aggregation.door import examine
+from fedlora_hf.aggregation.door import Shapes, examine, expected_shapes, mismatch
+from fedlora_hf.client_trainer import ClientTrainer
+from fedlora_hf.commands.train import load_base, load_server_data
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.errors import ConfigError, FedLoraError, UpdateError, one_line
-from fedlora_hf.federation import Federation, Run, check_cohort
+from fedlora_hf.federation import SERVER, Federation, Run, check_cohort
 from fedlora_hf.files import read_adapter
 from fedlora_hf.flower.exchange import Reply, exchange
 from fedlora_hf.flower.hollow import hollow_base
 from fedlora_hf.flower.roster import Roster, addressed
 from fedlora_hf.flower.settings import Settings
-from fedlora_hf.flower.wire import holds, put, take
+from fedlora_hf.flower.share import check_rank, travelling
+from fedlora_hf.flower.wire import holds, put, take, tensor_bytes
 from fedlora_hf.progress import Steps
 from fedlora_hf.publishing import Publisher
 from fedlora_hf.record import RunRecord
 from fedlora_hf.rounds import RoundStore
-from fedlora_hf.stages import personal_stage, total_rounds
-from fedlora_hf.update import ClientUpdate, fitted
+from fedlora_hf.seeding import derive_seed
+from fedlora_hf.stages import FACTORS, personal_stage, total_rounds
+from fedlora_hf.update import AdapterState, ClientUpdate, fitted
 
 logger = logging.getLogger("flwr")
 MAX_METRICS = 32  # of one kind, in one reply
-# Options that need a model or data where the server is.
-_NOT_HERE = {"server_dataset": None, "functional_judges": 0}
 
 
 class FlowerRun:
@@ -46,13 +51,20 @@ class FlowerRun:
         self.grid, self.args, self.settings = grid, args, settings
         model = adapters.with_adapter(hollow_base(args), adapters.peft_config(args), args.seed)
         self.slot = adapters.AdapterSlot(model)
+        rank, head = adapters.slot_rank(self.slot), {}
         if args.initial_adapter is not None:
-            self.slot.write(fitted(read_adapter(args.initial_adapter)[0], adapters.slot_rank(self.slot)))
-        self.initial, rank = self.slot.read(), adapters.slot_rank(self.slot)
+            given = fitted(read_adapter(args.initial_adapter)[0], rank).in_memory()
+            self.slot.write(given)
+            head = dict(given.extras)
+        self.shapes = expected_shapes([], self.slot.read(), "quarantine")
+        # A head comes with the base's weights, which are not here: before the first round only the nodes have it.
+        self.initial = AdapterState(self.slot.read(), head)
         self.method = method_named(args.aggregation)
         self.store = RoundStore(f"{args.output_dir}/rounds", self.slot.config())
-        self.federation = Federation(args, self.method, self.store, self.initial, rank)
+        # What clients keep for themselves is on their nodes: here they start from the global adapter.
+        self.federation = Federation(args, replace(self.method, keeps=()), self.store, self.initial, rank)
         self.steps = Steps(enabled=not args.disable_tqdm)
+        self.forgot: list[str] = []  # clients of the round under way that have lost what they keep for themselves
         self.roster, self.publisher = Roster(grid), Publisher(args, self.steps)
         self.run = Run(0, self.initial, self._opening())
 
@@ -63,7 +75,8 @@ class FlowerRun:
         self._begin()
         self.roster.wait(self.settings.min_nodes, self.settings.wait_seconds)
         while self.run.round < total_rounds(self.args):
-            self._round(self.run.round + 1)
+            number = self.run.round + 1
+            (self._server_round if self.federation.stage(number).on_server else self._round)(number)
         self._finish()
         return self.run
 
@@ -115,6 +128,7 @@ class FlowerRun:
         clients = {self.roster.nodes[client]: client for client in asked}
         sent: dict[str, int] = dict.fromkeys(cohort, 0)
         came = dict(sent)
+        self.forgot.clear()
 
         def order(client: str) -> RecordDict:
             content, sent[client] = self._order(number, client)
@@ -124,17 +138,43 @@ class FlowerRun:
         for reply in exchange(self.grid, messages, seconds):
             came[clients[reply.node]] = self._receive(number, clients[reply.node], reply)
         nodes = {client: self.run.record.clients[client]["node"] for client in cohort}
-        parts = self.federation.stage(number).parts
-        stored = dict.fromkeys(cohort, self.slot.message_bytes(parts))
+        facts = {"nodes": nodes, "bytes_up": came, "bytes_down": sent, **self._stage_facts(number, cohort)}
         self.federation.close(
             self.run,
             number,
             cohort,
             seconds=time.perf_counter() - began,
-            facts={"nodes": nodes, "bytes_up": came, "bytes_down": sent, "parts": list(parts), "bytes_stored": stored},
+            facts=facts | ({"forgot": sorted(self.forgot)} if self.method.keeps else {}),
         )
         self.run = Run(number, self.store.state(number), self.store.record(number))
         self._after(number, online)
+
+    def _server_round(self, number: int) -> None:
+        """A round of the global stage on the server's own data, with the base model; no message is sent."""
+        began, run, trainer = time.perf_counter(), self.run, self._trainer
+        online = self.roster.online()
+        self._enter(online)
+        trainer.slot.write(run.state)
+        seed, steps = derive_seed(self.args.seed, SERVER, number), trainer.num_steps(SERVER)
+        stage, data = self.federation.stage(number), trainer.clients[SERVER]
+        update = trainer.trained(SERVER, data, run.state, stage, steps, seed)
+        facts = {"nodes": {}, "bytes_down": {}, **self._stage_facts(number, [])}
+        self.federation.close_on_server(run, number, update, seconds=time.perf_counter() - began, facts=facts)
+        self.run = Run(number, self.store.state(number), self.store.record(number))
+        self._after(number, online)
+
+    @cached_property
+    def _trainer(self) -> ClientTrainer:
+        """The base model and the server's own data; loaded when a global round first needs them."""
+        labels = self.args.labels if self.args.task == "sequence_classification" else None
+        base, tokenizer = load_base(self.args, labels)
+        data = load_server_data(self.args, labels)
+        return ClientTrainer(base, self.args, {SERVER: data}, processing_class=tokenizer)
+
+    def _stage_facts(self, number: int, clients: Sequence[str]) -> dict[str, Any]:
+        """For a round's entry in the record: the parts it trains, and the bytes a client has to keep of them."""
+        parts = self.federation.stage(number).parts
+        return {"parts": list(parts), "bytes_stored": dict.fromkeys(clients, self.slot.message_bytes(parts))}
 
     def _order(self, number: int, client: str) -> tuple[RecordDict, int]:
         """What a client is sent to train a round, and the bytes of its tensors."""
@@ -145,19 +185,27 @@ class FlowerRun:
 
     def _receive(self, number: int, client: str, reply: Reply) -> int:
         """Put an update into the open round, or note why it cannot be used; the bytes of its tensors."""
+        stage, start = self.federation.stage(number), self.federation.start(self.run, client).state
+        size = 0 if reply.content is None else tensor_bytes(reply.content, "update")
         try:
-            update, before = received(client, reply)
+            update, before = received(client, reply, travelling(stage, self.method.keeps), start)
+            check_rank(update.state, start, stage.untrained)
+            check(update, self.shapes)
             self.store.save(number, update)
         except (FedLoraError, ValueError, OverflowError) as error:
             reason = one_line(error, 300)
             self.store.fail(number, client, reason)
             logger.warning("round %d: client %s, node %d: %s", number, client, reply.node, reason)
-            return 0
+            return size
         facts = self.run.record.clients[client]
         facts["num_examples"] = update.num_examples
         if before:
             facts["metrics"]["before"] = before
-        return update.state.nbytes()
+        took_part = client in bookkeeping.last_rounds(self.run.record)
+        if self.method.keeps and took_part and config(reply).get("fresh"):
+            logger.warning("round %d: client %s has lost what it kept for itself and began anew", number, client)
+            self.forgot.append(client)
+        return size
 
     def _after(self, number: int, online: Sequence[str]) -> None:
         """What follows a committed round: its metrics, a line in the log, a push."""
@@ -199,15 +247,15 @@ class FlowerRun:
         """Write the personal adapter that a client sent; what the record says of it."""
         if reply.content is None:
             return {"failed": f"node {reply.node}: {reply.failure}"}
-        config = reply.content.get("config")
-        choice = one_line(config.get("choice", "none"), 80) if isinstance(config, ConfigRecord) else "none"
+        said = config(reply)
+        choice = one_line(said.get("choice", "none"), 80)
         facts: dict[str, object] = {"choice": choice, "validation_loss": metrics(reply, "losses")}
         if not holds(reply.content, "personal"):
             return {**facts, "kept_by_node": True}
         try:
-            state = take(reply.content, "personal")
-            if isinstance(reason := examine(ClientUpdate(client, state)), str):
-                raise UpdateError(reason)
+            factors = tuple(factor for factor in FACTORS if factor in str(said.get("factors", "AB")))
+            state = take(reply.content, "personal", factors, None if factors == FACTORS else self.run.state)
+            check(ClientUpdate(client, state), self.shapes)
             folders.write(client, state)
         except (FedLoraError, ValueError, OverflowError) as error:
             return {"failed": one_line(error, 300)}
@@ -236,16 +284,32 @@ class FlowerRun:
             yield names[reply.node], reply
 
 
-def received(client: str, reply: Reply) -> tuple[ClientUpdate, dict[str, float]]:
-    """(a client's update, the metrics of its start) in a reply; UpdateError, one line, for one that cannot be used."""
+def received(
+    client: str, reply: Reply, factors: Sequence[str], start: AdapterState
+) -> tuple[ClientUpdate, dict[str, float]]:
+    """(a client's update, the metrics of its start) in a reply; UpdateError, one line, for one that cannot be used.
+
+    factors: those that the client sends; the others are those of `start`, where it began.
+    """
     if reply.content is None:
         raise UpdateError(f"node {reply.node}: {reply.failure}")
     facts = metrics(reply, "facts")
     examples = facts.pop("num_examples", 0)
-    update = ClientUpdate(client, take(reply.content, "update"), int(examples), facts)
-    if isinstance(reason := examine(update), str):
+    state = take(reply.content, "update", factors, None if set(factors) == set(FACTORS) else start)
+    return ClientUpdate(client, state, int(examples), facts), metrics(reply, "before")
+
+
+def check(update: ClientUpdate, shapes: Shapes) -> None:
+    """Raise UpdateError for an update that cannot be used, or is not of these shapes."""
+    found = examine(update)
+    if reason := found if isinstance(found, str) else mismatch(found, shapes, "quarantine"):
         raise UpdateError(reason)
-    return update, metrics(reply, "before")
+
+
+def config(reply: Reply) -> Mapping[str, object]:
+    """What a reply says in words and flags; {} where it says nothing."""
+    found = reply.content.get("config") if reply.content is not None else None
+    return found if isinstance(found, ConfigRecord) else {}
 
 
 def metrics(reply: Reply, name: str) -> dict[str, float]:
@@ -260,10 +324,9 @@ def metrics(reply: Reply, name: str) -> dict[str, float]:
 def _check(args: FederatedConfig) -> None:
     if not args.model_name_or_path:
         raise ConfigError("model_name_or_path is missing: the server needs the base model's config; set it in the app")
-    if args.task != "causal_lm":
-        raise ConfigError(f"task={args.task!r}: the Flower engine trains causal_lm only; use fedlora train")
-    for name, usual in _NOT_HERE.items():
-        if getattr(args, name) != usual:
-            raise ConfigError(f"{name}={getattr(args, name)!r}: the server of a federation has no model; leave it out")
+    if args.task != "causal_lm" and args.labels is None:
+        raise ConfigError(f"task={args.task!r} without labels: the server has no data; pass labels='first,second,...'")
+    if args.functional_judges:
+        raise ConfigError(f"functional_judges={args.functional_judges}: clients' data are not here; leave it out")
     if (args.resume_from or "").startswith("hub:"):
         raise ConfigError(f"resume_from={args.resume_from!r}: a Flower run resumes from its output folder; use 'last'")

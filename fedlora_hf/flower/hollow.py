@@ -3,24 +3,27 @@
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.errors import ConfigError, one_line
 
 
 def hollow_base(args: FederatedConfig) -> nn.Module:
-    """The causal LM of `model_name_or_path` from its config.json alone; every tensor is one zero, seen many times.
+    """The model of `model_name_or_path` from its config.json alone; every tensor is one zero, seen many times.
 
-    An adapter made on it is the one made on the real model, to the bit: it depends on names, shapes and the dtype.
+    An adapter made on it is the one made on the real model, to the bit: it depends on names, shapes and the dtype. Of a
+    classification head, which `args.labels` give a row each, it has the shape alone.
     Raises ConfigError for a model that is not there.
     """
     name = str(args.model_name_or_path)
     dtype = {} if args.model_dtype == "auto" else {"dtype": args.model_dtype}  # without: what config.json says
+    classes = {} if args.task == "causal_lm" else {"num_labels": len(args.labels or ())}
+    kind = AutoModelForCausalLM if args.task == "causal_lm" else AutoModelForSequenceClassification
     try:
-        config = AutoConfig.from_pretrained(name, revision=args.model_revision)
+        config = AutoConfig.from_pretrained(name, revision=args.model_revision, **classes)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, **dtype)
+            model = kind.from_config(config, **dtype)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
             f"model_name_or_path={name!r}: {one_line(error, 200)}; give a folder or a Hub id of a model"

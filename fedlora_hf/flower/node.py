@@ -1,6 +1,7 @@
 """What a SuperNode does: train, score and personalise one client on its own data, with the code of `fedlora train`.
 
-Nothing is kept between messages but what can be made again: the process may be a new one each time.
+The process may be a new one for each message. What cannot be made again, the factors that a method lets a client keep
+for itself, lies in `Context.state`.
 """
 # SPDX-License-Identifier: Apache-2.0
 
@@ -10,22 +11,23 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, MetricRecord, RecordDict
 
 from fedlora_hf import adapters
 from fedlora_hf.aggregation import method_named
+from fedlora_hf.aggregation.method import Method
 from fedlora_hf.client import divided
 from fedlora_hf.client_trainer import ClientTrainer
-from fedlora_hf.commands.train import load_base
+from fedlora_hf.commands.train import load_base, load_data
 from fedlora_hf.config import FederatedConfig
-from fedlora_hf.data.formats import load_examples
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.files import write_adapter
 from fedlora_hf.flower.settings import Settings, Value, read
-from fedlora_hf.flower.wire import DTYPES, holds, put, take
+from fedlora_hf.flower.share import KEPT, changed, remember, travelling, with_remembered
+from fedlora_hf.flower.wire import DTYPES, holds, in_rank, put, take
 from fedlora_hf.seeding import derive_seed
 from fedlora_hf.stages import round_stage
-from fedlora_hf.update import AdapterState, fitted
+from fedlora_hf.update import AdapterState
 
 # Keys of a node's own configuration that are no flag; every other key overrides the run's flag of that name.
 NODE_KEYS = ("client_id", "personal_dir", "keep_personal", "partition-id", "num-partitions")
@@ -46,68 +48,105 @@ def client_id(run: Mapping[str, Value], node: Mapping[str, Value]) -> str:
     return names[place]
 
 
-def train(content: RecordDict, run: Mapping[str, Value], node: Mapping[str, Value]) -> RecordDict:
+def train(content: RecordDict, context: Context) -> RecordDict:
     """One client's local training in a round. content: "start", maybe "carry", and {"round", "score"}; the reply has
-    "update", {"train_loss", "steps", "num_examples"} and, if asked to score, the start's metrics."""
-    name, trainer, settings = _at_work(run, node)
+    "update", {"train_loss", "steps", "num_examples"} and, if asked to score, the start's metrics.
+
+    The update has the factors that were trained and are shared; {"fresh"} says whether the client's own were not here.
+    """
+    name, trainer, settings = _at_work(context.run_config, context.node_config)
     order: Any = content["config"]
-    start = fit(take(content, "start"), trainer)
+    method = method_named(trainer.args.aggregation)
+    reply = RecordDict({"config": ConfigRecord({"client_id": name, "fresh": not holds(context.state, KEPT)})})
+    _stays(context.node_config, method)  # said now rather than at the end
+    start = with_remembered(fit(take(content, "start"), trainer), context.state, method.keeps)
     before = trainer.test_metrics({name: start}).get(name, {}) if order["score"] else {}
     adapters.set_carry(trainer.model, take(content, "carry") if holds(content, "carry") else None)
     trainer.slot.write(start)
-    stage = round_stage(trainer.args, method_named(trainer.args.aggregation).trains, int(order["round"]))
+    stage = round_stage(trainer.args, method.trains, int(order["round"]))
     seed = derive_seed(trainer.args.seed, "client", int(order["round"]), name)
     steps, limit = trainer.num_steps(name), trainer.args.client_timeout
     update = trainer.trained(name, trainer.clients[name], start, stage, steps, seed, timeout=limit)
     update = trainer.outgoing(update, start, stage, seed)
-    reply = RecordDict({"config": ConfigRecord({"client_id": name})})
-    put(reply, "update", update.state, DTYPES[settings.wire_dtype])
+    if method.keeps:
+        remember(context.state, update.state, method.keeps)
+    put(reply, "update", update.state, DTYPES[settings.wire_dtype], travelling(stage, method.keeps))
     reply["facts"] = MetricRecord({**update.metrics, "num_examples": int(update.num_examples or 0)})
     reply["before"] = MetricRecord(dict(before))
     return reply
 
 
-def evaluate(content: RecordDict, run: Mapping[str, Value], node: Mapping[str, Value]) -> RecordDict:
+def evaluate(content: RecordDict, context: Context) -> RecordDict:
     """Score the "global" adapter on the client's test split; where asked to, choose a personal adapter and score it.
 
-    content: "global", maybe "own" and "refined", and {"personal"}. The personal adapter is sent back unless the
-    node's `keep_personal` is true, and written to its `personal_dir` if it has one.
+    content: "global", maybe "own" and "refined", and {"personal"}. The personal adapter is sent back, as far as it is
+    not the global one, unless it stays, and written to the node's `personal_dir` if it has one.
     """
-    name, trainer, _ = _at_work(run, node)
-    global_state = take(content, "global")
+    node = context.node_config
+    name, trainer, _ = _at_work(context.run_config, node)
+    method = method_named(trainer.args.aggregation)
+    global_state = headed(take(content, "global"), trainer)
     reply = RecordDict({"config": ConfigRecord({"client_id": name})})
     reply["global"] = MetricRecord(dict(trainer.test_metrics({name: global_state}).get(name, {})))
     order: Any = content["config"]
     if order["personal"]:
-        own, refined = (take(content, kind) if holds(content, kind) else None for kind in ("own", "refined"))
+        own, refined = (
+            with_remembered(take(content, kind), context.state, method.keeps) if holds(content, kind) else None
+            for kind in ("own", "refined")
+        )
         choice, state, losses = trainer.personal(name, global_state, own, refined)
-        reply["config"] = ConfigRecord({"client_id": name, "choice": choice})
+        factors = changed(state, global_state)
+        reply["config"] = ConfigRecord({"client_id": name, "choice": choice, "factors": "".join(factors)})
         reply["losses"] = MetricRecord(dict(losses))
         reply["personalised"] = MetricRecord(dict(trainer.test_metrics({name: state}).get(name, {})))
         if "personal_dir" in node:
             write_adapter(Path(str(node["personal_dir"])), state.in_memory(), trainer.slot.config())
-        if not node.get("keep_personal", False):
-            put(reply, "personal", state)
+        if not _stays(node, method):
+            put(reply, "personal", state, factors=factors)
     return reply
+
+
+def _stays(node: Mapping[str, Value], method: Method) -> bool:
+    """Whether the personal adapter stays on the node: if its `keep_personal` says so.
+
+    Where the method lets clients keep a factor for themselves, which is in it, that is the default of nodes with a name
+    of their own (a simulation's have none); ConfigError if it would then be lost.
+    """
+    own = bool(method.keeps) and "client_id" in node
+    if own and node.get("keep_personal", True) and "personal_dir" not in node:
+        raise ConfigError(
+            f"personal_dir is missing: with {method.name} a personal adapter stays on its node; give the node one, or "
+            "keep_personal=false"
+        )
+    return bool(node.get("keep_personal", own))
 
 
 def fit(state: AdapterState, trainer: ClientTrainer) -> AdapterState:
     """`state` in the rank of the client's own adapter: truncated when it is larger, padded when it is smaller."""
-    rank = trainer.rank
     factors = {
-        module: factors.rescaled(trainer.initial[module].scale).padded(rank) if module in trainer.initial else factors
-        for module, factors in fitted(state, rank).items()
+        module: in_rank(both, trainer.rank, trainer.initial[module].scale if module in trainer.initial else both.scale)
+        for module, both in state.items()
     }
-    return AdapterState(factors, state.extras)
+    return headed(AdapterState(factors, state.extras), trainer)
+
+
+def headed(state: AdapterState, trainer: ClientTrainer) -> AdapterState:
+    """`state` with the head that the base model was loaded with where it has none: the server knows it from round 1 on.
+
+    It is the same on every node: the checkpoint's, or drawn from the run's seed.
+    """
+    return AdapterState(state, {**trainer.initial.extras, **state.extras})
 
 
 def _at_work(run: Mapping[str, Value], node: Mapping[str, Value]) -> tuple[str, ClientTrainer, Settings]:
     """(client, its trainer, settings); the base model is loaded once a process, the trainer made for each message."""
     name, items = client_id(run, node), _items(run, node)
     args, settings = _options(items)
-    model, tokenizer = _model(items)
+    model, tokenizer, initial = _model(items)
     splits = _own_clients(items, name) if "client_id" in node else _clients(items)
-    return name, ClientTrainer(model, args, {name: splits[name]}, processing_class=tokenizer), settings
+    trainer = ClientTrainer(model, args, {name: splits[name]}, processing_class=tokenizer)
+    trainer.initial = initial  # what is in the model now, an earlier message has left there
+    return name, trainer, settings
 
 
 def _items(run: Mapping[str, Value], node: Mapping[str, Value]) -> Items:
@@ -124,10 +163,12 @@ def _options(items: Items) -> tuple[FederatedConfig, Settings]:
 
 
 @lru_cache(maxsize=1)
-def _model(items: Items) -> tuple[Any, Any]:
+def _model(items: Items) -> tuple[Any, Any, AdapterState]:
+    """The model with its adapter, the tokenizer, and the adapter as it was made."""
     args, _ = _options(items)
-    model, tokenizer = load_base(args, None)
-    return adapters.with_adapter(model, adapters.peft_config(args), args.seed), tokenizer
+    base, tokenizer = load_base(args, args.labels if args.task == "sequence_classification" else None)
+    model = adapters.with_adapter(base, adapters.peft_config(args), args.seed)
+    return model, tokenizer, adapters.AdapterSlot(model).read()
 
 
 @lru_cache(maxsize=1)
@@ -150,4 +191,4 @@ def _own_clients(items: Items, name: str) -> dict[str, Any]:
 def _examples(args: FederatedConfig) -> Any:
     if not args.dataset:
         raise ConfigError("dataset is missing: give the node its own, dataset='/path/data.jsonl' in its --node-config")
-    return load_examples(args.dataset, task=args.task, split=args.dataset_split, client_column=args.client_column)
+    return load_data(args)

@@ -1,17 +1,20 @@
 """Adapters in Flower's records: tensors travel as their own bits, whatever float they are, and scales beside them.
 
 A state named "start" is two records: `start.arrays` with "A:<module>", "B:<module>" and "X:<whole tensor>", and
-`start.scales` {module: scale}. An array's dtype is torch's name of it, so bfloat16, which numpy lacks, travels too.
+`start.scales` {module: scale}; a factor that need not travel is left out. An array's dtype is torch's name of it, so
+bfloat16, which numpy lacks, travels too.
 """
 # SPDX-License-Identifier: Apache-2.0
 
 import math
+from collections.abc import Sequence
 
 import torch
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedlora_hf.errors import UpdateError
+from fedlora_hf.stages import FACTORS
 from fedlora_hf.update import AdapterState, LoraFactors
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
@@ -19,17 +22,32 @@ STYPE = "fedlora.bits"
 MAX_DIMENSIONS = 4
 
 
-def put(content: RecordDict, name: str, state: AdapterState, dtype: torch.dtype | None = None) -> int:
-    """Add a state to a message under `name`, its tensors in `dtype` (None: their own); the bytes of its tensors."""
+def put(
+    content: RecordDict,
+    name: str,
+    state: AdapterState,
+    dtype: torch.dtype | None = None,
+    factors: Sequence[str] = FACTORS,
+) -> int:
+    """Add a state to a message under `name`, its tensors in `dtype` (None: their own); the bytes of its tensors.
+
+    factors: those that are put in; whole tensors always are.
+    """
     arrays = ArrayRecord()
-    for module, factors in state.items():
-        arrays[f"A:{module}"] = to_array(factors.A, dtype)
-        arrays[f"B:{module}"] = to_array(factors.B, dtype)
+    for module, both in state.items():
+        for factor in factors:
+            arrays[f"{factor}:{module}"] = to_array(getattr(both, factor), dtype)
     for extra, tensor in state.extras.items():
         arrays[f"X:{extra}"] = to_array(tensor, dtype)
     content[f"{name}.arrays"] = arrays
-    content[f"{name}.scales"] = MetricRecord({module: float(factors.scale) for module, factors in state.items()})
-    return sum(len(array.data) for array in arrays.values())
+    content[f"{name}.scales"] = MetricRecord({module: float(both.scale) for module, both in state.items()})
+    return tensor_bytes(content, name)
+
+
+def tensor_bytes(content: RecordDict, name: str) -> int:
+    """Bytes of the tensors of that name in a message; 0 where there are none."""
+    arrays = content.get(f"{name}.arrays")
+    return sum(len(array.data) for array in arrays.values()) if isinstance(arrays, ArrayRecord) else 0
 
 
 def holds(content: RecordDict, name: str) -> bool:
@@ -37,24 +55,64 @@ def holds(content: RecordDict, name: str) -> bool:
     return f"{name}.arrays" in content
 
 
-def take(content: RecordDict, name: str) -> AdapterState:
-    """The state of that name in a message; UpdateError, one line, for anything that is not one."""
+def take(
+    content: RecordDict, name: str, factors: Sequence[str] = FACTORS, rest: AdapterState | None = None
+) -> AdapterState:
+    """The state of that name in a message; UpdateError, one line, for anything that is not one.
+
+    factors: those that it must have, and no other; the others are `rest`'s, in the rank and scale of what came.
+    """
     arrays, scales = content.get(f"{name}.arrays"), content.get(f"{name}.scales")
     if not isinstance(arrays, ArrayRecord) or not isinstance(scales, MetricRecord):
         raise UpdateError(f"message without {name!r}: needs {name}.arrays and {name}.scales; use this package's client")
-    tensors: dict[str, dict[str, Tensor]] = {"A": {}, "B": {}, "X": {}}
+    tensors: dict[str, dict[str, Tensor]] = {kind: {} for kind in (*factors, "X")}
     for key, array in arrays.items():
         kind, _, module = key.partition(":")
         if kind not in tensors or not module:
-            raise UpdateError(f"array {key[:80]!r}: must be A:, B: or X: and a name; use this package's client")
+            kinds = ", ".join(f"{kind}:" for kind in tensors)
+            raise UpdateError(f"array {key[:80]!r}: must be one of {kinds} and a name; use this package's client")
         tensors[kind][module] = to_tensor(array, key)
-    if not set(tensors["A"]) == set(tensors["B"]) == set(scales):
-        odd = sorted(set(tensors["A"]) ^ set(tensors["B"]) or set(tensors["A"]) ^ set(scales))[0]
-        raise UpdateError(f"module {odd[:80]!r}: needs A, B and a scale; use this package's client")
-    factors = {
-        module: LoraFactors(A, tensors["B"][module], _scale(scales, module)) for module, A in tensors["A"].items()
-    }
-    return AdapterState(factors, tensors["X"])
+    modules = set(scales) if rest is None else set(rest)
+    needed: list[set[str]] = [set(scales), *(set(tensors[factor]) for factor in factors)]
+    if odd := [module for found in needed for module in sorted(modules ^ found)]:
+        parts = ", ".join([*factors, "a scale"])
+        raise UpdateError(f"module {odd[0][:80]!r}: needs {parts} and nothing else; use this package's client")
+    state = {}
+    for module in sorted(modules):
+        came = {factor: tensors[factor][module] for factor in factors}
+        state[module] = _factors(module, came, _scale(scales, module), None if rest is None else rest[module])
+    return AdapterState(state, tensors["X"])
+
+
+def in_rank(factors: LoraFactors, rank: int, scale: float) -> LoraFactors:
+    """The same update written with another rank and scale: truncated when its rank is higher, padded when lower.
+
+    Where B is 0 in the columns that are too many, as in a fresh adapter, A keeps its first rows as they are: the best
+    approximation of 0 is A = 0 too, from where nothing is ever learned.
+    """
+    if factors.rank > rank:
+        spare = not factors.B[:, rank:].any()
+        first = LoraFactors(factors.A[:rank], factors.B[:, :rank], factors.scale)
+        factors = first if spare else factors.truncated(rank, factors.scale)[0]
+    return factors.rescaled(scale).padded(rank)
+
+
+def _factors(module: str, came: dict[str, Tensor], scale: float, rest: LoraFactors | None) -> LoraFactors:
+    """One module's factors: what came and, of `rest`, what did not."""
+    if rest is None:
+        return LoraFactors(came["A"], came["B"], scale)
+    rank = rest.rank
+    for factor, tensor in came.items():
+        like, place = getattr(rest, factor), "AB".index(factor)  # the rank is A's rows and B's columns
+        fits = tensor.ndim == 2 and tensor.shape[1 - place] == like.shape[1 - place]
+        if not fits or tensor.shape[place] > sum(rest.shape):
+            shapes = f"{tuple(tensor.shape)}, must be like {tuple(like.shape)}"
+            raise UpdateError(f"wrong shape: {factor} of {module[:80]} is {shapes}; load the right model")
+        rank = tensor.shape[place]
+    if not scale:
+        raise UpdateError(f"scale of {module[:80]!r}: is 0; use this package's client")
+    rest = in_rank(rest, rank, scale)
+    return LoraFactors(came.get("A", rest.A), came.get("B", rest.B), scale)
 
 
 def to_array(tensor: Tensor, dtype: torch.dtype | None = None) -> Array:

@@ -58,19 +58,13 @@ class Federation:
     def __init__(self, seed: int, regime: Regime, cache: Path, num_clients: int = 12, most: int = 5) -> None:
         self.seed, self.regime = seed, regime
         self.honest = [f"client-{number:02d}" for number in range(num_clients)]
-        rng = np.random.default_rng(derive_seed(seed, "suspects"))
-        self.suspects: list[int] = rng.permutation(num_clients)[:most].tolist()
+        self.suspects = suspects(seed, num_clients, most)
         self.folder = cache / f"{regime.name}-{regime.train}-{regime.learning_rate:g}-{num_clients}" / f"seed-{seed}"
-        disable_progress_bar()
-        tokenizer = letter_tokenizer()
-        base = cache / f"base-{seed}"
-        if not (base / "config.json").exists():
-            copying_model(tokenizer, seed, Steps(enabled=False)).save_pretrained(base)
         self.trainer = FederatedTrainer(
-            LlamaForCausalLM.from_pretrained(base),
+            base_model(cache, seed),
             options(self.folder / "run", regime, seed),
             client_lines(seed, regime, num_clients, self.suspects),
-            processing_class=tokenizer,
+            processing_class=letter_tokenizer(),
         )
         # As plain lists: reading a row of a Dataset costs more than the model does.
         self.splits = {
@@ -104,6 +98,21 @@ class Federation:
         return {name: self.score(self.update(k), [name], "test") for k, name in enumerate(self.honest)}
 
 
+def suspects(seed: int, num_clients: int, most: int) -> list[int]:
+    """The numbers of those who may be contaminated, in the order in which they become so."""
+    rng = np.random.default_rng(derive_seed(seed, "suspects"))
+    return [int(number) for number in rng.permutation(num_clients)[:most]]
+
+
+def base_model(cache: Path, seed: int) -> LlamaForCausalLM:
+    """The model that copies, trained once and kept in `cache`."""
+    disable_progress_bar()
+    base = cache / f"base-{seed}"
+    if not (base / "config.json").exists():
+        copying_model(letter_tokenizer(), seed, Steps(enabled=False)).save_pretrained(base)
+    return LlamaForCausalLM.from_pretrained(base)
+
+
 def contaminated(number: int, kind: str) -> str:
     """Name of a client's contaminated version; only `Federation` sees it, the aggregators see the client's own name."""
     return f"{kind.replace(' ', '-')}-{number:02d}"
@@ -124,8 +133,11 @@ def client_lines(seed: int, regime: Regime, num_clients: int, suspects: Sequence
         clients[f"client-{number:02d}"] = DatasetDict({s: examples(rng, n, right) for s, n in sizes.items()})
         wrong = {DATA_ATTACKS[0]: None, DATA_ATTACKS[1]: permutation(rng), DATA_ATTACKS[2]: conspiracy}
         for kind, mapping in wrong.items() if number in suspects else ():
-            lines = examples(rng, regime.train, mapping)
-            clients[contaminated(number, kind)] = DatasetDict({"train": lines})
+            # It judges others by what it was taught.
+            judging = np.random.default_rng(derive_seed(seed, "wrong lines", regime.name, number, kind))
+            splits = {"train": examples(rng, regime.train, mapping)}
+            splits["validation"] = examples(judging, regime.validation, mapping)
+            clients[contaminated(number, kind)] = DatasetDict(splits)
     return clients
 
 
@@ -135,12 +147,12 @@ def permutation(rng: np.random.Generator) -> dict[str, str]:
     return dict(zip(order, np.roll(order, 1), strict=True))
 
 
-def options(folder: Path, regime: Regime, seed: int) -> FederatedConfig:
-    """One round of STEPS local steps for everybody; the demo's model and adapter."""
+def options(folder: Path, regime: Regime, seed: int, num_rounds: int = 1, **more: Any) -> FederatedConfig:
+    """Rounds of STEPS local steps for everybody; the demo's model and adapter."""
     return FederatedConfig(
         output_dir=str(folder),
         seed=seed,
-        num_rounds=1,
+        num_rounds=num_rounds,
         local_steps=STEPS,
         per_device_train_batch_size=8,
         per_device_eval_batch_size=128,
@@ -153,6 +165,7 @@ def options(folder: Path, regime: Regime, seed: int) -> FederatedConfig:
         report_to="none",
         disable_tqdm=True,
         use_cpu=True,
+        **more,
     )
 
 

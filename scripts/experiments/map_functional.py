@@ -1,24 +1,27 @@
-"""Functional evidence where updates tell nothing: clients of one task each, judged by the loss they cause to others."""
+"""Functional evidence on the validity map's clients: judged by the loss they cause to others."""
 # SPDX-License-Identifier: Apache-2.0
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from map_clients import SHARES, Setting, run_folder, trainer, variant
+from map_clients import SHARES, Setting, is_complete, run_folder, trainer, variant
 from map_detection import Row, auc, cohorts, trained
 
-from fedlora_hf.functional import SCALES, functional_evidence
+from fedlora_hf.functional import functional_evidence
 from fedlora_hf.update import ClientUpdate
 
 
 def functional(
     setting: Setting, split: str, seed: int, kinds: Sequence[str], judges: int, cache_dir: Path
 ) -> Iterator[Row]:
-    """A row for each kind, and the clean cohort, at the larger share of contaminated clients.
+    """A row for each kind, and the clean cohort, at the larger share of contaminated clients, if the cache holds all.
 
     A contaminated client judges by its own spoiled validation split; one that spoils updates has a sound one.
     """
-    updates = trained(run_folder(setting, split, seed, cache_dir))
+    folder = run_folder(setting, split, seed, cache_dir)
+    if not is_complete(folder):
+        return
+    updates = trained(folder)
     federation = trainer(setting, split, seed, cache_dir)
     data = federation.clients
     for kind, share, sent, bad in cohorts(updates, setting.kinds, seed):
@@ -31,10 +34,8 @@ def functional(
         row: Row = {"data": setting.name, "split": split, "kind": kind, "share": share, "seed": seed}
         row |= {"judges": judges, "clients": len(sent), "contaminated": len(bad), "found": len(flagged & bad)}
         row |= {"wrongly_flagged": len(flagged - bad), "evaluations": found.evaluations}
-        row["auc"] = round(auc({client: e.score for client, e in found.evidence.items()}, bad), 4)
-        for scale in SCALES:
-            effects = {client: change[scale] for client, change in found.changes.items()}
-            row[f"auc_scale_{scale}"] = round(auc(effects, bad), 4)
+        row["usable"] = int(any(evidence.threshold is not None for evidence in found.evidence.values()))
+        row["auc"] = round(auc(found.changes, bad), 4)
         yield row
 
 

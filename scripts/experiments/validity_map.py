@@ -10,6 +10,7 @@ stopped goes on where it was.
 # SPDX-License-Identifier: Apache-2.0
 
 import argparse
+import itertools
 import sys
 import time
 from pathlib import Path
@@ -22,7 +23,7 @@ from map_functional import functional
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from common import environment, markdown, write_csv
 
-FUNCTIONAL_KINDS = ("random_outputs", "constant")
+FUNCTIONAL_KINDS, FUNCTIONAL_SPLITS = ("random_outputs", "constant"), ("iid", "one each")
 DEFAULT_OUTPUT = Path(__file__).resolve().parents[2] / "docs" / "results" / "validity_map"
 
 
@@ -93,12 +94,12 @@ def detect_all(args: argparse.Namespace) -> None:
 
 
 def functional_all(args: argparse.Namespace) -> None:
-    """functional.csv: what validation losses tell where updates tell nothing."""
-    tasks, rows = settings(args)[0], []
-    for seed in range(args.seeds):
-        for judges in args.judges:
-            rows += list(functional(tasks, "one each", seed, FUNCTIONAL_KINDS, judges, args.cache))
-            print(markdown(rows), flush=True)
+    """functional.csv: what others' validation losses tell, where clients are alike and where updates tell nothing."""
+    rows = []
+    for setting, split in itertools.product(settings(args)[:2], FUNCTIONAL_SPLITS):
+        for seed, judges in itertools.product(range(args.seeds), args.judges):
+            rows += list(functional(setting, split, seed, FUNCTIONAL_KINDS, judges, args.cache))
+    print(markdown(rows))
     write_csv(args.output_dir / "functional.csv", rows)
 
 

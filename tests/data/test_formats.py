@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -10,7 +11,7 @@ from fedlora_hf.data.formats import load_examples
 from fedlora_hf.errors import ConfigError, DataError
 
 
-def examples(*records: dict[str, object], **options: str) -> datasets.Dataset:
+def examples(*records: dict[str, object], **options: Any) -> datasets.Dataset:
     return load_examples(datasets.Dataset.from_list(list(records)), **options)
 
 
@@ -96,6 +97,15 @@ def test_examples_made_before_stay_as_they_are() -> None:
     record = {"prompt": "a", "completion": "yes", "references": ["yes", "yeah"], "group": "g", "client": "c"}
     assert examples(record).to_list() == [record]
     assert load_examples(examples(record)).to_list() == [record]
+
+
+def test_named_labels_number_the_classes_and_admit_no_other() -> None:
+    options = {"task": "sequence_classification", "labels": ["so so", "bad", "good"]}
+    made = examples({"text": "a", "label": "good"}, {"text": "b", "label": "good"}, **options)
+    assert made["label"][:] == [2, 2]
+    assert made.features["label"].names == options["labels"]
+    with pytest.raises(DataError, match=r"'label': holds 'fine', which is none of labels=so so,bad,good; name it"):
+        examples({"text": "a", "label": "fine"}, **options)
 
 
 def test_a_record_may_have_no_group() -> None:

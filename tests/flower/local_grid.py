@@ -1,4 +1,4 @@
-"""A Grid without a network, whose nodes are ClientApps called at once; and the same run by `fedlora train`."""
+"""A Grid without a network, whose nodes are ClientApps called at once; runs over it and by `fedlora train`."""
 # SPDX-License-Identifier: Apache-2.0
 
 import uuid
@@ -10,7 +10,15 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedlora_hf.commands.train import parse, prepare
+from fedlora_hf.federation import Run
 from fedlora_hf.flower.client_app import client_app
+from fedlora_hf.flower.federate import FlowerRun
+from fedlora_hf.flower.settings import read
+
+Config = dict[str, Any]
+Change = Callable[[int, Message], Message]
+# Node 100 + n is partition n, which is client n in the order of the names.
+NODES = {100 + place: {"partition-id": place, "num-partitions": 4} for place in range(4)}
 
 
 class LocalGrid(Grid):
@@ -21,12 +29,13 @@ class LocalGrid(Grid):
         self,
         nodes: Mapping[int, Mapping[str, Any]],
         run: Mapping[str, Any],
-        change: Callable[[int, Message], Message] = lambda node, reply: reply,
+        change: Change = lambda node, reply: reply,
     ) -> None:
         self.nodes, self.config, self.change = dict(nodes), dict(run), change
         self.gone: set[int] = set()
         self.mute: set[int] = set()
         self.sent: list[tuple[int, str]] = []
+        self.memory: dict[int, RecordDict] = {}  # what each node keeps of the run, as Flower's Context.state
         self._replies: dict[str, Message] = {}
         self._app = client_app()
 
@@ -47,7 +56,8 @@ class LocalGrid(Grid):
     def _answer(self, node: int, message: Message) -> Message:
         if node in self.gone:
             return Message(Error(5, "Node Unavailable"), reply_to=message)
-        context = Context(1, node, dict(self.nodes[node]), RecordDict(), dict(self.config))
+        memory = self.memory.setdefault(node, RecordDict())
+        context = Context(1, node, dict(self.nodes[node]), memory, dict(self.config))
         try:
             return self.change(node, self._app(message, context))
         except Exception as error:
@@ -68,6 +78,12 @@ class LocalGrid(Grid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         raise NotImplementedError
+
+
+def run(config: Config, change: Change | None = None, nodes: dict[int, Any] | None = None) -> tuple[Run, LocalGrid]:
+    """A run from start to end: where it stands then, and its grid."""
+    grid = LocalGrid(nodes or NODES, config, *([change] if change else []))
+    return FlowerRun(grid, *read(config)).train(), grid
 
 
 def plain(config: Mapping[str, Any], folder: Path, *more: str) -> Any:

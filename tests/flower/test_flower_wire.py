@@ -68,9 +68,9 @@ def test_a_view_of_a_larger_tensor_travels_alone() -> None:
 
 GOOD = to_array(torch.ones(2, 3))
 BROKEN = {
-    "no scale": ({"A:m": GOOD, "B:m": GOOD}, {}, "module 'm': needs A, B and a scale"),
-    "no B": ({"A:m": GOOD}, {"m": 1.0}, "module 'm': needs A, B and a scale"),
-    "odd key": ({"model.q.weight": GOOD}, {}, "must be A:, B: or X:"),
+    "no scale": ({"A:m": GOOD, "B:m": GOOD}, {}, "module 'm': needs A, B, a scale and nothing else"),
+    "no B": ({"A:m": GOOD}, {"m": 1.0}, "module 'm': needs A, B, a scale and nothing else"),
+    "odd key": ({"model.q.weight": GOOD}, {}, "must be one of A:, B:, X: and a name"),
     "odd ranks": ({"A:m": GOOD, "B:m": GOOD}, {"m": 1.0}, "A must be"),
     "integers": ({"A:m": Array("int64", (2, 3), GOOD.stype, bytes(48))}, {"m": 1.0}, "must be one of float32"),
     "pickled": ({"A:m": Array("float32", (2, 3), "pickle", bytes(24))}, {"m": 1.0}, "as 'pickle'"),

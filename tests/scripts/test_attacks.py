@@ -3,32 +3,16 @@
 
 import csv
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from fedlora_hf.update import AdapterState, LoraFactors
 
-FOLDER = Path(__file__).resolve().parents[2] / "scripts" / "experiments"
 NAMES = ("attacks", "attack_report", "copying", "other_aggregators", "tables", "update_attacks", "vectors")
-
-
-@pytest.fixture(scope="module")
-def scripts() -> Iterator[dict[str, ModuleType]]:
-    """The experiment's modules, imported as the script imports them, and forgotten afterwards."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield {name: __import__(name) for name in NAMES}
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in NAMES:
-            del sys.modules[name]
 
 
 def adapter(seed: int) -> AdapterState:
@@ -93,27 +77,6 @@ def test_rules_of_other_libraries(scripts: dict[str, ModuleType], library: str) 
         if name in ("flower Krum", "flower MultiKrum"):
             assert chosen.clients
             assert not set(chosen.clients) & set(bad)
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    """A cache with a base model that has learned nothing, so that none has to be trained."""
-    config = LlamaConfig(
-        vocab_size=30,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(tmp_path / "cache" / "base-0")
-    return tmp_path / "cache"
 
 
 def test_detection_counts_who_is_left_out(scripts: dict[str, ModuleType]) -> None:

@@ -181,4 +181,4 @@ def test_the_script_judges_what_the_cache_holds(
         ("random_outputs", "3"),
         ("constant", "3"),
     ]
-    assert {row["evaluations"] for row in found if row["judges"] == "10"} == {str(8 + 8 * 7 * 2)}
+    assert {row["evaluations"] for row in found if row["judges"] == "10"} == {str(8 + 8 * 7)}
