@@ -117,8 +117,8 @@ class AggregationOptions:
     )
     functional_judges: int = option(
         0,
-        "clair: so many other clients' validation losses judge each update too (0: none). Costs two evaluations a "
-        "judge and client in every round; weak by itself, see docs/results/validity_map.",
+        "clair: so many other clients' validation losses judge each update too (0: none). Costs an evaluation a judge "
+        "and client in every round; holds while most judges are honest, so the more the better. See docs/clair.md.",
     )
     weight_by: Literal["examples", "uniform"] = option("examples", "Weights of the clients in a mean.")
     personalise: Literal["select", "method"] = option(

@@ -271,7 +271,9 @@ class FederatedTrainer(ClientTrainer):
         if not self.args.functional_judges or self.store.functional(number):
             return
         updates = [self.store.update(number, client) for client in cohort if not self.store.failure(number, client)]
-        validation = {client: self.clients[client].validation for client in cohort}
+        # Whoever is flagged already is no judge of others.
+        trusted = [client for client in cohort if client not in self.run.record.flagged]
+        validation = {client: self.clients[client].validation for client in trusted}
         seed = derive_seed(self.args.seed, "functional", number)
         found = functional_evidence(
             self.scorer,

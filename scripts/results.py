@@ -91,8 +91,8 @@ STEPS = (
     Step(
         "validity_map",
         "python scripts/experiments/validity_map.py --base {base} --data {data} --cache {cache}/map "
-        "--encoder {encoder} --seeds 3",
-        240,
+        "--encoder {encoder} --seeds 5 --judges 5 15",
+        120,
         "results/validity_map/README.md",
         ("data", "base", "encoder"),
     ),

@@ -1,10 +1,13 @@
-"""Runs a script in several gloo processes of this machine, for the tests that need more than one."""
+"""Runs a script in several gloo processes of this machine, and holds what they wrote against what one process wrote."""
 # SPDX-License-Identifier: Apache-2.0
 
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
 
 PROJECT = Path(__file__).parents[1]
 
@@ -20,3 +23,14 @@ def launch(script: str, folder: Path, processes: int, *arguments: object) -> lis
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return sorted(done.stdout.splitlines())
+
+
+def assert_same_adapters(mine: Path, theirs: Path, atol: float) -> None:
+    """Every adapter below one folder is below the other too, with the same tensors to `atol`."""
+    files = sorted(path.relative_to(mine) for path in mine.rglob("*.safetensors"))
+    assert files == sorted(path.relative_to(theirs) for path in theirs.rglob("*.safetensors"))
+    for path in files:
+        own, other = load_file(mine / path), load_file(theirs / path)
+        assert own.keys() == other.keys()
+        for key, tensor in own.items():
+            torch.testing.assert_close(other[key], tensor, rtol=0, atol=atol)

@@ -7,9 +7,7 @@ from typing import Any
 
 import models
 import pytest
-import torch
-from launched import launch
-from safetensors.torch import load_file
+from launched import assert_same_adapters, launch
 
 from fedlora_hf.adapters import AdapterSlot, peft_config, with_adapter
 from fedlora_hf.config import FederatedConfig
@@ -75,12 +73,7 @@ def test_a_sharded_base_trains_the_adapters_of_a_whole_one(
     """Parts of the adapter change from stage to stage, and a carried adapter joins the sharded model (stacking)."""
     clients = models.token_clients(SIZES, held_out=3)
     models.federation(tmp_path, clients, gradient_accumulation_steps=2, **RUNS[name]).train()
-    files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.safetensors"))
-    assert files == sorted(path.relative_to(sharded / name) for path in (sharded / name).rglob("*.safetensors"))
-    for path in files:
-        mine, theirs = load_file(tmp_path / path), load_file(sharded / name / path)
-        for key, tensor in mine.items():
-            torch.testing.assert_close(theirs[key], tensor, rtol=0, atol=1e-6)
+    assert_same_adapters(tmp_path, sharded / name, atol=1e-6)
 
 
 @pytest.mark.parametrize(

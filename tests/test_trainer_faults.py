@@ -13,7 +13,8 @@ from transformers import TrainerCallback, TrainingArguments
 
 from fedlora_hf import FederatedTrainer
 from fedlora_hf.errors import ConfigError, DataError, RoundError
-from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors
+from fedlora_hf.functional import Functional
+from fedlora_hf.update import AdapterState, ClientUpdate, Evidence, LoraFactors
 
 pytestmark = pytest.mark.usefixtures("bare_output")
 
@@ -199,6 +200,23 @@ def test_a_callback_may_stop_the_run_after_a_round(tmp_path: Path) -> None:
 
 
 KINDS = ("functional", "subspace", "direction", "scale")
+
+
+def test_whoever_is_flagged_judges_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clients = models.token_clients(dict.fromkeys((f"c{k}" for k in range(5)), 6), held_out=3)
+    trainer = models.federation(tmp_path, clients, aggregation="clair", functional_judges=4, num_rounds=1)
+    trainer.run.record.flagged.append("c3")
+    asked: list[set[str]] = []
+
+    def noted(scorer: Any, start: Any, updates: Any, validation: Any, **options: Any) -> Functional:
+        asked.append(set(validation))
+        return Functional({update.client_id: Evidence(0.0, None) for update in updates}, {}, 0)
+
+    monkeypatch.setattr("fedlora_hf.trainer.functional_evidence", noted)
+    for client in clients:
+        trainer.store.save(1, trainer.train_client(client, 1))
+    trainer._judge_by_others(1, sorted(clients))
+    assert asked == [{"c0", "c1", "c2", "c4"}]
 
 
 def test_functional_evidence_is_taken_kept_and_counted_when_asked_for(tmp_path: Path) -> None:

@@ -27,14 +27,14 @@ from fedlora_hf import FederatedTrainer, output
 from fedlora_hf.commands.demo import letter_tokenizer
 from fedlora_hf.disk import write_atomically
 
+CLIENTS, MOST, ROUNDS = 12, 5, 4
 CLEAN, BENIGN, JUDGED = "none", "fedavg of the benign", "clair, functional"
 METHODS = ("clair", JUDGED, "multikrum", BENIGN)
-# {method: what the trainer is told}; contaminated clients judge others by wrong validation lines.
+# {method: what the trainer is told}. All judge all others; contaminated clients by their wrong validation lines.
 OPTIONS: dict[str, dict[str, Any]] = {
     JUDGED: {"aggregation": "clair", "functional_judges": 5},
     BENIGN: {"aggregation": "fedavg"},
 }
-CLIENTS, MOST, ROUNDS = 12, 5, 4
 # Those of which the attack table's single round leaves many unseen.
 ATTACKS = DATA_ATTACKS[1:]
 Row = dict[str, Any]
