@@ -140,16 +140,19 @@ def _combined(cohort: Cohort, this_round: Mapping[str, Mapping[str, Evidence]]) 
 
 def _verdict(cohort: Cohort, judgement: Judgement) -> Tensor:
     """(K,) bool: flagged on the evidence of all rounds so far. Whoever was flagged in its last round stays so until the
-    combined evidence has fallen below CLEARED of its threshold: once left out, a contaminated client is measured
-    against a federation it no longer shapes, and a single quiet round should not let it back in [our choice]."""
+    combined evidence, of all rounds and of those that could have flagged a stranger, has fallen below CLEARED of its
+    threshold: once left out, a contaminated client is measured against a federation it no longer shapes, and rounds
+    that tell little should not let it back in [our choice]."""
     this_round = _this_round(cohort, judgement)
     if not cohort.past:
         return judgement.flagged
     suspects = {client for client in cohort.ids if _last_flagged(cohort, client)}
     combined = _combined(cohort, this_round)
+    telling = accumulated([_telling(found) for found in (*(past.evidence for past in cohort.past), this_round)])
     return torch.tensor(
         [
-            any(e.flagged or (client in suspects and _lingers(e)) for e in combined[client].values())
+            any(e.flagged for e in combined[client].values())
+            or (client in suspects and any(map(_lingers, (*combined[client].values(), *telling[client].values()))))
             for client in cohort.ids
         ]
     )
@@ -159,6 +162,18 @@ def _last_flagged(cohort: Cohort, client: str) -> bool:
     """Whether the client was flagged in the last round it took part in."""
     rounds = [past for past in cohort.past if client in past.evidence]
     return bool(rounds) and client in rounds[-1].flagged
+
+
+def _telling(found: Mapping[str, Mapping[str, Evidence]]) -> dict[str, dict[str, Evidence]]:
+    """A round's evidence without the kinds that told opposition alone: there a stranger, who scores 1, is not seen."""
+    return {
+        client: {
+            kind: evidence
+            for kind, evidence in kinds.items()
+            if kind not in ("subspace", "direction") or evidence.threshold is None or evidence.threshold < 1
+        }
+        for client, kinds in found.items()
+    }
 
 
 def _lingers(evidence: Evidence) -> bool:
