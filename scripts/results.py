@@ -60,7 +60,7 @@ STEPS = (
     ),
     Step(
         "rounds",
-        "python scripts/experiments/rounds.py --cache {cache}/attacks",
+        "python scripts/experiments/rounds.py --seeds 4 --cache {cache}/attacks",
         60,
         "results/rounds/README.md",
     ),
