@@ -5,7 +5,7 @@ It knows no model and no data, so it is the same whether clients are trained in 
 # SPDX-License-Identifier: Apache-2.0
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -174,6 +174,13 @@ class Federation:
         run.record.rounds[-1] |= {"bytes_up": {}, **facts}
         self.store.begin(number)
         self.store.commit(number, update.state, run.record)
+
+    def stage_facts(
+        self, number: int, clients: Iterable[str], part_bytes: Callable[[Sequence[str]], int]
+    ) -> dict[str, Any]:
+        """For a round's entry in the record: the parts it trains, and the bytes a client has to keep of them."""
+        parts = self.stage(number).parts
+        return {"parts": list(parts), "bytes_stored": dict.fromkeys(clients, part_bytes(parts))}
 
     def personal_facts(self, run: Run, choice: str, state: AdapterState, part_bytes: int) -> dict[str, Any]:
         """For a client's entry in the record: what it trained for itself, what that moved, and the bytes to keep.

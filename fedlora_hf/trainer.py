@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +176,7 @@ class FederatedTrainer(ClientTrainer):
                     cohort,
                     seconds=time.perf_counter() - began,
                     message_bytes=self.slot.message_bytes([p for p in stage.parts if p not in self.method.keeps]),
-                    facts=self._stage_facts(number, cohort),
+                    facts=self.federation.stage_facts(number, cohort, self.slot.message_bytes),
                 )
         self.run = Run(number, self.store.state(number), self.store.record(number))
         entry = self.run.record.rounds[-1]
@@ -193,11 +193,6 @@ class FederatedTrainer(ClientTrainer):
                 output.write_run(args.output_dir, self.run.state, self.store.config, self.run.record, report=False)
                 self.publisher.round(number)
         self.control = self.callback_handler.on_epoch_end(args, self.state, self.control)
-
-    def _stage_facts(self, number: int, clients: Iterable[str]) -> dict[str, Any]:
-        """For a round's entry in the record: the parts it trains, and the bytes a client has to keep of them."""
-        parts = self.federation.stage(number).parts
-        return {"parts": list(parts), "bytes_stored": dict.fromkeys(clients, self.slot.message_bytes(parts))}
 
     def cohort(self, number: int) -> list[str]:
         """The clients of a round, sorted: all, or `clients_per_round` drawn from (seed, round); none on the server."""
@@ -249,7 +244,7 @@ class FederatedTrainer(ClientTrainer):
             return
         # The server sends what it trained to all, and gets nothing from anybody.
         sent = dict.fromkeys(self.clients, self.slot.message_bytes(stage.parts))
-        facts = {"bytes_down": sent, **self._stage_facts(number, [])}
+        facts = {"bytes_down": sent, **self.federation.stage_facts(number, [], self.slot.message_bytes)}
         self.federation.close_on_server(run, number, update, seconds=time.perf_counter() - began, facts=facts)
 
     def _install_start(self, client_id: str) -> AdapterState:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 from flwr.app import ConfigRecord, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -138,7 +137,8 @@ class FlowerRun:
         for reply in exchange(self.grid, messages, seconds):
             came[clients[reply.node]] = self._receive(number, clients[reply.node], reply)
         nodes = {client: self.run.record.clients[client]["node"] for client in cohort}
-        facts = {"nodes": nodes, "bytes_up": came, "bytes_down": sent, **self._stage_facts(number, cohort)}
+        facts = {"nodes": nodes, "bytes_up": came, "bytes_down": sent}
+        facts |= self.federation.stage_facts(number, cohort, self.slot.message_bytes)
         self.federation.close(
             self.run,
             number,
@@ -158,7 +158,7 @@ class FlowerRun:
         seed, steps = derive_seed(self.args.seed, SERVER, number), trainer.num_steps(SERVER)
         stage, data = self.federation.stage(number), trainer.clients[SERVER]
         update = trainer.trained(SERVER, data, run.state, stage, steps, seed)
-        facts = {"nodes": {}, "bytes_down": {}, **self._stage_facts(number, [])}
+        facts = {"nodes": {}, "bytes_down": {}, **self.federation.stage_facts(number, [], self.slot.message_bytes)}
         self.federation.close_on_server(run, number, update, seconds=time.perf_counter() - began, facts=facts)
         self.run = Run(number, self.store.state(number), self.store.record(number))
         self._after(number, online)
@@ -170,11 +170,6 @@ class FlowerRun:
         base, tokenizer = load_base(self.args, labels)
         data = load_server_data(self.args, labels)
         return ClientTrainer(base, self.args, {SERVER: data}, processing_class=tokenizer)
-
-    def _stage_facts(self, number: int, clients: Sequence[str]) -> dict[str, Any]:
-        """For a round's entry in the record: the parts it trains, and the bytes a client has to keep of them."""
-        parts = self.federation.stage(number).parts
-        return {"parts": list(parts), "bytes_stored": dict.fromkeys(clients, self.slot.message_bytes(parts))}
 
     def _order(self, number: int, client: str) -> tuple[RecordDict, int]:
         """What a client is sent to train a round, and the bytes of its tensors."""
