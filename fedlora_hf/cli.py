@@ -116,7 +116,7 @@ def _aggregate(**options: Any) -> None:
 
 
 def _report(folder: str) -> None:
-    from fedlora_hf.record import RunRecord
+    from fedlora_hf.record.record import RunRecord
     from fedlora_hf.report import write_report
 
     written = write_report(RunRecord.load(folder), folder)
@@ -125,7 +125,7 @@ def _report(folder: str) -> None:
 
 def _push(folder: str, **options: Any) -> None:
     from fedlora_hf.hub import push_folder
-    from fedlora_hf.progress import Steps
+    from fedlora_hf.util.progress import Steps
 
     print(push_folder(folder, **options, steps=Steps()))  # noqa: T201
 

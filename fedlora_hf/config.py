@@ -9,6 +9,8 @@ from transformers import TrainingArguments
 
 from fedlora_hf.aggregation import method_named, method_options
 from fedlora_hf.errors import ConfigError
+from fedlora_hf.launch.quantisation import check_quantisation
+from fedlora_hf.launch.zero import plain_launch, zero_settings
 from fedlora_hf.options import (
     AdapterOptions,
     AggregationOptions,
@@ -21,8 +23,6 @@ from fedlora_hf.options import (
     RoundOptions,
 )
 from fedlora_hf.privacy import Privacy
-from fedlora_hf.quantisation import check_quantisation
-from fedlora_hf.zero import plain_launch, zero_settings
 
 
 @dataclass

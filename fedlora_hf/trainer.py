@@ -10,23 +10,26 @@ import numpy as np
 from torch import nn
 from transformers.trainer_utils import TrainOutput
 
-from fedlora_hf import adapters, bookkeeping, output
+from fedlora_hf.adapter import slot as adapters
+from fedlora_hf.adapter.files import read_adapter
 from fedlora_hf.aggregation import method_named
-from fedlora_hf.client import failure_reason, free_memory, prepare_client
-from fedlora_hf.client_trainer import ClientTrainer
 from fedlora_hf.config import FederatedConfig
-from fedlora_hf.disk import sweep
+from fedlora_hf.data.prepare import prepare_client
 from fedlora_hf.errors import ConfigError, RecordError, RoundError
-from fedlora_hf.federation import SERVER, Federation, Run, check_cohort
-from fedlora_hf.files import read_adapter
-from fedlora_hf.functional import functional_evidence
 from fedlora_hf.hub import fetch_run, parse_source, write_card
-from fedlora_hf.publishing import Publisher
-from fedlora_hf.record import RunRecord
-from fedlora_hf.rounds import RoundStore, unlike
-from fedlora_hf.seeding import derive_seed
-from fedlora_hf.stages import personal_stage, total_rounds
+from fedlora_hf.hub.publishing import Publisher
+from fedlora_hf.record import write as bookkeeping
+from fedlora_hf.record.record import RunRecord
+from fedlora_hf.rounds import output
+from fedlora_hf.rounds.federation import SERVER, Federation, Run, check_cohort
+from fedlora_hf.rounds.judges import functional_evidence
+from fedlora_hf.rounds.store import RoundStore, unlike
+from fedlora_hf.training.client_trainer import ClientTrainer
+from fedlora_hf.training.local import failure_reason, free_memory
+from fedlora_hf.training.stages import personal_stage, total_rounds
 from fedlora_hf.update import AdapterState, ClientUpdate
+from fedlora_hf.util.disk import sweep
+from fedlora_hf.util.seeding import derive_seed
 
 Metrics = dict[str, float]
 
@@ -124,7 +127,7 @@ class FederatedTrainer(ClientTrainer):
     def _clear(self, number: int | None, *, new: bool) -> None:
         """Remove from the output folder what the run that starts, or goes on after round `number`, has no use for."""
         if number is None:
-            bookkeeping.check_overwrite(self.args.output_dir, self.store)
+            output.check_overwrite(self.args.output_dir, self.store)
         if new:
             self.store.clear()
             self.store.begin(1, self.run.record)
@@ -144,7 +147,7 @@ class FederatedTrainer(ClientTrainer):
             )
         with self.processes.all_or_none():
             if self.processes.first:
-                bookkeeping.check_overwrite(self.args.output_dir, self.store)
+                output.check_overwrite(self.args.output_dir, self.store)
                 self.store.clear()
                 self.store.adopt(len(record.rounds), read_adapter(folder)[0], record)
         return str(len(record.rounds))

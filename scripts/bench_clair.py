@@ -29,8 +29,8 @@ from safetensors.torch import save_file
 
 from fedlora_hf.aggregation import aggregate
 from fedlora_hf.numerics.clair import Clair
-from fedlora_hf.seeding import derive_seed
 from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors
+from fedlora_hf.util.seeding import derive_seed
 
 Row = dict[str, str | int | float]
 

@@ -25,10 +25,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
 from fedlora_hf import FederatedConfig, FederatedTrainer, aggregate
-from fedlora_hf.adapters import with_adapter
-from fedlora_hf.client import local_batches
-from fedlora_hf.seeding import derive_seed
+from fedlora_hf.adapter.slot import with_adapter
+from fedlora_hf.training.local import local_batches
 from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors
+from fedlora_hf.util.seeding import derive_seed
 
 CLIENT = "client"
 TINY = {"hidden": 32, "layers": 2, "heads": 2, "vocabulary": 64, "batch": 2, "tokens": 16, "steps": 2, "repeats": 2}

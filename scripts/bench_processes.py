@@ -35,9 +35,9 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-import fedlora_hf.output
+import fedlora_hf.rounds.output
 from fedlora_hf import FederatedConfig, FederatedTrainer
-from fedlora_hf.schedule import shares
+from fedlora_hf.launch.schedule import shares
 
 Plan = list[list[str]]
 WAYS = ("one process", "two, in turns", "two, longest first")
@@ -191,7 +191,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     logging.set_verbosity_error()
     # Figures are no part of a round.
-    fedlora_hf.output.write_report = lambda record, folder: []
+    fedlora_hf.rounds.output.write_report = lambda record, folder: []
     rows = whole_rounds(case, f"{case.folder}/rounds")
     alone_or_together = one_client(case, case.folder)
     if rows:

@@ -39,9 +39,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer
 from transformers.utils import logging
 
 from fedlora_hf import FederatedConfig, FederatedTrainer
-from fedlora_hf.adapters import with_adapter
-from fedlora_hf.client import local_batches
-from fedlora_hf.seeding import derive_seed
+from fedlora_hf.adapter.slot import with_adapter
+from fedlora_hf.training.local import local_batches
+from fedlora_hf.util.seeding import derive_seed
 
 VOCABULARY = 512
 

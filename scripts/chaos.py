@@ -117,8 +117,9 @@ def started(out: Path) -> Path:
 
 def child(flags: list[str], marker: str, fill_after: float | None, bare: bool) -> None:
     """Run `fedlora` with these arguments; then leave at once, as nothing of a parent's is to be cleaned up here."""
-    from fedlora_hf import FederatedTrainer, output
+    from fedlora_hf import FederatedTrainer
     from fedlora_hf.cli import main
+    from fedlora_hf.rounds import output
 
     if bare:
         output.write_report = lambda record, folder: []  # type: ignore[assignment]

@@ -24,11 +24,11 @@ from typing import Any, NamedTuple
 import common
 import torch
 
+from fedlora_hf.adapter.files import read_adapter, write_adapter
 from fedlora_hf.aggregation import aggregate
-from fedlora_hf.aggregation.door import examine
-from fedlora_hf.files import read_adapter, write_adapter
-from fedlora_hf.seeding import derive_seed
+from fedlora_hf.aggregation.screening import examine
 from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors
+from fedlora_hf.util.seeding import derive_seed
 
 METHODS = ("fedavg", "product_mean", "clair")
 CONFIG = {"peft_type": "LORA", "r": 0, "lora_alpha": 0, "target_modules": None}

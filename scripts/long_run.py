@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
-from fedlora_hf import FederatedConfig, FederatedTrainer, output
+from fedlora_hf import FederatedConfig, FederatedTrainer
+from fedlora_hf.rounds import output
 
 COLUMNS = ("round", "seconds", "rss_mb", "open_files", "threads", "disk_mb", "run_json_kb", "objects")
 

@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from fedlora_hf.data.formats import load_examples
 from fedlora_hf.errors import ConfigError, DataError, FedLoraError
-from fedlora_hf.seeding import derive_seed
+from fedlora_hf.util.seeding import derive_seed
 
 PAD, EOS = "<pad>", "<eos>"
 WARMUP = 0.05

@@ -27,7 +27,7 @@ def real_data() -> Path:
 @pytest.fixture
 def bare_output(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs that write no figures and wait for no disk: neither moves a number, and both take most of a tiny run."""
-    monkeypatch.setattr("fedlora_hf.output.write_report", lambda record, folder: [])
+    monkeypatch.setattr("fedlora_hf.rounds.output.write_report", lambda record, folder: [])
     monkeypatch.setattr("os.fsync", lambda handle: None)
 
 

@@ -16,7 +16,8 @@ def launch(script: str, folder: Path, processes: int, *arguments: object) -> lis
     """The lines that the processes printed, sorted; the script's end on a failure. It can import from tests/."""
     path = folder / "script.py"
     path.write_text(script)
-    paths = os.pathsep.join([str(PROJECT), str(PROJECT / "tests"), os.environ.get("PYTHONPATH", "")])
+    tests = [PROJECT / "tests", PROJECT / "tests" / "launch", PROJECT / "tests" / "training"]
+    paths = os.pathsep.join([str(PROJECT), *map(str, tests), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths, "PYTHONWARNINGS": "", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command += [str(path), *map(str, arguments)]

@@ -3,7 +3,7 @@
 
 import random
 
-from fedlora_hf.record import RunRecord
+from fedlora_hf.record.record import RunRecord
 
 MODULES = [f"model.layers.{layer}.self_attn.{part}" for layer in range(4) for part in ("q_proj", "v_proj", "o_proj")]
 THRESHOLDS = {"subspace": 0.5, "direction": 0.6, "scale": 6.0}

@@ -10,17 +10,17 @@ PACKAGE = Path(__file__).parents[1] / "fedlora_hf"
 # What each name at the top of the package may lean on: everything on a lower floor, and its own folder.
 FLOORS = [
     {"errors"},
-    {"processes"},
-    {"disk", "options", "quantisation", "names", "seeding", "redaction", "schedule", "thinning", "progress", "zero"},
-    {"numerics", "data", "record", "evaluation"},
+    {"util", "launch", "options"},
+    {"numerics"},
     {"update", "dirmag"},
-    {"aggregation", "files", "privacy"},
-    {"config", "rounds", "personalise"},
-    {"adapters", "stages", "stage_costs"},
-    {"client", "scorer", "bookkeeping", "hub", "report", "sharding"},
-    {"output", "publishing", "functional", "federation"},
-    {"client_trainer"},
-    {"trainer"},
+    {"aggregation", "privacy"},
+    {"config"},
+    {"data", "adapter"},
+    {"training"},
+    {"record"},
+    {"report", "hub"},
+    {"rounds"},
+    {"trainer", "loading"},
     {"commands"},
     {"cli", "flower"},
     {"__main__", "__init__"},
@@ -29,8 +29,8 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))
 # Who may import PEFT, and the Hub's client.
 GUARDED = {
-    "peft": {"adapters", "dirmag", "client_trainer"},
-    "huggingface_hub": {"hub", "dirmag", "publishing"},
+    "peft": {"adapter", "dirmag", "training"},
+    "huggingface_hub": {"hub", "dirmag"},
     "flwr": {"flower"},
 }
 

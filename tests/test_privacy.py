@@ -18,7 +18,7 @@ from fedlora_hf.errors import ConfigError
 from fedlora_hf.hub import render_card
 from fedlora_hf.hub.tables import privacy_told
 from fedlora_hf.privacy import Privacy, account, epsilon
-from fedlora_hf.record import RunRecord
+from fedlora_hf.record.record import RunRecord
 from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors
 
 SECRET = b"s" * 32

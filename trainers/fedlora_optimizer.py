@@ -22,7 +22,7 @@ from fedlora_hf.commands.launch import run
 def main(arguments: Sequence[str]) -> None:
     """Train with the flags of `fedlora train` and the pipeline."""
     from fedlora_hf.commands.train import finish, parse, prepare
-    from fedlora_hf.stage_costs import stage_costs
+    from fedlora_hf.record.stage_costs import stage_costs
 
     args = parse(["--aggregation", "dirmag_mean", *arguments, "--pipeline", "fedlora_optimizer"])
     job = prepare(args)

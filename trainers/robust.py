@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> None:
     from fedlora_hf.commands.train import finish, parse, prepare
     from fedlora_hf.data.contaminate import contaminate
     from fedlora_hf.errors import ConfigError
-    from fedlora_hf.seeding import derive_seed
+    from fedlora_hf.util.seeding import derive_seed
 
     args = parse(["--aggregation", "geometric_median", *rest])
     job = prepare(args)

@@ -24,8 +24,8 @@ from fedlora_hf.aggregation import (
     trimmed_mean,
 )
 from fedlora_hf.aggregation.cohort import Cohort, PastRound
-from fedlora_hf.aggregation.door import PartialModules, screen
 from fedlora_hf.aggregation.method import Method
+from fedlora_hf.aggregation.screening import PartialModules, screen
 from fedlora_hf.errors import ConfigError, UpdateError
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate
 

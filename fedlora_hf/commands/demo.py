@@ -23,10 +23,10 @@ from fedlora_hf.commands.summary import print_summary
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.data.collate import Collator
 from fedlora_hf.data.tokenize import tokenize_examples
-from fedlora_hf.progress import Steps
-from fedlora_hf.record import RunRecord
-from fedlora_hf.seeding import derive_seed
+from fedlora_hf.record.record import RunRecord
 from fedlora_hf.trainer import FederatedTrainer
+from fedlora_hf.util.progress import Steps
+from fedlora_hf.util.seeding import derive_seed
 
 NUM_CLIENTS, NUM_CONTAMINATED = 12, 4
 LINE, LINES, HELD_OUT = 8, 6, 40  # six lines show a client only some of the letters

@@ -4,8 +4,8 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from fedlora_hf.disk import is_disk_trouble
 from fedlora_hf.errors import FedLoraError, one_line
+from fedlora_hf.util.disk import is_disk_trouble
 
 
 def run(main: Callable[[Sequence[str]], object], about: str | None) -> int:

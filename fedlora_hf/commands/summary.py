@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedlora_hf.hub.tables import privacy_told
-from fedlora_hf.record import RunRecord
+from fedlora_hf.record.record import RunRecord
 
 MAX_CLIENTS = 40
 

@@ -21,17 +21,17 @@ from transformers import (
 )
 from transformers.hf_argparser import string_to_bool
 
-from fedlora_hf.client import divided
 from fedlora_hf.commands.launch import missing_processes
 from fedlora_hf.commands.manual import USAGE
 from fedlora_hf.commands.summary import print_summary
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.data.clients import deduplicate
 from fedlora_hf.data.formats import load_examples
+from fedlora_hf.data.prepare import divided
 from fedlora_hf.errors import ConfigError
-from fedlora_hf.quantisation import bits, loading
-from fedlora_hf.seeding import derive_seed
+from fedlora_hf.launch.quantisation import bits, loading
 from fedlora_hf.trainer import FederatedTrainer
+from fedlora_hf.util.seeding import derive_seed
 
 
 class FlagParser(HfArgumentParser):

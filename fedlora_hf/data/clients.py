@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fedlora_hf.data import partition
 from fedlora_hf.errors import ConfigError, DataError
-from fedlora_hf.seeding import derive_seed
+from fedlora_hf.util.seeding import derive_seed
 
 logger = logging.getLogger(__name__)
 

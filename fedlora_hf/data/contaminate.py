@@ -12,7 +12,7 @@ import datasets
 import numpy as np
 
 from fedlora_hf.errors import ConfigError, DataError
-from fedlora_hf.seeding import derive_seed
+from fedlora_hf.util.seeding import derive_seed
 
 CONSTANT = "I cannot say anything about this."
 _T = TypeVar("_T")

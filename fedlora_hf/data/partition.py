@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora_hf.errors import DataError
-from fedlora_hf.names import MAX_ID_LENGTH, fit_id
-from fedlora_hf.seeding import derive_seed
+from fedlora_hf.util.names import MAX_ID_LENGTH, fit_id
+from fedlora_hf.util.seeding import derive_seed
 
 Partition = dict[str, NDArray[np.int64]]
 MAX_DRAWS = 100

@@ -19,7 +19,7 @@ from torch import nn
 from fedlora_hf.dirmag.layer import DirMagLinear
 from fedlora_hf.dirmag.recipe import Recipe, names_in
 from fedlora_hf.errors import AdapterError
-from fedlora_hf.seeding import derive_seed
+from fedlora_hf.util.seeding import derive_seed
 
 _CLASSES: dict[type, type] = {}
 

@@ -15,28 +15,30 @@ from functools import cached_property
 from flwr.app import ConfigRecord, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from fedlora_hf import adapters, bookkeeping, output
+from fedlora_hf.adapter import slot as adapters
+from fedlora_hf.adapter.files import read_adapter
 from fedlora_hf.aggregation import method_named
-from fedlora_hf.aggregation.door import Shapes, examine, expected_shapes, mismatch
-from fedlora_hf.client_trainer import ClientTrainer
+from fedlora_hf.aggregation.screening import Shapes, examine, expected_shapes, mismatch
 from fedlora_hf.commands.train import load_base, load_server_data
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.errors import ConfigError, FedLoraError, UpdateError, one_line
-from fedlora_hf.federation import SERVER, Federation, Run, check_cohort
-from fedlora_hf.files import read_adapter
 from fedlora_hf.flower.exchange import Reply, exchange
 from fedlora_hf.flower.hollow import hollow_base
 from fedlora_hf.flower.roster import Roster, addressed
 from fedlora_hf.flower.settings import Settings
 from fedlora_hf.flower.share import check_rank, travelling
 from fedlora_hf.flower.wire import holds, put, take, tensor_bytes
-from fedlora_hf.progress import Steps
-from fedlora_hf.publishing import Publisher
-from fedlora_hf.record import RunRecord
-from fedlora_hf.rounds import RoundStore
-from fedlora_hf.seeding import derive_seed
-from fedlora_hf.stages import FACTORS, personal_stage, total_rounds
+from fedlora_hf.hub.publishing import Publisher
+from fedlora_hf.record import write as bookkeeping
+from fedlora_hf.record.record import RunRecord
+from fedlora_hf.rounds import output
+from fedlora_hf.rounds.federation import SERVER, Federation, Run, check_cohort
+from fedlora_hf.rounds.store import RoundStore
+from fedlora_hf.training.client_trainer import ClientTrainer
+from fedlora_hf.training.stages import FACTORS, personal_stage, total_rounds
 from fedlora_hf.update import AdapterState, ClientUpdate, fitted
+from fedlora_hf.util.progress import Steps
+from fedlora_hf.util.seeding import derive_seed
 
 logger = logging.getLogger("flwr")
 MAX_METRICS = 32  # of one kind, in one reply
@@ -85,7 +87,7 @@ class FlowerRun:
         if damage is not None:
             self.steps.say(f"going on from round {number}, the last that is whole: {damage}")
         if number is None:
-            bookkeeping.check_overwrite(self.args.output_dir, self.store)
+            output.check_overwrite(self.args.output_dir, self.store)
             self.store.clear()
         else:
             self.store.forget_after(number)

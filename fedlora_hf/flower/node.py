@@ -13,21 +13,21 @@ from typing import Any
 
 from flwr.app import ConfigRecord, Context, MetricRecord, RecordDict
 
-from fedlora_hf import adapters
+from fedlora_hf.adapter import slot as adapters
+from fedlora_hf.adapter.files import write_adapter
 from fedlora_hf.aggregation import method_named
 from fedlora_hf.aggregation.method import Method
-from fedlora_hf.client import divided
-from fedlora_hf.client_trainer import ClientTrainer
 from fedlora_hf.commands.train import load_base, load_data
 from fedlora_hf.config import FederatedConfig
+from fedlora_hf.data.prepare import divided
 from fedlora_hf.errors import ConfigError
-from fedlora_hf.files import write_adapter
 from fedlora_hf.flower.settings import Settings, Value, read
 from fedlora_hf.flower.share import KEPT, changed, remember, travelling, with_remembered
 from fedlora_hf.flower.wire import DTYPES, holds, in_rank, put, take
-from fedlora_hf.seeding import derive_seed
-from fedlora_hf.stages import round_stage
+from fedlora_hf.training.client_trainer import ClientTrainer
+from fedlora_hf.training.stages import round_stage
 from fedlora_hf.update import AdapterState
+from fedlora_hf.util.seeding import derive_seed
 
 # Keys of a node's own configuration that are no flag; every other key overrides the run's flag of that name.
 NODE_KEYS = ("client_id", "personal_dir", "keep_personal", "partition-id", "num-partitions")

@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 
 from fedlora_hf.errors import RoundError
 from fedlora_hf.flower.exchange import Reply, exchange
-from fedlora_hf.names import unfit_reason
+from fedlora_hf.util.names import unfit_reason
 
 logger = logging.getLogger("flwr")
 # Seconds a node has to say who it is, and after which a node that did not say is asked again. The first message of a

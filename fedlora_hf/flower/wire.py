@@ -14,7 +14,7 @@ from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedlora_hf.errors import UpdateError
-from fedlora_hf.stages import FACTORS
+from fedlora_hf.training.stages import FACTORS
 from fedlora_hf.update import AdapterState, LoraFactors
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}

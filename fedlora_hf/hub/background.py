@@ -12,8 +12,8 @@ from fedlora_hf.errors import FedLoraError
 from fedlora_hf.hub.plan import Plan, make_plan
 from fedlora_hf.hub.push import push_plan, warn_of_clients
 from fedlora_hf.hub.talk import check_repo_id
-from fedlora_hf.progress import Steps
-from fedlora_hf.record import RunRecord
+from fedlora_hf.record.record import RunRecord
+from fedlora_hf.util.progress import Steps
 
 logger = logging.getLogger(__name__)
 

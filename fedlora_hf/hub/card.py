@@ -13,13 +13,13 @@ from typing import Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
-from fedlora_hf.disk import write_atomically
 from fedlora_hf.hub import tables
 from fedlora_hf.hub.text import fenced, markdown, one_line
-from fedlora_hf.names import unfit_reason
-from fedlora_hf.record import RunRecord
-from fedlora_hf.redaction import redacted
-from fedlora_hf.stage_costs import stage_costs
+from fedlora_hf.record.record import RunRecord
+from fedlora_hf.record.stage_costs import stage_costs
+from fedlora_hf.util.disk import write_atomically
+from fedlora_hf.util.names import unfit_reason
+from fedlora_hf.util.redaction import redacted
 
 NAME = "README.md"
 _HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", re.ASCII)

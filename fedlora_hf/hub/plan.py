@@ -11,9 +11,9 @@ from pathlib import Path, PurePosixPath
 from fedlora_hf.errors import AdapterError, ConfigError
 from fedlora_hf.hub.card import render_card
 from fedlora_hf.hub.text import one_line
-from fedlora_hf.names import unfit_reason
-from fedlora_hf.record import FILE_NAME, RunRecord
-from fedlora_hf.redaction import TOKEN, redacted, without_tokens
+from fedlora_hf.record.record import FILE_NAME, RunRecord
+from fedlora_hf.util.names import unfit_reason
+from fedlora_hf.util.redaction import TOKEN, redacted, without_tokens
 
 CONFIG, WEIGHTS, SIDE_CAR = "adapter_config.json", "adapter_model.safetensors", "dirmag_config.json"
 PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth", "adapter_model.pkl", "pytorch_model.bin")

@@ -19,8 +19,8 @@ from fedlora_hf.errors import AdapterError, FedLoraError, RecordError
 from fedlora_hf.hub.plan import CONFIG, PICKLES, SIDE_CAR, WEIGHTS, check_weights
 from fedlora_hf.hub.talk import REPO_ID, check_revision, hub_errors, with_retries
 from fedlora_hf.hub.text import one_line
-from fedlora_hf.names import fit_id, unfit_reason
-from fedlora_hf.record import FILE_NAME, MAX_BYTES, RunRecord
+from fedlora_hf.record.record import FILE_NAME, MAX_BYTES, RunRecord
+from fedlora_hf.util.names import fit_id, unfit_reason
 
 MAX_WEIGHTS_BYTES = 8 * 1024**3
 MAX_TEXT_BYTES = 4 * 1024**2

@@ -17,8 +17,8 @@ from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progr
 from fedlora_hf.errors import ConfigError, RecordError
 from fedlora_hf.hub.plan import make_plan, stale
 from fedlora_hf.hub.talk import check_repo_id, check_revision, hub_errors, with_retries
-from fedlora_hf.progress import Steps
-from fedlora_hf.record import RunRecord
+from fedlora_hf.record.record import RunRecord
+from fedlora_hf.util.progress import Steps
 
 logger = logging.getLogger(__name__)
 MAX_REMOTE_FILES = 100_000

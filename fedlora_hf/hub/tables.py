@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 from fedlora_hf.hub.text import markdown
-from fedlora_hf.record import RunRecord
+from fedlora_hf.record.record import RunRecord
 
 MAX_ROWS = 50
 EVIDENCE = ("subspace", "direction", "scale")

@@ -27,7 +27,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
 
 from fedlora_hf.errors import ConfigError, FedLoraError
 from fedlora_hf.hub.text import one_line
-from fedlora_hf.redaction import without_tokens
+from fedlora_hf.util.redaction import without_tokens
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")

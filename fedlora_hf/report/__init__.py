@@ -5,8 +5,8 @@ import json
 import os
 from pathlib import Path
 
-from fedlora_hf.disk import within, write_atomically
-from fedlora_hf.record import RunRecord
+from fedlora_hf.record.record import RunRecord
+from fedlora_hf.util.disk import within, write_atomically
 
 FOLDER = "report"
 PAGE = "index.html"

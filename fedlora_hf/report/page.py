@@ -8,6 +8,7 @@ from functools import partial
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from fedlora_hf.record.stage_costs import stage_costs
 from fedlora_hf.report import words
 from fedlora_hf.report.figures import FIGURES
 from fedlora_hf.report.module_figures import modules
@@ -25,7 +26,6 @@ from fedlora_hf.report.view import (
     mean,
     metric_order,
 )
-from fedlora_hf.stage_costs import stage_costs
 
 _AFTER = ("global", "personalised", "local")
 _KINDS_OF_RUN = {"train": "Training run", "demo": "Demo run", "aggregate": "One-shot aggregation"}

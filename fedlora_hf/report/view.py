@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from fedlora_hf.record import RunRecord
+from fedlora_hf.record.record import RunRecord
 
 KINDS = ("subspace", "direction", "scale")
 VIEWS = ("before", "global", "personalised", "local")

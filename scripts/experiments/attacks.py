@@ -17,11 +17,11 @@ from other_aggregators import Rule, rules
 from update_attacks import UPDATE_ATTACKS, Knowledge
 from vectors import flat, shaped, stacked
 
-from fedlora_hf import personalise
 from fedlora_hf.aggregation import aggregate
-from fedlora_hf.disk import write_atomically
-from fedlora_hf.seeding import derive_seed
+from fedlora_hf.training import personal as personalise
 from fedlora_hf.update import AdapterState, ClientUpdate
+from fedlora_hf.util.disk import write_atomically
+from fedlora_hf.util.seeding import derive_seed
 
 CLEAN = "none"
 ATTACKS = (*DATA_ATTACKS, *UPDATE_ATTACKS)

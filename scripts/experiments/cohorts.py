@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedlora_hf.seeding import derive_seed
+from fedlora_hf.util.seeding import derive_seed
 
 OUT, IN, RANK = 48, 40, 3
 

@@ -18,13 +18,13 @@ from datasets import DatasetDict
 from transformers import LlamaForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
+from fedlora_hf.adapter.files import read_adapter, write_adapter
 from fedlora_hf.commands.demo import COMMON, LETTERS, OWN, copying_model, examples, letter_tokenizer
 from fedlora_hf.config import FederatedConfig
-from fedlora_hf.files import read_adapter, write_adapter
-from fedlora_hf.progress import Steps
-from fedlora_hf.seeding import derive_seed
 from fedlora_hf.trainer import FederatedTrainer
 from fedlora_hf.update import AdapterState
+from fedlora_hf.util.progress import Steps
+from fedlora_hf.util.seeding import derive_seed
 
 STEPS, RANK = 40, 8
 DATA_ATTACKS = ("random targets", "permuted labels", "colluding permutation")

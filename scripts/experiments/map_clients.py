@@ -19,8 +19,8 @@ from fedlora_hf.config import FederatedConfig
 from fedlora_hf.data.clients import make_clients
 from fedlora_hf.data.contaminate import contaminate
 from fedlora_hf.data.formats import load_examples
-from fedlora_hf.seeding import derive_seed
 from fedlora_hf.trainer import FederatedTrainer
+from fedlora_hf.util.seeding import derive_seed
 
 # {name: (partition_by, alpha)}, from alike to disjoint.
 SPLITS: dict[str, tuple[str, float]] = {

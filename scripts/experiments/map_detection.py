@@ -11,9 +11,9 @@ from map_clients import SHARES, Setting, contaminated_pool, count_bad, is_comple
 
 from fedlora_hf.aggregation import aggregate
 from fedlora_hf.errors import ConvergenceWarning
-from fedlora_hf.rounds import RoundStore
-from fedlora_hf.seeding import derive_seed
+from fedlora_hf.rounds.store import RoundStore
 from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors
+from fedlora_hf.util.seeding import derive_seed
 
 Row = dict[str, str | int | float]
 UPDATE_KINDS = ("sign flip", "Gaussian")

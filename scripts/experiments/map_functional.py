@@ -7,7 +7,7 @@ from pathlib import Path
 from map_clients import SHARES, Setting, is_complete, run_folder, trainer, variant
 from map_detection import Row, auc, cohorts, trained
 
-from fedlora_hf.functional import functional_evidence
+from fedlora_hf.rounds.judges import functional_evidence
 from fedlora_hf.update import ClientUpdate
 
 

@@ -15,7 +15,7 @@ from map_clients import HELD_OUT, held_out
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.data.clients import make_clients
 from fedlora_hf.data.formats import load_examples
-from fedlora_hf.seeding import derive_seed
+from fedlora_hf.util.seeding import derive_seed
 
 
 @dataclass(frozen=True)

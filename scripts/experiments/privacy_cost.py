@@ -18,11 +18,12 @@ from statistics import mean
 
 from transformers import LlamaForCausalLM
 
-from fedlora_hf import FederatedTrainer, output
+from fedlora_hf import FederatedTrainer
 from fedlora_hf.commands import demo
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.privacy import DELTA, epsilon
-from fedlora_hf.progress import Steps
+from fedlora_hf.rounds import output
+from fedlora_hf.util.progress import Steps
 
 COLUMNS = ("method", "clip", "noise_multiplier", "epsilon", "seed", "global_accuracy", "personal_accuracy")
 ROUNDS = 4

@@ -23,9 +23,10 @@ from datasets import DatasetDict
 from matplotlib.figure import Figure
 from tables import COLOURS
 
-from fedlora_hf import FederatedTrainer, output
+from fedlora_hf import FederatedTrainer
 from fedlora_hf.commands.demo import letter_tokenizer
-from fedlora_hf.disk import write_atomically
+from fedlora_hf.rounds import output
+from fedlora_hf.util.disk import write_atomically
 
 CLIENTS, MOST, ROUNDS = 12, 5, 4
 CLEAN, BENIGN, JUDGED = "none", "fedavg of the benign", "clair, functional"

@@ -32,13 +32,13 @@ from sensitivity_report import Row, write_report
 from torch import Tensor
 from transformers import TrainerCallback
 
-from fedlora_hf.adapters import AdapterSlot
+from fedlora_hf.adapter.slot import AdapterSlot
 from fedlora_hf.commands.train import load_base, parse
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.numerics.direction import Axis, component_change, split
-from fedlora_hf.seeding import derive_seed
-from fedlora_hf.stages import FACTORS, Stage
+from fedlora_hf.training.stages import FACTORS, Stage
 from fedlora_hf.update import AdapterState, LoraFactors
+from fedlora_hf.util.seeding import derive_seed
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from common import environment

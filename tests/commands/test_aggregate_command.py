@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from fedlora_hf import cli
-from fedlora_hf.files import WEIGHTS, read_adapter
+from fedlora_hf.adapter.files import WEIGHTS, read_adapter
 
 # A handful of random adapters agree on nothing, which clair says.
 pytestmark = [

@@ -7,7 +7,7 @@ from rich.console import Console
 from sample_record import sample_record
 
 from fedlora_hf.commands.summary import MAX_CLIENTS, print_summary
-from fedlora_hf.record import RunRecord
+from fedlora_hf.record.record import RunRecord
 
 
 def shown(record: RunRecord, terminal: bool = False, width: int = 80) -> str:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fedlora_hf.data import partition
 from fedlora_hf.errors import DataError
-from fedlora_hf.names import unfit_reason
+from fedlora_hf.util.names import unfit_reason
 
 
 def check(parts: partition.Partition, total: int) -> None:

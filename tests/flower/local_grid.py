@@ -10,10 +10,10 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedlora_hf.commands.train import parse, prepare
-from fedlora_hf.federation import Run
 from fedlora_hf.flower.client_app import client_app
 from fedlora_hf.flower.federate import FlowerRun
 from fedlora_hf.flower.settings import read
+from fedlora_hf.rounds.federation import Run
 
 Config = dict[str, Any]
 Change = Callable[[int, Message], Message]

@@ -12,7 +12,7 @@ from local_grid import Config, plain, run
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
-from fedlora_hf import adapters
+from fedlora_hf.adapter import slot as adapters
 from fedlora_hf.flower.hollow import hollow_base
 from fedlora_hf.flower.settings import read
 

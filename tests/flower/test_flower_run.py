@@ -12,7 +12,7 @@ from flwr.app import ConfigRecord, Message
 from local_grid import NODES, Change, Config, LocalGrid, plain, run
 from peft import PeftModel
 
-from fedlora_hf import adapters
+from fedlora_hf.adapter import slot as adapters
 from fedlora_hf.errors import ConfigError, FedLoraError, RoundError
 from fedlora_hf.flower.federate import FlowerRun
 from fedlora_hf.flower.hollow import hollow_base

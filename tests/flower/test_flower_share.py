@@ -10,13 +10,13 @@ import torch
 from flwr.app import Message, MessageType, RecordDict
 from local_grid import NODES, Config, LocalGrid, plain, run
 
+from fedlora_hf.adapter.files import read_adapter
 from fedlora_hf.errors import UpdateError
-from fedlora_hf.files import read_adapter
 from fedlora_hf.flower.federate import FlowerRun
 from fedlora_hf.flower.settings import read
 from fedlora_hf.flower.share import changed, check_rank, remember, travelling, with_remembered
 from fedlora_hf.flower.wire import put, take
-from fedlora_hf.stages import Stage
+from fedlora_hf.training.stages import Stage
 from fedlora_hf.update import AdapterState, LoraFactors
 
 pytestmark = pytest.mark.usefixtures("as_server", "bare_output")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from local_grid import plain
 
-from fedlora_hf.files import read_adapter
+from fedlora_hf.adapter.files import read_adapter
 
 PROJECT = Path(__file__).resolve().parents[2]
 SIMULATED = {"num-supernodes": 4, "client-resources-num-cpus": 1, "init-args-num-cpus": 2}

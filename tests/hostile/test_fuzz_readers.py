@@ -14,16 +14,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sample_record import sample_record
 
-from fedlora_hf.aggregation.door import examine
+from fedlora_hf.adapter.files import WEIGHTS, plain_config, read_adapter
+from fedlora_hf.aggregation.screening import examine
 from fedlora_hf.commands.train import FlagParser, _from_yaml
 from fedlora_hf.data.formats import load_examples
-from fedlora_hf.disk import parse_json
 from fedlora_hf.errors import FedLoraError
-from fedlora_hf.files import WEIGHTS, plain_config, read_adapter
 from fedlora_hf.hub import parse_source, render_card
-from fedlora_hf.names import fit_id, unfit_reason
-from fedlora_hf.record import RunRecord, check_complete
+from fedlora_hf.record.record import RunRecord, check_complete
 from fedlora_hf.update import ClientUpdate
+from fedlora_hf.util.disk import parse_json
+from fedlora_hf.util.names import fit_id, unfit_reason
 
 # The same examples every time: a suite that sometimes fails tells nobody what they broke.
 BUDGET = settings(

@@ -22,7 +22,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], bytes]:
     folder = tmp_path_factory.mktemp("sound")
     adapters = [str(bad_adapters.write_sound(folder / name, seed)) for seed, name in enumerate(SOUND)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedlora_hf.output.write_report", lambda record, folder: [])
+        patch.setattr("fedlora_hf.rounds.output.write_report", lambda record, folder: [])
         assert arena.main(["aggregate", *adapters, "--output_dir", str(folder / "out"), "--method", "fedavg"]) == 0
     return adapters, (folder / "out" / bad_adapters.WEIGHTS).read_bytes()
 
@@ -122,7 +122,7 @@ SOURCES = [
     "hub:/etc",
     "hub:..",
     ":::",
-    "@@@",
+    "@",
     "user/repo@\u202emain",
     "us\u0435r/rep\u043e",
     "x" * 100_000,

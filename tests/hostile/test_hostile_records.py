@@ -16,7 +16,7 @@ import pytest
 from fedlora_hf.commands.launch import exit_code
 from fedlora_hf.hub import write_card
 from fedlora_hf.hub.plan import make_plan
-from fedlora_hf.record import RunRecord
+from fedlora_hf.record.record import RunRecord
 from fedlora_hf.report.page import render_page
 from fedlora_hf.report.view import Run
 
@@ -36,7 +36,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of a sound run."""
     out = tmp_path_factory.mktemp("finished") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedlora_hf.output.write_report", lambda record, folder: [])
+        patch.setattr("fedlora_hf.rounds.output.write_report", lambda record, folder: [])
         assert train(out) == 0
     return out
 

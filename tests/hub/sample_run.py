@@ -6,7 +6,7 @@ import json
 import numpy as np
 from safetensors.numpy import save_file
 
-from fedlora_hf.record import RunRecord
+from fedlora_hf.record.record import RunRecord
 
 WIDTH, RANK = 16, 2
 MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj")

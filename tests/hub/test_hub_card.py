@@ -11,8 +11,8 @@ from sample_run import sample_record, write_run
 
 from fedlora_hf.hub import render_card, write_card
 from fedlora_hf.hub.text import fenced, markdown, one_line
-from fedlora_hf.record import RunRecord
-from fedlora_hf.redaction import redacted
+from fedlora_hf.record.record import RunRecord
+from fedlora_hf.util.redaction import redacted
 
 CARDS = Path(__file__).resolve().parents[2] / "model_cards"
 NASTY = "x](http://evil.example) <script>alert(1)</script> | `a` **b** ![i](j)\n---\n# title\nkey: [\u202e"

@@ -10,7 +10,7 @@ from sample_run import sample_record, write_run
 from fedlora_hf.errors import AdapterError, ConfigError
 from fedlora_hf.hub.plan import check_weights, make_plan, stale
 from fedlora_hf.hub.push import push_folder
-from fedlora_hf.record import RunRecord
+from fedlora_hf.record.record import RunRecord
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sample_record import sample_record
 
-from fedlora_hf.record import RunRecord
+from fedlora_hf.record.record import RunRecord
 from fedlora_hf.report import write_report
 from fedlora_hf.report.page import render_page
 from fedlora_hf.report.view import Run
@@ -237,7 +237,7 @@ def test_a_figure_that_no_longer_applies_is_removed(tmp_path):
 
 def test_importing_the_report_loads_no_drawing_library_and_drawing_no_pyplot(tmp_path):
     code = (
-        "import sys; from fedlora_hf.report import write_report; from fedlora_hf.record import RunRecord;"
+        "import sys; from fedlora_hf.report import write_report; from fedlora_hf.record.record import RunRecord;"
         "print(sorted({'matplotlib', 'jinja2', 'torch'} & set(sys.modules)));"
         "r = RunRecord('train', 'm', 0, modules={'a': {'discarded_energy': 0.1}});"
         f"print([p.name for p in write_report(r, {str(tmp_path)!r})], 'matplotlib.pyplot' in sys.modules)"

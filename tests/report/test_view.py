@@ -4,7 +4,7 @@
 import pytest
 from sample_record import sample_record
 
-from fedlora_hf.record import RunRecord
+from fedlora_hf.record.record import RunRecord
 from fedlora_hf.report import words
 from fedlora_hf.report.columns import Columns
 from fedlora_hf.report.round_figures import stage_change

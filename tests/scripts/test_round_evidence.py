@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from fedlora_hf import output
+from fedlora_hf.rounds import output
 
 NAMES = ("rounds", "copying", "tables")
 pytestmark = pytest.mark.filterwarnings("ignore::fedlora_hf.errors.ConvergenceWarning")

@@ -13,7 +13,7 @@ from sample_run import write_adapter, write_run
 from tools import error_of, requests_seen
 
 from fedlora_hf.hub import fetch_adapter, fetch_run, load_run, push_folder
-from fedlora_hf.record import RunRecord
+from fedlora_hf.record.record import RunRecord
 
 home = Path(sys.argv[1])
 api, repo, seen = HfApi(), "alice/run", {}

@@ -11,8 +11,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from huggingface_hub import HfApi
 from models import federation
 
-from fedlora_hf import DirMagLoraConfig, load_run, output
+from fedlora_hf import DirMagLoraConfig, load_run
 from fedlora_hf.cli import main
+from fedlora_hf.rounds import output
 
 output.write_report = lambda *_: []  # figures are another test's
 home, repo, api = Path(sys.argv[1]), os.environ["REPO"], HfApi()

@@ -11,7 +11,7 @@ from sample_run import write_run
 from tools import requests_seen
 
 from fedlora_hf.hub import BackgroundPusher, push, push_folder
-from fedlora_hf.progress import Steps
+from fedlora_hf.util.progress import Steps
 
 folder, seen = write_run(Path(sys.argv[1]) / "out"), {}
 

@@ -1,0 +1,210 @@
+"""The server's side of a run: who takes part in a round, what a client starts from, how a round is closed.
+
+It knows no model and no data, so it is the same whether clients are trained in this process or on other machines.
+"""
+# SPDX-License-Identifier: Apache-2.0
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from fedlora_hf.aggregation import aggregate
+from fedlora_hf.aggregation.method import Method
+from fedlora_hf.aggregation.partial import mean_of_trained
+from fedlora_hf.errors import ConfigError, RoundError
+from fedlora_hf.record import write as bookkeeping
+from fedlora_hf.record.record import RunRecord
+from fedlora_hf.rounds.store import RoundStore
+from fedlora_hf.training import personal as personalise
+from fedlora_hf.training.stages import Stage, personal_bytes, personal_stage, round_stage
+from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, compressed, state_sum
+from fedlora_hf.util.seeding import derive_seed
+
+if TYPE_CHECKING:
+    from fedlora_hf.config import FederatedConfig
+
+SERVER = "server"  # who trains on the server's own data
+
+
+@dataclass
+class Run:
+    """Where a run stands: the last committed round, the global adapter after it, the record, the personal adapters."""
+
+    round: int
+    state: AdapterState
+    record: RunRecord
+    personalised: Mapping[str, AdapterState] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What a client starts a round from. carry: an adapter that stands frozen under the trained one (None: nothing)."""
+
+    state: AdapterState
+    carry: AdapterState | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Federation:
+    """The rules of one run. initial: the adapter before the first round; rank: of the adapters that clients train."""
+
+    args: "FederatedConfig"
+    method: Method
+    store: RoundStore
+    initial: AdapterState
+    rank: int
+
+    def stage(self, number: int) -> Stage:
+        return round_stage(self.args, self.method.trains, number)
+
+    def cohort(self, number: int, ids: Iterable[str]) -> list[str]:
+        """The clients of a round, sorted: all, or `clients_per_round` drawn from (seed, round); none on the server."""
+        known = [] if self.stage(number).on_server else sorted(ids)
+        if self.args.clients_per_round is None or self.args.clients_per_round >= len(known):
+            return known
+        rng = np.random.default_rng(derive_seed(self.args.seed, "cohort", number))
+        return sorted(rng.choice(known, self.args.clients_per_round, replace=False).tolist())
+
+    def start(self, run: Run, client_id: str) -> Start:
+        """What a client starts the next round from: the global adapter, with what the method lets it keep."""
+        if self.method.restarts:
+            # A head has no sum to stand on: it goes on from the mean.
+            return Start(AdapterState(self.initial, run.state.extras), run.state if run.round else None)
+        own = self.last_update(run.record, client_id) if self.method.keeps else None
+        return Start(run.state if own is None else personalise.with_kept(run.state, own.state, self.method.keeps))
+
+    def last_update(self, record: RunRecord, client_id: str) -> ClientUpdate | None:
+        """The client's update of the last round it took part in, read from disk; None if there is none."""
+        number = bookkeeping.last_rounds(record).get(client_id)
+        return None if number is None else self.store.kept(number, client_id)
+
+    def own(self, record: RunRecord, client_id: str) -> AdapterState | None:
+        """A client's own whole adapter, as it left its last round; with what it stood on, where rounds restart."""
+        last = self.last_update(record, client_id)
+        if last is None:
+            return None
+        number = bookkeeping.last_rounds(record)[client_id]
+        if not self.method.restarts or number == 1:
+            return last.state
+        return state_sum(self.store.state(number - 1), last.state)
+
+    def combined(self, record: RunRecord, number: int, cohort: Sequence[str]) -> Aggregate:
+        """The aggregate of a round's updates: a pure function of what the store holds, open round or committed."""
+        updates = [self.store.update(number, client) for client in cohort if not self.store.failure(number, client)]
+        if not updates:
+            reason = self.store.failure(number, cohort[0])
+            raise RoundError(f"round {number}: all {len(cohort)} clients failed; {cohort[0]!r} with: {reason}")
+        start = self.store.state(number - 1) if number > 1 else None
+        return aggregate(
+            updates,
+            self.args.aggregation,
+            weight_by=self.args.weight_by,
+            target_rank=None if self.method.restarts else self.rank,
+            reference=None if self.method.restarts else start,
+            past=bookkeeping.past_rounds(record, number, self.store.functional(number)),
+            **cast(dict[str, Any], self.args.aggregation_options),
+        )
+
+    def close(
+        self,
+        run: Run,
+        number: int,
+        cohort: Sequence[str],
+        *,
+        seconds: float,
+        message_bytes: int | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Aggregate the open round and commit it; nothing is changed when too few updates can be used.
+
+        seconds: that training took. message_bytes: what a client sends and is sent. facts: more for the round's entry
+        in the record.
+        """
+        began, stage = time.perf_counter(), self.stage(number)
+        combined = self.combined(run.record, number, cohort)
+        failures = {client: reason for client in cohort if (reason := self.store.failure(number, client))}
+        quarantined = dict(sorted({**failures, **combined.quarantined}.items()))
+        usable = [self.store.update(number, client) for client in cohort if client not in quarantined]
+        if len(usable) < self.args.server_min_clients:
+            raise RoundError(
+                f"round {number}: {len(usable)} usable updates, server_min_clients={self.args.server_min_clients}; "
+                "nothing was changed; lower server_min_clients, or mend the clients and pass --resume_from last"
+            )
+        state, start = combined.state, run.state
+        if stage.name == "global" and self.method.weighted:
+            means = mean_of_trained(usable, combined.weights, start, stage.parts)
+            state = AdapterState(means, combined.state.extras)
+            combined = replace(combined, state=state)
+        if self.method.restarts:
+            start = self.initial
+            if run.round:
+                state = compressed(state_sum(run.state, combined.state))
+        bookkeeping.add_round(
+            run.record,
+            number,
+            cohort,
+            usable,
+            combined,
+            quarantined,
+            start,
+            {"train": seconds, "aggregate": time.perf_counter() - began},
+            stage=stage.name,
+            message_bytes=message_bytes,
+            functional=self.store.functional(number),
+        )
+        run.record.rounds[-1] |= dict(facts or {})
+        self.store.commit(number, state, run.record)
+        needed = bookkeeping.needed_updates(run.record, self.args.keep_rounds)
+        # What a client learned stands on the global adapter of the round before, where rounds restart.
+        bases = {n - 1 for n, _ in needed} if self.method.restarts else set()
+        self.store.prune(self.args.keep_rounds, needed, bases)
+
+    def close_on_server(
+        self, run: Run, number: int, update: ClientUpdate, *, seconds: float, facts: Mapping[str, Any]
+    ) -> None:
+        """Commit a round that was trained on the server's own data: the update is the new global adapter.
+
+        seconds, facts: as for `close`.
+        """
+        combined = Aggregate(update.state, modules=run.record.modules, diagnosis=run.record.diagnosis)
+        name, times = self.stage(number).name, {"train": seconds}
+        bookkeeping.add_round(run.record, number, [], [update], combined, {}, run.state, times, stage=name)
+        run.record.rounds[-1] |= {"bytes_up": {}, **facts}
+        self.store.begin(number)
+        self.store.commit(number, update.state, run.record)
+
+    def stage_facts(
+        self, number: int, clients: Iterable[str], part_bytes: Callable[[Sequence[str]], int]
+    ) -> dict[str, Any]:
+        """For a round's entry in the record: the parts it trains, and the bytes a client has to keep of them."""
+        parts = self.stage(number).parts
+        return {"parts": list(parts), "bytes_stored": dict.fromkeys(clients, part_bytes(parts))}
+
+    def personal_facts(self, run: Run, choice: str, state: AdapterState, part_bytes: int) -> dict[str, Any]:
+        """For a client's entry in the record: what it trained for itself, what that moved, and the bytes to keep.
+
+        part_bytes: of what the personal stage trains.
+        """
+        return {
+            "parts": list(personal_stage(self.args).parts) if choice.endswith(", tuned") else [],
+            "changed": bookkeeping.component_changes(run.state, state),
+            "bytes_stored": personal_bytes(choice, part_bytes, state.nbytes()),
+        }
+
+    def has_updates(self, number: int, cohort: Sequence[str]) -> bool:
+        """Whether a round left clients' updates here: not before the first, on the server, or on the Hub."""
+        came = [client for client in cohort if number and not self.store.failure(number, client)]
+        return any(self.store.kept(number, client) is not None for client in came)
+
+
+def check_cohort(args: "FederatedConfig", method: Method, clients: int) -> None:
+    """Refuse a cohort that is too small for the method."""
+    size = min(clients, args.clients_per_round or clients)
+    if size < method.least_clients:
+        raise ConfigError(
+            f"{size} clients a round: {method.name} needs at least {method.least_clients}; add clients or choose "
+            "--aggregation product_mean"
+        )

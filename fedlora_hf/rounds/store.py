@@ -1,0 +1,254 @@
+"""Rounds on disk: an open round gathers clients' updates, a committed one is renamed into place, whole or not at all.
+
+rounds/3/                 committed: the global adapter, run.json up to here, and
+rounds/3/clients/<id>/    each client's own update, a stock PEFT folder beside update.json
+rounds/.open-4/           under way: finished clients of the next round, which a resumed run does not train again
+"""
+# SPDX-License-Identifier: Apache-2.0
+
+import json
+import os
+import re
+from collections.abc import Container, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedlora_hf.adapter.files import read_adapter, write_adapter
+from fedlora_hf.aggregation.screening import unsound_state
+from fedlora_hf.errors import AdapterError, ConfigError, FedLoraError, RecordError, one_line
+from fedlora_hf.record.record import RunRecord, check_complete
+from fedlora_hf.update import AdapterState, ClientUpdate, Evidence
+from fedlora_hf.util.disk import read_json, remove_tree, sweep, sync, within, write_atomically
+
+UPDATE, FAILURE, FUNCTIONAL = "update.json", "failure.json", "functional.json"
+MAX_NOTE_BYTES = 16 * 1024**2
+_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
+
+
+class RoundStore:
+    """The folder OUT/rounds. `config` is the adapter_config.json written beside every adapter."""
+
+    def __init__(self, folder: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
+        folder = Path(folder)
+        self.folder, self.config = within(folder.parent, folder.name), dict(config)
+
+    def committed(self) -> list[int]:
+        """Numbers of the committed rounds, ascending."""
+        if not self.folder.is_dir():
+            return []
+        found = (path for path in self.folder.iterdir() if _NUMBER.fullmatch(path.name))
+        return sorted(int(path.name) for path in found if path.is_dir() and not path.is_symlink())
+
+    def damage(self, number: int) -> str | None:
+        """Why a run cannot go on from a committed round (a file cut short, say), in one line; None when it can.
+
+        Its record, its global adapter and the headers of the updates that lie there are read; older updates are not.
+        """
+        try:
+            check_complete(self.record(number), number, str(self.folder / str(number)))
+            if reason := unsound_state(self.state(number)):
+                return f"{self.folder / str(number)}: {reason}"
+            for client_id in _names(within(self.folder, str(number), "clients")):
+                if not (self.folder / str(number) / "clients" / client_id / FAILURE).is_file():
+                    self.update(number, client_id)
+        except FedLoraError as error:
+            return str(error)
+        return None
+
+    def last_sound(self) -> tuple[int, str | None]:
+        """(the last committed round that a run can go on from, what is wrong with those after it); 0 when none is
+        committed. RecordError when rounds are committed and none of them is sound."""
+        reason = None
+        for number in reversed(self.committed()):
+            damage = self.damage(number)
+            if damage is None:
+                return number, reason
+            reason = reason or damage
+        if reason is not None:
+            raise RecordError(f"{reason}; nor can an earlier round be gone on from: run again without --resume_from")
+        return 0, None
+
+    def resumed(self, resume: str) -> tuple[int, str | None]:
+        """(the committed round that `resume` names, what is wrong with later ones); 0: "last", and there is none.
+
+        ConfigError for a round that is not there, RecordError for one that is damaged.
+        """
+        if resume == "last":
+            return self.last_sound()
+        committed = self.committed()
+        if resume not in map(str, committed):
+            have = ", ".join(map(str, committed)) or "none"
+            raise ConfigError(f"resume_from={resume!r}: must be 'last' or a committed round ({have}); see rounds/")
+        if damage := self.damage(int(resume)):
+            raise RecordError(f"{damage}; pass --resume_from last for the last round that is whole")
+        return int(resume), None
+
+    def clear(self) -> None:
+        """Forget every round: a new run begins."""
+        remove_tree(self.folder)
+
+    def forget_after(self, number: int) -> None:
+        """Remove the committed rounds after `number` and any open one but the next: the run goes on from there.
+
+        Rounds go one by one, the last first, so that a run that is killed meanwhile finds an unbroken row of them."""
+        found = [path for path in self.folder.glob("*") if _NUMBER.fullmatch(path.name)]
+        for later in sorted(found, key=lambda path: -int(path.name)):
+            if int(later.name) > number:
+                remove_tree(later)
+        for path in self.folder.glob(".open-*"):
+            if path.name != f".open-{number + 1}" or path.is_symlink() or not path.is_dir():
+                remove_tree(path)
+            elif (path / "clients").is_symlink():
+                remove_tree(path / "clients")
+        for folder in (self.folder, self._open(number + 1), self._open(number + 1) / "clients"):
+            sweep(folder)
+
+    def record(self, number: int) -> RunRecord:
+        return RunRecord.load(self.folder / str(number))
+
+    def state(self, number: int) -> AdapterState:
+        """The global adapter of a committed round."""
+        return read_adapter(self.folder / str(number))[0]
+
+    def update(self, number: int, client_id: str) -> ClientUpdate:
+        """A client's own update of a round, open or committed; its tensors are read when they are asked for."""
+        return self._read(self._place(number), client_id)
+
+    def finished(self, number: int, client_id: str) -> ClientUpdate | None:
+        """The update a client has already left in an open round, or None: not trained yet, or left damaged."""
+        try:
+            return self._read(self._open(number), client_id)
+        except (AdapterError, RecordError):
+            return None
+
+    def save(self, number: int, update: ClientUpdate) -> ClientUpdate:
+        """Put a client's update into the open round; what comes back reads it from disk."""
+        place = self._open(number) / "clients" / update.client_id
+        draft = place.with_name(f".{update.client_id}.tmp")
+        remove_tree(draft)
+        write_adapter(draft, update.state, self.config)
+        facts = {"num_examples": update.num_examples, "metrics": dict(update.metrics)}
+        write_atomically(draft / UPDATE, json.dumps(facts).encode())
+        remove_tree(place)
+        os.rename(draft, place)
+        return self._read(self._open(number), update.client_id)
+
+    def kept(self, number: int, client_id: str) -> ClientUpdate | None:
+        """The client's update of a committed round, or None where it is not here (the round came from the Hub)."""
+        return self.update(number, client_id) if (self._place(number) / "clients" / client_id).is_dir() else None
+
+    def adopt(self, number: int, state: AdapterState, record: RunRecord) -> None:
+        """Commit a round that was run elsewhere."""
+        self.begin(number)
+        self.commit(number, state, record)
+
+    def begin(self, number: int, record: RunRecord | None = None) -> None:
+        """Make sure that the open round's folder is there. record: of the run so far, kept in it; see `begun`."""
+        self._open(number).mkdir(parents=True, exist_ok=True)
+        if record is not None:
+            record.save(self._open(number))
+
+    def begun(self, number: int) -> RunRecord | None:
+        """The record that the open round `number` was begun with; None when there is no such round, or none readable.
+
+        A first round has no committed one before it that would tell which run its updates belong to."""
+        try:
+            return RunRecord.load(self._open(number))
+        except RecordError:
+            return None
+
+    def fail(self, number: int, client_id: str, reason: str) -> None:
+        """Note in the open round that a client could not be trained, and why."""
+        write_atomically(self._open(number) / "clients" / client_id / FAILURE, json.dumps(reason).encode())
+
+    def failure(self, number: int, client_id: str) -> str | None:
+        """Why a client of a round, open or committed, could not be trained, or None."""
+        path = self._place(number) / "clients" / client_id / FAILURE
+        try:
+            return one_line(read_json(path, MAX_NOTE_BYTES)) if path.is_file() else None
+        except (OSError, ValueError):
+            return "training failed; the note of why cannot be read"
+
+    def commit(self, number: int, state: AdapterState, record: RunRecord) -> None:
+        """Close the open round: write the global adapter and the record into it, then rename it, synced, into place."""
+        place = self._open(number)
+        write_adapter(place, state, self.config)
+        record.save(place)
+        for path in sorted(place.rglob("*")):
+            sync(path)
+        sync(place)
+        os.rename(place, self.folder / str(number))
+        sync(self.folder)
+
+    def note_functional(self, number: int, evidence: Mapping[str, Evidence]) -> None:
+        """Keep the functional evidence of an open round beside its updates: aggregation reads it from there."""
+        content = {client: list(item) for client, item in evidence.items()}
+        write_atomically(self._open(number) / FUNCTIONAL, json.dumps(content).encode())
+
+    def functional(self, number: int) -> dict[str, Evidence]:
+        """The functional evidence of a round, open or committed; {} when none was taken."""
+        path = self._place(number) / FUNCTIONAL
+        if not path.is_file():
+            return {}
+        try:
+            found = read_json(path, MAX_NOTE_BYTES).items()
+            return {client: Evidence(float(score), _limit(threshold)) for client, (score, threshold) in found}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise RecordError(f"{path}: not readable ({type(error).__name__}); remove it") from None
+
+    def amend(self, number: int, record: RunRecord) -> None:
+        """Replace the record of a committed round by one that knows more of it, such as its metrics."""
+        record.save(self.folder / str(number))
+
+    def prune(self, keep: int, needed: Iterable[tuple[int, str]], bases: Container[int] = ()) -> None:
+        """Remove committed rounds but the last `keep` (0: none is removed), except the updates that are `needed`.
+
+        needed: (round, client id). bases: rounds whose global adapter is needed.
+        """
+        if not keep:
+            return
+        needed = set(needed)
+        for number in self.committed()[:-keep]:
+            place = self.folder / str(number)
+            clients = within(place, "clients")
+            for client in clients.iterdir() if clients.is_dir() else ():
+                if (number, client.name) not in needed:
+                    remove_tree(client)
+            if number not in bases and not any((number, client_id) in needed for client_id in _names(clients)):
+                remove_tree(place)
+
+    def _place(self, number: int) -> Path:
+        committed = self.folder / str(number)
+        return committed if committed.is_dir() else self._open(number)
+
+    def _open(self, number: int) -> Path:
+        return self.folder / f".open-{number}"
+
+    def _read(self, place: Path, client_id: str) -> ClientUpdate:
+        folder = place / "clients" / client_id
+        state, _ = read_adapter(folder)
+        try:
+            facts = read_json(folder / UPDATE, MAX_NOTE_BYTES)
+            metrics = {str(name): float(value) for name, value in facts["metrics"].items() if value is not None}
+            return ClientUpdate(client_id, state, facts["num_examples"], metrics)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RecordError(f"{folder / UPDATE}: not readable ({type(error).__name__}); train it again") from None
+
+
+def _names(folder: Path) -> list[str]:
+    """Names in a folder, sorted, without drafts."""
+    return sorted(path.name for path in folder.iterdir() if path.name[0] != ".") if folder.is_dir() else []
+
+
+def unlike(state: AdapterState, other: AdapterState) -> str | None:
+    """Why two adapters are not of one model (modules, shapes), or None."""
+    for module in sorted({*state, *other}):
+        if module not in state or module not in other:
+            return f"module {module} is in one of them only"
+        if state[module].shape != other[module].shape:
+            return f"module {module} is {state[module].shape} in one of them and {other[module].shape} in the other"
+    return None
+
+
+def _limit(threshold: Any) -> float | None:
+    return None if threshold is None else float(threshold)

@@ -1,0 +1,231 @@
+"""One client's local training: the steps of one round from the adapter the model holds, and nothing else.
+
+`transformers.Trainer.train()` is not called: run again and again it would repeat one batch order, carry the optimizer
+from client to client and collect garbage at every call. Its parts are (compute_loss, training_step, the optimizer and
+scheduler factories, gradient accumulation by tokens), so a client's steps are a plain Trainer's steps to the bit.
+"""
+# SPDX-License-Identifier: Apache-2.0
+
+import gc
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import count as counting
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler
+from transformers import Trainer, TrainingArguments
+
+from fedlora_hf.errors import ClientTimeoutError, one_line
+from fedlora_hf.launch.processes import Processes
+from fedlora_hf.training.metrics import IGNORED
+from fedlora_hf.util.disk import is_disk_trouble
+from fedlora_hf.util.seeding import derive_seed
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """What a client's local training did. train_loss: mean over the steps, of the training loss without any FedProx
+    term; steps: optimizer steps taken."""
+
+    train_loss: float
+    steps: int
+
+
+def num_local_steps(args: Any, num_examples: int, processes: int = 1) -> int:
+    """Optimizer steps of a client in one round: local_steps, or local_epochs over its examples, rounded up.
+
+    processes: how many share out the client's batches. As in Trainer, a step then has so many times the examples.
+    """
+    if args.local_steps is not None:
+        return int(args.local_steps)
+    batches = math.ceil(num_examples / args.per_device_train_batch_size)
+    return max(1, math.ceil(args.local_epochs * math.ceil(batches / (args.gradient_accumulation_steps * processes))))
+
+
+def local_batches(
+    dataset: Sized,
+    collate: Callable[[list[Any]], dict[str, Any]],
+    args: TrainingArguments,
+    seed: int,
+    *,
+    share: tuple[int, int] = (0, 1),
+    even: bool = False,
+) -> Iterator[list[dict[str, Any]]]:
+    """The micro-batches of one optimizer step after the other, epoch after epoch, for ever.
+
+    The order of epoch e is drawn from (seed, e) alone. As in Trainer, an epoch's last step may have fewer batches.
+    share: (number, count) of this process among those that share out the batches. It gets every count-th micro-batch
+        of a step that has gradient_accumulation_steps for each: together they see what one process sees that
+        accumulates count times as many. even: where an epoch ends before its turn it gets a batch without labels.
+    """
+    number, count = share
+    size, per_step = args.per_device_train_batch_size, args.gradient_accumulation_steps * count
+    total = math.ceil(len(dataset) / size)
+    for epoch in counting():
+        generator = torch.Generator().manual_seed(derive_seed(seed, "epoch", epoch))
+        order = BatchSampler(RandomSampler(dataset, generator=generator), size, drop_last=False)
+        loader: DataLoader[Any] = DataLoader(
+            dataset,  # type: ignore[arg-type]
+            batch_sampler=_EveryNth(order, number, count),
+            generator=generator,
+            collate_fn=collate,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
+        )
+        batches = iter(loader)
+        for first in range(0, total, per_step):
+            on_all = min(per_step, total - first)
+            own = list(islice(batches, len(range(number, on_all, count))))
+            if even and len(own) < math.ceil(on_all / count):
+                own.append(_without_labels(collate([dataset[0]])))  # type: ignore[index]
+            yield own
+
+
+@dataclass(frozen=True)
+class _EveryNth:
+    """The items number, number + count, number + 2 count ... of `items`, drawn when they are asked for."""
+
+    items: Iterable[Any]
+    number: int
+    count: int
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(self.items, self.number, None, self.count)
+
+
+def _without_labels(batch: dict[str, Any]) -> dict[str, Any]:
+    return {**batch, "labels": torch.full_like(batch["labels"], IGNORED)}
+
+
+def train_locally(
+    trainer: Trainer,
+    batches: Iterator[list[dict[str, Any]]],
+    steps: int,
+    *,
+    seed: int,
+    processes: Processes,
+    proximal_mu: float = 0.0,
+    timeout: float | None = None,
+) -> LocalResult:
+    """Take `steps` optimizer steps on the trainable parameters of `trainer.model`, in place.
+
+    The optimizer and scheduler are fresh. Dropout is drawn from `seed`; the global generator is left as it was.
+    processes: when they work together each takes its own `batches`; losses have the whole step's denominator and
+    gradients are added up, so every process takes the same step.
+    proximal_mu: FedProx (Li et al. 2020, arXiv 1812.06127), mu / 2 * |w - w_start|^2 added to the loss; its gradient
+    mu * (w - w_start) is added directly, which is the same and costs no graph.
+    timeout: seconds after which the client is given up, looked at after every step: ClientTimeoutError.
+    """
+    began = time.monotonic()
+    args, accelerator, model = trainer.args, trainer.accelerator, trainer.model_wrapped
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    start = [parameter.detach().clone() for parameter in parameters] if proximal_mu else []
+    trainer.optimizer = trainer.lr_scheduler = None
+    optimizer = trainer.create_optimizer()
+    scheduler = trainer.create_scheduler(num_training_steps=steps, optimizer=optimizer)
+    if accelerator.scaler is not None:
+        trainer.optimizer = optimizer = accelerator.prepare_optimizer(optimizer)
+    total = torch.zeros((), device=args.device)
+    devices = _cuda_devices(args.device)
+    number = processes.share[0]  # a process with batches of its own needs dropout of its own
+    with _leave_nothing(trainer, parameters), torch.random.fork_rng(devices), _mode_set_once(model):
+        torch.manual_seed(derive_seed(seed, "dropout", *([number] if number else [])))
+        for step in range(1, steps + 1):
+            micro_batches, num_items = _next_step(trainer, batches, processes)
+            trainer.control = trainer.callback_handler.on_step_begin(args, trainer.state, trainer.control)
+            total += processes.add_gradients(parameters, partial(_backward, trainer, micro_batches, num_items))
+            for parameter, origin in zip(parameters, start, strict=bool(start)):
+                if parameter.grad is not None:
+                    parameter.grad.add_(parameter.detach() - origin, alpha=proximal_mu)
+            if args.max_grad_norm and args.max_grad_norm > 0:
+                accelerator.clip_grad_norm_(parameters, args.max_grad_norm)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad(set_to_none=True)
+            trainer.state.global_step += 1
+            trainer.control = trainer.callback_handler.on_step_end(args, trainer.state, trainer.control)
+            if timeout is not None and (seconds := processes.agreed(time.monotonic() - began)) > timeout:
+                raise ClientTimeoutError(
+                    f"{step} of {steps} steps took {seconds:.1f} s, client_timeout={timeout:g}; raise it or take fewer"
+                )
+    return LocalResult(train_loss=float(total) / steps, steps=steps)
+
+
+def _next_step(
+    trainer: Trainer, batches: Iterator[list[dict[str, Any]]], processes: Processes
+) -> tuple[list[dict[str, Any]], Tensor | int | None]:
+    """(this process's micro-batches of the next step, the number of items in the step, over all processes)."""
+    device = trainer.args.device
+    drawn: list[Any] = []
+
+    def counts() -> Tensor:
+        own = next(batches)
+        drawn[:] = trainer.get_batch_samples(iter(own), len(own), device)
+        return torch.tensor([len(own), float(drawn[1] or 0)], device=device, dtype=torch.float64)
+
+    if not processes.together:
+        counts()
+        trainer.current_gradient_accumulation_steps = len(drawn[0])
+        return drawn[0], drawn[1]
+    number, items = processes.total(counts, torch.zeros(2, device=device, dtype=torch.float64))
+    trainer.current_gradient_accumulation_steps = int(number)
+    return drawn[0], None if drawn[1] is None else items.float()
+
+
+def _backward(trainer: Trainer, micro_batches: list[dict[str, Any]], num_items: Tensor | int | None) -> Tensor:
+    """Forward and backward of a step's micro-batches on this process; the sum of their losses."""
+    loss = torch.zeros((), device=trainer.args.device)
+    for inputs in micro_batches:
+        loss += trainer.training_step(trainer.model_wrapped, inputs, num_items)
+    return loss
+
+
+@contextmanager
+def _leave_nothing(trainer: Trainer, parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Whatever becomes of a client, the next one finds no gradients and no optimizer of its making."""
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.grad = None
+        # The accelerator would otherwise collect every client's optimizer for as long as the process lives.
+        trainer.accelerator._optimizers.clear()
+        trainer.optimizer = trainer.lr_scheduler = None
+
+
+def failure_reason(what: str, error: Exception) -> str:
+    """Why a client's work failed, in one line for the record; an error of the disk is nobody's but ours, and raised."""
+    if is_disk_trouble(error):
+        raise error
+    return one_line(f"{what} failed: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}", 400)
+
+
+def free_memory() -> None:
+    """Give back what a failed client has left behind: its graph, its activations, the device's cache."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def _mode_set_once(model: nn.Module) -> Iterator[None]:
+    """`model.train()` passes at once while the model is in that mode: training_step asks for it at every step, and it
+    would walk over all modules. A callback that evaluates changes the mode, and changes it back, as ever."""
+    walk = model.train
+    model.train = lambda mode=True: model if model.training == mode else walk(mode)  # type: ignore[method-assign]
+    try:
+        walk()
+        yield
+    finally:
+        del model.train
+
+
+def _cuda_devices(device: torch.device) -> list[torch.device]:
+    return [device] if device.type == "cuda" else []

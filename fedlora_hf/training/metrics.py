@@ -1,0 +1,171 @@
+"""How good an adapter is on one client's held-out examples: loss, perplexity, token accuracy, ROUGE-L, accuracy."""
+# SPDX-License-Identifier: Apache-2.0
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+
+if TYPE_CHECKING:
+    from fedlora_hf.launch.processes import Processes
+
+IGNORED = -100
+
+
+def held_out_metrics(
+    model: nn.Module,
+    dataset: Any,
+    collate: Callable[[list[Any]], dict[str, Any]],
+    *,
+    task: str,
+    batch_size: int,
+    processes: "Processes | None" = None,
+) -> dict[str, float]:
+    """Metrics of `model` on `dataset`, each a mean over the whole of it, whatever the batches.
+
+    causal_lm: "loss" (nats per answer token), "perplexity" = exp(loss), "token_accuracy". sequence_classification:
+    "loss" (nats per example), "accuracy". Both: "num_items", tokens or examples. {} for an empty dataset.
+    processes: those that work together share out the batches, and all of them get the metrics of the whole.
+    """
+    score = _causal_scores if task == "causal_lm" else _class_scores
+    device = next(model.parameters()).device
+    rows = range(len(dataset))
+    batches = [rows[start : start + batch_size] for start in rows[::batch_size]]
+    own, idle = _share(batches, processes)
+    # A loader without a generator of its own draws from the global one, even when it shuffles nothing.
+    loader: DataLoader[Any] = DataLoader(dataset, batch_sampler=own, collate_fn=collate, generator=torch.Generator())  # type: ignore[arg-type]
+
+    def summed() -> Tensor:
+        total = torch.zeros(3, dtype=torch.float64, device=device)
+        for number, batch in enumerate(loader):
+            scores = score(model, {name: tensor.to(device) for name, tensor in batch.items()})
+            if number < len(own) - idle:
+                total += scores
+        return total
+
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        like = torch.zeros(3, dtype=torch.float64, device=device)
+        total = summed() if processes is None else processes.total(summed, like)
+    model.train(was_training)
+    nats, correct, items = total.tolist()
+    if not items:
+        return {}
+    loss = nats / items
+    if task != "causal_lm":
+        return {"loss": loss, "accuracy": correct / items, "num_items": items}
+    return {
+        "loss": loss,
+        "perplexity": math.exp(loss) if loss < 700 else math.inf,
+        "token_accuracy": correct / items,
+        "num_items": items,
+    }
+
+
+def _share(batches: list[range], processes: "Processes | None") -> tuple[list[range], int]:
+    """(the batches of this process, how many at the end only keep it in step with the others and do not count)."""
+    if processes is None:
+        return batches, 0
+    number, count = processes.share
+    own = batches[number::count]
+    idle = -(-len(batches) // count) - len(own) if processes.lockstep else 0
+    return own + batches[:idle], idle
+
+
+def _causal_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """(summed negative log-likelihood, correct tokens, tokens) of the answers; position i predicts token i + 1."""
+    labels = batch.pop("labels")[:, 1:]
+    logits = model(**batch).logits[:, :-1]
+    answered = labels != IGNORED
+    return _scores(logits[answered], labels[answered])
+
+
+def _class_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    labels = batch.pop("labels")
+    return _scores(model(**batch).logits, labels)
+
+
+def _scores(logits: Tensor, labels: Tensor) -> Tensor:
+    logits = logits.float()
+    nats = cross_entropy(logits, labels, reduction="sum")
+    return torch.stack([nats, (logits.argmax(-1) == labels).sum(), torch.tensor(labels.numel(), device=nats.device)])
+
+
+def generate_answers(
+    model: Any, prompts: Sequence[list[int]], tokenizer: Any, *, max_new_tokens: int, batch_size: int = 8
+) -> list[str]:
+    """Greedy answers to tokenised prompts, left-padded in batches, cut at the end-of-sequence token."""
+    answers: list[str] = []
+    device = next(model.parameters()).device
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    was_training = model.training
+    model.eval()
+    for start in range(0, len(prompts), batch_size):
+        rows = prompts[start : start + batch_size]
+        width = max(len(row) for row in rows)
+        ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+        with torch.no_grad():
+            generated = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                use_cache=True,
+                pad_token_id=pad,
+            )
+        answers += tokenizer.batch_decode(generated[:, width:], skip_special_tokens=True)
+    model.train(was_training)
+    return answers
+
+
+def rouge_l(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """Mean ROUGE-L F1 (Lin 2004, by rouge_score), the best of the accepted answers counting for each prediction."""
+    return float(_rouge_metric().compute(predictions=list(predictions), references=list(references))["rouge_l"])
+
+
+@cache
+def _rouge_metric() -> Any:
+    """The metric as an `evaluate.Metric` of our own, because `evaluate.load("rouge")` fetches a script when it runs."""
+    import datasets
+    import evaluate
+    from rouge_score.rouge_scorer import RougeScorer
+
+    class RougeL(evaluate.Metric):
+        def _info(self) -> evaluate.MetricInfo:
+            text = datasets.Value("string")
+            features = datasets.Features({"predictions": text, "references": datasets.Sequence(text)})
+            return evaluate.MetricInfo(
+                description="ROUGE-L F1 against the best reference",
+                citation="Lin 2004",
+                inputs_description="",
+                features=features,
+            )
+
+        def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
+            scorer = RougeScorer(["rougeL"])
+            scores = [
+                scorer.score_multi(accepted, prediction)["rougeL"].fmeasure
+                for prediction, accepted in zip(predictions, references, strict=True)
+            ]
+            return {"rouge_l": sum(scores) / len(scores)}
+
+    return RougeL(keep_in_memory=True)
+
+
+def mean_metrics(per_client: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Unweighted mean over clients of every metric all of them have; perplexity is exp of the mean loss."""
+    rows = [row for row in per_client if row]
+    if not rows:
+        return {}
+    shared = [name for name in rows[0] if name != "num_items" and all(name in row for row in rows)]
+    means = {name: sum(row[name] for row in rows) / len(rows) for name in shared}
+    if "perplexity" in means:
+        means["perplexity"] = math.exp(means["loss"]) if means["loss"] < 700 else math.inf
+    return means

@@ -1,0 +1,63 @@
+"""Scores any adapter on any split, in the one model there is."""
+# SPDX-License-Identifier: Apache-2.0
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from fedlora_hf.adapter.slot import AdapterSlot, set_carry
+from fedlora_hf.data.tokenize import tokenize_prompts
+from fedlora_hf.launch.processes import Processes
+from fedlora_hf.training.metrics import generate_answers, held_out_metrics, rouge_l
+from fedlora_hf.update import AdapterState
+
+if TYPE_CHECKING:
+    from fedlora_hf.config import FederatedConfig
+
+
+class Scorer:
+    """Puts an adapter into the model and measures it there."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        slot: AdapterSlot,
+        collate: Any,
+        tokenizer: Any,
+        args: "FederatedConfig",
+        processes: Processes,
+    ) -> None:
+        self.model, self.slot, self.collate, self.tokenizer, self.args = model, slot, collate, tokenizer, args
+        self.processes = processes
+        self.blank = slot.read()
+        self.rank = max(factors.rank for factors in self.blank.values())
+
+    def install(self, state: AdapterState) -> None:
+        """Put any adapter into the model; one of a higher rank than the model's stands beside it, frozen."""
+        if max(factors.rank for factors in state.values()) <= self.rank:
+            set_carry(self.slot.model, None)
+            self.slot.write(state)
+        else:
+            set_carry(self.slot.model, state)
+            self.slot.write(AdapterState({name: f * 0.0 for name, f in self.blank.items()}, state.extras))
+
+    def metrics(self, state: AdapterState, dataset: Any) -> dict[str, float]:
+        """Loss and accuracy of an adapter on a tokenised split; see `evaluation.held_out_metrics`."""
+        self.install(state)
+        return held_out_metrics(
+            self.model,
+            dataset,
+            self.collate,
+            task=self.args.task,
+            batch_size=self.args.per_device_eval_batch_size,
+            processes=self.processes,
+        )
+
+    def answers(self, state: AdapterState, questions: Any) -> dict[str, float]:
+        """{"rouge_l": ...} of greedy answers to raw examples; {} where there are none, or no tokenizer."""
+        if not questions or self.tokenizer is None:
+            return {}
+        self.install(state)
+        prompts = tokenize_prompts(questions["prompt"], self.tokenizer, max_length=self.args.max_length)
+        answers = generate_answers(self.slot.model, prompts, self.tokenizer, max_new_tokens=self.args.max_new_tokens)
+        return {"rouge_l": rouge_l(answers, questions["references"])}
