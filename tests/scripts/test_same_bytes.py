@@ -4,6 +4,7 @@
 import copy
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,10 +23,21 @@ def same_bytes(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("same_bytes")
 
 
-def call(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, arguments)], capture_output=True, text=True, timeout=120
-    )
+# One process for both actions: importing what a run needs takes longer than the run.
+BOTH = """
+import sys
+from pathlib import Path
+import same_bytes
+same_bytes.prepare()
+file, only = Path(sys.argv[1]), ["--only", "classification"]
+assert same_bytes.main(["write", str(file), *only]) == 0
+content = same_bytes.load(file)
+hashes, records = content["files"]["classification"], content["records"]["classification"]
+hashes["adapter_model.safetensors"] = hashes["run.json"] = "0" * 64
+records["run.json"]["rounds"][1]["weights"]["client-02"] = 7.0
+same_bytes.save(file.with_name("changed.json"), content)
+raise SystemExit(same_bytes.main(["compare", str(file.with_name("changed.json")), *only]))
+"""
 
 
 def contents(**record: Any) -> dict[str, Any]:
@@ -35,26 +47,21 @@ def contents(**record: Any) -> dict[str, Any]:
 
 
 def test_the_same_tree_makes_the_same_but_for_what_was_changed_by_hand(same_bytes: ModuleType, tmp_path: Path) -> None:
-    file = tmp_path / "before.json"
-    written = call("write", file, "--only", "classification")
-    assert written.returncode == 0, written.stderr[-2000:]
-    content = same_bytes.load(file)
-    assert list(content["files"]) == ["classification"]
-    hashes, record = content["files"]["classification"], content["records"]["classification"]["run.json"]
-    assert {"adapter_config.json", "adapter_model.safetensors", "run.json", "rounds/2/run.json"} <= set(hashes)
-    # The head that was trained in the rounds is no empty claim: the two rounds left different adapters.
-    assert hashes["rounds/1/adapter_model.safetensors"] != hashes["rounds/2/adapter_model.safetensors"]
-    assert not {"created", "versions", "command"} & set(record)
-    hashes["adapter_model.safetensors"] = "0" * 64
-    hashes["run.json"] = "0" * 64
-    record["rounds"][1]["weights"]["client-02"] = 7.0
-    same_bytes.save(file, content)
-    compared = call("compare", file, "--only", "classification")
-    assert compared.returncode == 1, compared.stderr[-2000:]
-    lines = [line for line in compared.stdout.splitlines() if line.startswith("classification/")]
+    command, paths = [sys.executable, "-c", BOTH, str(tmp_path / "before.json")], [str(SCRIPT.parent), str(ROOT)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 1, done.stderr[-2000:]
+    lines = [line for line in done.stdout.splitlines() if line.startswith("classification/")]
     assert lines[0] == "classification/adapter_model.safetensors: other bytes"
     assert lines[1].startswith("classification/run.json: rounds.1.weights.client-02: 7.0 -> 0.")
     assert len(lines) == 2
+    content = same_bytes.load(tmp_path / "before.json")
+    assert list(content["files"]) == ["classification"]
+    hashes, record = content["files"]["classification"], content["records"]["classification"]["run.json"]
+    assert {"adapter_config.json", "adapter_model.safetensors", "run.json", "rounds/2/run.json"} <= set(hashes)
+    # Something was trained: the two rounds left different adapters.
+    assert hashes["rounds/1/adapter_model.safetensors"] != hashes["rounds/2/adapter_model.safetensors"]
+    assert not {"created", "versions", "command"} & set(record)
 
 
 def test_every_kind_of_difference_is_named(same_bytes: ModuleType) -> None:
