@@ -185,6 +185,9 @@ class HubOptions:
     hub_with_clients: bool = option(
         False, "Push the personal adapters too; they derive from the clients' private data."
     )
+    hub_with_client_facts: bool = option(
+        False, "Push what the record says of each client too (names, counts, losses, norms, evidence), and the report."
+    )
 
 
 GROUPS = (

@@ -387,12 +387,20 @@ class FederatedTrainer(ClientTrainer):
         revision: str | None = None,
         *,
         with_clients: bool = False,
+        with_client_facts: bool = False,
         **kwargs: Any,
     ) -> str | None:
-        """Push `output_dir` as one commit: the global adapter, run.json, card and report; the personal adapters only
-        when asked (`with_clients`), because they derive from private data. Private unless hub_private_repo=False.
+        """Push `output_dir` as one commit: the global adapter, the public part of run.json, and the card. Only when
+        asked, because they derive from private data: the personal adapters (`with_clients`), and what the record says
+        of each client with the report that shows it (`with_client_facts`). Private unless hub_private_repo=False.
         Returns the address of the commit."""
         if not self.is_world_process_zero():
             return None
         self.save_model()
-        return self.publisher.push(commit_message, token=token, revision=revision, with_clients=with_clients)
+        return self.publisher.push(
+            commit_message,
+            token=token,
+            revision=revision,
+            with_clients=with_clients,
+            with_client_facts=with_client_facts,
+        )

@@ -122,13 +122,18 @@ def _round(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "round": entry.get("round"),
         "stage": entry.get("stage") or "-",
-        "clients": len(sequence(entry.get("cohort"))),
-        "flagged": ", ".join(map(str, sequence(entry.get("flagged")))) or "-",
-        "quarantined": ", ".join(map(str, sequence(entry.get("quarantined")))) or "-",
+        "clients": entry["cohort"] if is_number(entry.get("cohort")) else len(sequence(entry.get("cohort"))),
+        "flagged": _names(entry.get("flagged")),
+        "quarantined": _names(entry.get("quarantined")),
         "loss": sum(losses) / len(losses) if losses else None,
         "megabytes": sum(sent) / 1e6 if sent else None,
         "seconds": entry.get("seconds"),
     }
+
+
+def _names(value: object) -> str:
+    """Names, or how many where a record does not name them; a dash for none."""
+    return str(value or "-") if is_number(value) else ", ".join(map(str, sequence(value))) or "-"
 
 
 def _amounts(value: object) -> list[float]:

@@ -19,7 +19,7 @@ folder, seen = write_run(Path(sys.argv[1]) / "out"), {}
 def shown(name, terminal):
     text = io.StringIO()
     steps = Steps(console=Console(file=text, force_terminal=terminal, width=100, color_system=None))
-    push_folder(folder, f"alice/{name}", with_clients=True, steps=steps)
+    push_folder(folder, f"alice/{name}", with_clients=True, with_client_facts=True, steps=steps)
     return text.getvalue()
 
 
