@@ -79,10 +79,11 @@ class FederatedTrainer(ClientTrainer):
         """Run the rounds and write `output_dir`; go on from where `resume_from` (or `resume_from_checkpoint`) says."""
         began = time.perf_counter()
         resume = "last" if resume_from_checkpoint is True else resume_from_checkpoint or self.args.resume_from
-        run = self.loop.train(resume)
-        self.evaluate()
-        with self.processes.all_or_none():
-            self.save_model()
+        with self.loop.writing():
+            run = self.loop.train(resume)
+            self.evaluate()
+            with self.processes.all_or_none():
+                self.save_model()
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         losses = [loss for entry in run.record.rounds for loss in entry["train_loss"].values() if loss is not None]
         metrics = {"train_runtime": time.perf_counter() - began, "train_rounds": run.round}

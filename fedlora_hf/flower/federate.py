@@ -52,11 +52,12 @@ class FlowerRun:
 
     def train(self) -> Run:
         """Run the rounds and write `output_dir`."""
-        run = self.loop.train(self.args.resume_from)
-        self.loop.evaluate()
-        self.loop.write(str(self.args.output_dir))
+        with self.loop.writing():
+            run = self.loop.train(self.args.resume_from)
+            self.loop.evaluate()
+            self.loop.write(str(self.args.output_dir))
         if self.args.push_to_hub:
-            self.publisher.push("End of training", token=None, revision=None, with_clients=False)
+            self.publisher.push("End of training")
         return run
 
     # ---- what the loop tells -----------------------------------------------------------------------------------------

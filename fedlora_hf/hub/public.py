@@ -22,6 +22,8 @@ _ROUND = ("round", "stage", "seconds", "n_iter", "converged", "parts", "changed"
 _ROUND_MEANS = ("train_loss", "bytes_up", "bytes_down", "bytes_stored")
 # Of the data and the model, beside their names where those are Hub ids.
 _DATA = ("partition_by", "num_examples", "duplicates_removed", "language", "seed")
+# A hash of the data would let whoever has a guess confirm it.
+_SHA256 = ("adapter", "base")
 _MODEL = ("task", "dtype", "parameters", "license")
 # Options whose value is a word of a fixed list. Texts of all others (paths, names, notes) stay; numbers and flags go.
 _WORDS = (
@@ -46,6 +48,7 @@ def public_record(record: RunRecord, with_client_facts: bool = False) -> RunReco
     sent |= {"schema_version": content["schema_version"], "options": _options(content["options"])}
     sent["model"] = _named(content["model"], "name_or_path", _MODEL)
     sent["data"] = _named(content["data"], "dataset", _DATA)
+    sent["sha256"] = _only(content["sha256"], _SHA256)
     if with_client_facts:
         facts = ("clients", "rounds", "flagged", "quarantined", "modules", "diagnosis", "similarity")
         return RunRecord.from_dict(sent | {name: content[name] for name in facts})

@@ -41,6 +41,8 @@ class RunRecord:
         collaborative clients.
     privacy: {"clip", "noise_multiplier", "delta", "rounds", "epsilon", "note", "neighbours", "adversary"}, of a run
         whose clients add noise; see privacy.account.
+    sha256: {"adapter": of the global adapter's weights file, "data": of the tokenised examples, "base": of the base
+        model's weights (see `adapter.base_fingerprint`)}, as far as known.
     diagnosis: what the last aggregation said of the whole cohort. similarity: {"ids", "cosine"} between the updates.
     """
 
@@ -64,6 +66,7 @@ class RunRecord:
     diagnosis: dict[str, Any] = field(default_factory=dict)
     similarity: dict[str, Any] = field(default_factory=dict)
     privacy: dict[str, Any] = field(default_factory=dict)
+    sha256: dict[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> str:

@@ -33,8 +33,10 @@ def opening(
     facts: Mapping[str, Any],
     num_examples: Mapping[str, int | None],
     adapter: Mapping[str, Any],
+    sha256: Mapping[str, str] | None = None,
 ) -> RunRecord:
-    """The record of a run that is about to begin. `facts`: what only the caller knows; its keys are record fields."""
+    """The record of a run that is about to begin. `facts`: what only the caller knows; its keys are record fields.
+    sha256: of the data and of the base model, where they are here."""
     record = RunRecord(
         kind="train",
         method=method.name,
@@ -45,6 +47,7 @@ def opening(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         versions=versions(),
         adapter=dict(adapter),
+        sha256=dict(sha256 or {}),
         clients={client: newcomer(count) for client, count in num_examples.items()},
     )
     for name, value in facts.items():
@@ -70,6 +73,13 @@ def check_same_run(earlier: RunRecord, now: RunRecord) -> None:
     ):
         if old != new:
             raise ConfigError(f"{what}: {str(new)[:80]}; the run to resume has {str(old)[:80]}; pass the same")
+    for what, told in (("data", "the clients' examples"), ("base", "the base model's weights")):
+        then, here = (record.sha256.get(what, "") for record in (earlier, now))
+        if then and here and then != here:
+            raise ConfigError(
+                f"{what}: {told} are not those of the run to resume (sha256 {here[:12]}, then {then[:12]}); restore "
+                "them, or begin a new run in another --output_dir"
+            )
 
 
 def add_round(

@@ -1,6 +1,6 @@
 """Rounds on disk: an open round gathers clients' updates, a committed one is renamed into place, whole or not at all.
 
-rounds/3/                 committed: the global adapter, run.json up to here, and
+rounds/3/                 committed: the global adapter, run.json up to here, SHA256SUMS of all its files, and
 rounds/3/clients/<id>/    each client's own update, a stock PEFT folder beside update.json
 rounds/.open-4/           under way: finished clients of the next round, which a resumed run does not train again
 """
@@ -17,9 +17,10 @@ from fedlora_hf.adapter.files import read_adapter, write_adapter
 from fedlora_hf.aggregation.screening import unsound_state
 from fedlora_hf.errors import AdapterError, ConfigError, FedLoraError, RecordError, one_line
 from fedlora_hf.numerics.evidence import Evidence
-from fedlora_hf.record.record import RunRecord, check_complete
+from fedlora_hf.record.record import FILE_NAME, RunRecord, check_complete
 from fedlora_hf.update import AdapterState, ClientUpdate
 from fedlora_hf.util.disk import read_json, remove_tree, sweep, sync, within, write_atomically
+from fedlora_hf.util.sums import changed_file, write_sums
 
 UPDATE, FAILURE, FUNCTIONAL = "update.json", "failure.json", "functional.json"
 MAX_NOTE_BYTES = 16 * 1024**2
@@ -43,17 +44,25 @@ class RoundStore:
     def damage(self, number: int) -> str | None:
         """Why a run cannot go on from a committed round (a file cut short, say), in one line; None when it can.
 
-        Its record, its global adapter and the headers of the updates that lie there are read; older updates are not.
+        Every file that lies there is as its sha256 tells, and so are the updates that earlier rounds keep; its record,
+        its global adapter and the headers of its updates are read.
         """
+        place = self.folder / str(number)
         try:
-            check_complete(self.record(number), number, str(self.folder / str(number)))
+            for earlier in self.committed():
+                kept = "" if earlier == number else "clients/"
+                if earlier <= number and (reason := changed_file(self.folder / str(earlier), kept)):
+                    return f"{self.folder / str(earlier)}: {reason}"
+            check_complete(self.record(number), number, str(place))
             if reason := unsound_state(self.state(number)):
-                return f"{self.folder / str(number)}: {reason}"
+                return f"{place}: {reason}"
             for client_id in _names(within(self.folder, str(number), "clients")):
                 if not (self.folder / str(number) / "clients" / client_id / FAILURE).is_file():
                     self.update(number, client_id)
         except FedLoraError as error:
             return str(error)
+        except (OSError, ValueError) as error:
+            return f"{place}: {one_line(error, 120)}"
         return None
 
     def last_sound(self) -> tuple[int, str | None]:
@@ -175,6 +184,7 @@ class RoundStore:
         place = self._open(number)
         write_adapter(place, state, self.config)
         record.save(place)
+        write_sums(place)
         for path in sorted(place.rglob("*")):
             sync(path)
         sync(place)
@@ -200,6 +210,7 @@ class RoundStore:
     def amend(self, number: int, record: RunRecord) -> None:
         """Replace the record of a committed round by one that knows more of it, such as its metrics."""
         record.save(self.folder / str(number))
+        write_sums(self.folder / str(number), FILE_NAME)
 
     def prune(self, keep: int, needed: Iterable[tuple[int, str]], bases: Container[int] = ()) -> None:
         """Remove committed rounds but the last `keep` (0: none is removed), except the updates that are `needed`.

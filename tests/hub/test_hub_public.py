@@ -90,5 +90,6 @@ def test_the_page_lists_what_leaves() -> None:
     assert named["`model`"] == {*public._MODEL, "name_or_path"}
     assert named["`data`"] == {*public._DATA, "dataset"}
     assert named["`rounds`"] == {*public._ROUND, *public._ROUND_MEANS}
+    assert {"adapter", "base"} == named["`sha256`"] == set(public._SHA256)
     assert named["`modules`"] == set(public._MODULE)
     assert named["`diagnosis`"] == set(public._SAID)
