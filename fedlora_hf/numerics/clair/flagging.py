@@ -55,7 +55,7 @@ def shorth(x: Tensor) -> tuple[float, float]:
 
 def critical_z(n: int) -> float:
     """Robust z that a clean client exceeds with probability of about 1 / 1000 in a normal sample of n: the shorth of
-    few is often far too short. Fitted to simulations (scripts/calibrate_flags.py)."""
+    few is often far too short. Fitted to simulations (scripts/experiments/calibrate_flags.py)."""
     return 3.4 + 60.0 / n
 
 
