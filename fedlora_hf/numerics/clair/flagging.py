@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 KINDS = ("subspace", "direction", "scale")
-# A client is flagged when it is a stranger to the majority: when it has less than 15 % of what the core shares, or
-# no more than chance explains (a stranger scores 1 give or take its standard error). Being an outlier is not enough:
-# honest minorities are outliers. Where ERRORS of these errors leave less than LEAST_CAP, only opposition is told.
+# A client is flagged when it is unrelated to the majority: when it has less than 15 % of what the core shares, or
+# no more than chance explains (an unrelated client scores 1, give or take its error). Being an outlier is not enough:
+# honest minorities are outliers. Where ERRORS of these errors leave less than LEAST_CAP, only opposition is flagged.
 CAP, LEAST_CAP, ERRORS = 0.85, 0.7, 3.0
 # Where no client of the core has more than EXACT of its energy outside the subspace, the model holds to the last digit,
 # and a client is flagged with this much less than the core has inside.
@@ -60,9 +60,9 @@ def critical_z(n: int) -> float:
 
 
 def stranger_threshold(scores: Tensor, errors: Tensor) -> Tensor:
-    """(K,) thresholds of a score that is 0 at the core, 1 for a stranger and 2 for the core's negative.
+    """(K,) thresholds of a score that is 0 at the core, 1 for an unrelated client and 2 for the core's negative.
 
-    errors: (K,) standard errors of a stranger's score.
+    errors: (K,) standard errors of an unrelated client's score.
     """
     cap = (1 - ERRORS * errors).clamp_max(CAP)
     return torch.where(cap >= LEAST_CAP, cap, torch.maximum(1 + ERRORS * errors, opposed_threshold(scores)))
