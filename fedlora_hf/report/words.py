@@ -98,7 +98,7 @@ def reason_of(run: Run, client: Client) -> str:
 
 
 def diagnosis(run: Run) -> tuple[list[str], list[tuple[str, str]]]:
-    """(sentences, [(name, value)]): what the last aggregation said of the cohort, text first, then its numbers."""
+    """(sentences, [(name, value)]): the last aggregation's diagnosis, text first, then its numbers."""
     sentences, values = [], []
     for key in sorted(run.record.diagnosis, key=str):
         value = run.record.diagnosis[key]

@@ -38,7 +38,7 @@ Row = dict[str, str | int | float]
 
 
 def client_factors(k: int, modules: int, size: int, rank: int) -> dict[str, LoraFactors]:
-    """Two shared directions, common ones at that, beside a client's own; every tenth client is a stranger."""
+    """Two shared directions, common ones at that, beside a client's own; every tenth client is unrelated."""
     common = torch.Generator().manual_seed(derive_seed(0, "bench"))
     own = torch.Generator().manual_seed(derive_seed(0, "bench", k))
     factors = {}

@@ -57,7 +57,7 @@ class Case(NamedTuple):
 
 
 def adapter(case: Case, k: int) -> AdapterState:
-    """A client's adapter: two shared directions beside its own; every tenth client is a stranger."""
+    """A client's adapter: two shared directions beside its own; every tenth client is unrelated."""
     common_draw = torch.Generator().manual_seed(derive_seed(0, "scaling"))
     own = torch.Generator().manual_seed(derive_seed(0, "scaling", k))
     factors = {}

@@ -128,8 +128,8 @@ def test_a_group_that_shares_nothing_with_the_majority_is_flagged_and_said_to_ag
     assert found.flagged == tuple(str(k) for k in range(12, 20))
     assert found.diagnosis["flagged_agree"] is True
     assert "collude, or are honest" in str(found.diagnosis["summary"])
-    strangers = contaminate(groups([20], 0.0)[0], 8, "own", torch.Generator().manual_seed(1))
-    found = Clair(refine="none").fit(strangers)
+    unrelated = contaminate(groups([20], 0.0)[0], 8, "own", torch.Generator().manual_seed(1))
+    found = Clair(refine="none").fit(unrelated)
     assert found.flagged == tuple(str(k) for k in range(12, 20))
     assert found.diagnosis["flagged_agree"] is False
 
@@ -260,7 +260,7 @@ def test_copies_are_reported_and_not_flagged() -> None:
 
 
 def test_a_weak_common_direction_is_used_where_it_is_far_beyond_chance() -> None:
-    """At an agreement of 0.09, where strangers agree to 0.01, sign flips are found; at 0.05, as clients with one task
+    """At an agreement of 0.09, where chance gives 0.01, sign flips are found; at 0.05, as clients with one task
     each may, nobody is judged by it."""
     g = torch.Generator().manual_seed(5)
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def runnable() -> set[str]:
     """Every script that measures something: the experiments, the benchmarks, and what is measured beside them."""
     found = [path for pattern in ("*.py", "*/*.py") for path in (ROOT / "scripts").glob(pattern)]
-    chores = {"build_docs.py", "build_notebook.py", "update_readme.py", "results.py", "same_bytes.py"}
+    chores = {"build_docs.py", "build_notebook.py", "update_readme.py", "results.py", "same_bytes.py", "small_runs.py"}
     return {path for path in found if "__main__" in path.read_text() and path.name not in chores}
 
 

@@ -1,7 +1,7 @@
 """From scores to flags: robust spread, guards on the size of the effect, and evidence combined over rounds.
 
 Every score says how far a client is FROM THE MAJORITY. A client is flagged when one score exceeds its threshold; a
-threshold of None says that the kind of evidence tells nothing here. How the constants were set: docs/clair.md.
+threshold of None says that the kind of evidence is not usable here. How the constants were set: docs/clair.md.
 """
 # SPDX-License-Identifier: Apache-2.0
 
