@@ -16,7 +16,7 @@ K, BAD, R = 12, 4, 4
 
 
 def clients(seed: int = 0, ranks: tuple[int, ...] = (R,)) -> list[ClientUpdate]:
-    """Updates with a common direction and own parts in a shared output subspace; the last BAD are unrelated to the others."""
+    """Updates with a common direction and own parts in a shared output subspace; the last BAD are unrelated."""
     g = torch.Generator().manual_seed(seed)
     bases = {
         m: (torch.randn(out, 2, generator=g), torch.randn(2, width, generator=g)) for m, (out, width) in SHAPES.items()
