@@ -1,4 +1,4 @@
-"""Aggregation: one method, one file, one pure function; `aggregate` is the door they share."""
+"""Aggregation: one method, one file, one pure function; `aggregate` is their common entry point."""
 # SPDX-License-Identifier: Apache-2.0
 
 from collections.abc import Iterable, Mapping, Sequence

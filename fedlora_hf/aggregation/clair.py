@@ -59,8 +59,8 @@ class CohortSource:
 
 def clair(cohort: Cohort, options: ClairOptions) -> Aggregate:
     """Global adapter: weighted mean over the collaborative clients, re-factored to the cohort's rank. Personalised: the
-    refined adapters of these clients, computed when asked for; tensors trained whole stay each client's own [our
-    choice]. Evidence is taken on the change since `cohort.reference`, refinement acts on the whole adapter.
+    refined adapters of these clients, computed when asked for; PEFT's modules_to_save tensors stay each client's
+    own [our choice]. Evidence is taken on the change since `cohort.reference`, refinement acts on the whole adapter.
 
     Raises UpdateError for fewer than 3 usable clients.
     """
@@ -147,9 +147,9 @@ def _rounds(cohort: Cohort, this_round: Mapping[str, Mapping[str, Evidence]]) ->
 
 def _verdict(cohort: Cohort, judgement: Judgement) -> Tensor:
     """(K,) bool: flagged on the evidence of all rounds so far. Whoever was flagged in its last round stays so until the
-    combined evidence, of all rounds and of those that could have flagged a stranger, has fallen below CLEARED of its
-    threshold: once left out, a contaminated client is measured against a federation it no longer shapes, and rounds
-    that tell little should not let it back in [our choice]."""
+    combined evidence, of all rounds and of those that could have flagged an unrelated client, has fallen below CLEARED
+    of its threshold: once left out, a contaminated client is measured against a federation it no longer shapes, and
+    rounds that tell little should not let it back in [our choice]."""
     this_round = _this_round(cohort, judgement)
     if not (cohort.past or cohort.functional):
         return judgement.flagged
@@ -172,7 +172,7 @@ def _last_flagged(cohort: Cohort, client: str) -> bool:
 
 
 def _telling(found: Mapping[str, Mapping[str, Evidence]]) -> dict[str, dict[str, Evidence]]:
-    """A round's evidence without the kinds that told opposition alone: there a stranger, who scores 1, is not seen."""
+    """A round's evidence without the kinds that could flag opposition alone: there an unrelated client passes."""
     return {
         client: {
             kind: evidence

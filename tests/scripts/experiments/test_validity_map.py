@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import csv
-import importlib.util
 import math
 import sys
 from pathlib import Path
@@ -15,8 +14,9 @@ import sample_data
 import sample_updates
 import torch
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-NAMES = ("validity_map", "map_clients", "map_detection", "map_figures", "map_functional", "common")
+from scripts import make_base_model
+
+NAMES = ("validity_map", "map_clients", "map_detection", "map_figures", "map_functional")
 KINDS = ("random_outputs", "constant")
 
 
@@ -82,14 +82,8 @@ def test_twins_differ_in_their_answers_alone(scripts: dict[str, ModuleType], set
 
 
 def test_only_what_the_base_has_not_seen_is_used(scripts: dict[str, ModuleType], setting: Any, tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("make_base_model", SCRIPTS / "make_base_model.py")
-    assert spec is not None
-    assert spec.loader is not None
-    maker = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = maker
-    spec.loader.exec_module(maker)
     tasks = sample_data.write_natural_instructions(tmp_path / "tasks", tasks=2, instances=20)
-    learned, held_out = maker.read_texts([str(setting.data), str(tasks)], 0.5, 0)
+    learned, held_out = make_base_model.read_texts([str(setting.data), str(tasks)], 0.5, 0)
     found = scripts["map_clients"].held_out((setting.data, tasks), 0.5)
     seen = {(text.prompt, text.completion) for text in learned}
     assert found == {(text.prompt, text.completion) for text in held_out} - seen

@@ -1,7 +1,7 @@
 """A 7B-shape Llama on one GPU: a client's local steps beside a bare PEFT loop, adapter swaps, and aggregation.
 
-    python scripts/bench_gpu.py --csv docs/benchmarks/gpu.csv
-    python scripts/bench_gpu.py --tiny
+    python -m scripts.benchmarks.gpu --csv docs/benchmarks/gpu.csv
+    python -m scripts.benchmarks.gpu --tiny
 
 The model is made on the device in bfloat16 with random weights (no download): hidden 4096, 32 layers, r=16 on q_proj
 and v_proj, gradient checkpointing. Local steps are those of `FederatedTrainer`; the bare loop is forward (autocast),
@@ -17,7 +17,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import common
 import torch
 from datasets import Dataset
 from peft import LoraConfig
@@ -29,6 +28,7 @@ from fedlora_hf.adapter.slot import with_adapter
 from fedlora_hf.training.local import local_batches
 from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors
 from fedlora_hf.util.seeding import derive_seed
+from scripts import common
 
 CLIENT = "client"
 TINY = {"hidden": 32, "layers": 2, "heads": 2, "vocabulary": 64, "batch": 2, "tokens": 16, "steps": 2, "repeats": 2}

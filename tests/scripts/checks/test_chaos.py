@@ -1,6 +1,6 @@
 """Thirty kills, a full disk, files cut short: every run ends in the same bits, and nothing half-written is seen.
 
-The processes are forks of one that has everything imported; `scripts/chaos.py` without --fork kills real ones.
+The processes are forks of one that has everything imported; `scripts/checks/chaos.py` without --fork kills real ones.
 """
 # SPDX-License-Identifier: Apache-2.0
 
@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.slow
 def test_a_run_survives_everything_to_the_bit(tmp_path: Path) -> None:
     counts = {"kills": 30, "fills": 3, "disks": 1, "cuts": 4, "seed": 0}
     flags = [text for name, value in counts.items() for text in (f"--{name}", str(value))]
-    command = [sys.executable, "scripts/chaos.py", "--fork", "--bare", *flags, "--output_dir", str(tmp_path / "out")]
+    flags += ["--output_dir", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "scripts.checks.chaos", "--fork", "--bare", *flags]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]

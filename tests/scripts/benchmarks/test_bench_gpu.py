@@ -2,20 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import csv
-import importlib
 from pathlib import Path
 
 import pytest
 import torch
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+from scripts.benchmarks import gpu as bench
 
 
-def test_the_whole_path_at_a_tiny_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    bench = importlib.import_module("bench_gpu")
+def test_the_whole_path_at_a_tiny_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bench.main(["--tiny", "--csv", str(tmp_path / "gpu.csv"), "--markdown", str(tmp_path / "notes.md")])
     assert torch.get_default_dtype() == torch.float32
     with (tmp_path / "gpu.csv").open(newline="") as handle:
@@ -29,11 +24,7 @@ def test_the_whole_path_at_a_tiny_size(
     assert notes.strip() in printed
 
 
-def test_the_model_is_bfloat16_with_checkpointing_and_a_float32_adapter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    bench = importlib.import_module("bench_gpu")
+def test_the_model_is_bfloat16_with_checkpointing_and_a_float32_adapter(tmp_path: Path) -> None:
     trainer = bench.federated(bench.parse_arguments(["--tiny"]), str(tmp_path))
     base = trainer.model.get_base_model()
     assert base.lm_head.weight.dtype == torch.bfloat16
@@ -42,9 +33,7 @@ def test_the_model_is_bfloat16_with_checkpointing_and_a_float32_adapter(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_without_a_gpu_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    bench = importlib.import_module("bench_gpu")
+def test_without_a_gpu_it_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         bench.main([])
     assert end.value.code == 2

@@ -1,7 +1,7 @@
 """Kill a federated run again and again, fill its disk, cut its files short; resumed, it must end in the same bits.
 
-    python scripts/chaos.py --kills 30 --seed 0 --output_dir chaos_out    # a new `fedlora train` each time
-    python scripts/chaos.py --kills 30 --output_dir chaos_out --fork      # forks of one process: imports only once
+    python -m scripts.checks.chaos --kills 30 --seed 0 --output_dir chaos_out  # a new `fedlora train` each time
+    python -m scripts.checks.chaos --kills 30 --output_dir chaos_out --fork    # forks of one process: imports only once
 
 One run is left undisturbed. Then others of the same options are disturbed: SIGKILL at random moments from the start of
 training to the end; no file can grow any more from a random moment on (RLIMIT_FSIZE, so that write(2) gives EFBIG); the
@@ -28,6 +28,8 @@ import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from scripts import PROJECT
 
 WORDS = ("harbour", "kitchen", "attic", "orchard", "library", "stable", "tower", "market", "cellar", "bakery")
 TINY = ("--local_steps", "3", "--num_rounds", "4", "--per_device_train_batch_size", "2", "--lora_r", "2")
@@ -75,9 +77,8 @@ class Runner:
                     tee.stdin.close()
                     child(flags, str(started(out)), fill_after, self.bare)
             else:
-                here = str(Path(__file__).parent)
                 call = f"chaos.child({flags!r}, {str(started(out))!r}, {fill_after!r}, {self.bare!r})"
-                code = f"import sys; sys.path.insert(0, {here!r}); import chaos; {call}"
+                code = f"import sys; sys.path.insert(0, {str(PROJECT)!r}); from scripts.checks import chaos; {call}"
                 process = subprocess.Popen([sys.executable, "-c", code], stdout=tee.stdin, stderr=tee.stdin).pid
             tee.returncode = 0  # it ends with the process that writes into it; nobody waits for it here
         return process

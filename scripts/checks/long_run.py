@@ -1,7 +1,7 @@
 """Does a long run grow? Memory, open files, threads, disk and run.json, round by round; and a run of many tiny clients.
 
-    python scripts/long_run.py --rounds 200 --clients 4 --csv docs/long_run.csv
-    python scripts/long_run.py --rounds 2 --clients 1000 --csv docs/many_clients.csv
+    python -m scripts.checks.long_run --rounds 200 --clients 4 --csv docs/long_run.csv
+    python -m scripts.checks.long_run --rounds 2 --clients 1000 --csv docs/many_clients.csv
 
 A Llama of two layers and hidden size 16, LoRA of rank 2 on q_proj and v_proj, one step of one example a client and
 round. Memory is the process's resident set; a figure "per round" is the least-squares slope over the second half.

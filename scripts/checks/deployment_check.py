@@ -5,7 +5,7 @@ of its own. First what must not get in: a node with an unregistered key, one wit
 authority, one without TLS. Then a run of CLAIR in which one node contaminates its updates and another is killed in the
 middle of round 2. Prints what was found as Markdown; exit code 1 when something is not as it must be.
 
-    python scripts/deployment_check.py --model_name_or_path BASE --markdown docs/deployment_check.md
+    python -m scripts.checks.deployment_check --model_name_or_path BASE --markdown docs/deployment_check.md
 
 Without --model_name_or_path a tiny model is made on the spot.
 """
@@ -24,9 +24,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import common
-import flower_daemons
-from flower_daemons import CONNECTION, PROJECT, Daemons
+from scripts import PROJECT, common
+from scripts.checks import flower_daemons
+from scripts.checks.flower_daemons import CONNECTION, Daemons
 
 # CLAIR needs three updates, so that one of four may be lost.
 CLIENTS = ("ada", "bob", "cleo", "eve")
@@ -211,7 +211,7 @@ def tiny_inputs(folder: Path) -> tuple[Path, dict[str, Path]]:
 def report(findings: list[Finding]) -> str:
     """What was found, as Markdown."""
     rows = [{"what": f.what, "found": f.found, "as it must be": "yes" if f.sound else "**no**"} for f in findings]
-    return f"# What scripts/deployment_check.py found\n\n{common.environment()}\n\n{common.markdown(rows)}\n"
+    return f"# What scripts/checks/deployment_check.py found\n\n{common.environment()}\n\n{common.markdown(rows)}\n"
 
 
 def main() -> int:

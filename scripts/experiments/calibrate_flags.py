@@ -1,6 +1,6 @@
 """How often CLAIR flags clean clients, and how much contamination it finds, family by family of synthetic cohorts.
 
-    python scripts/calibrate_flags.py --set held-out --clients 8 12 20 50 100 --honest 300
+    python -m scripts.experiments.calibrate_flags --set held-out --clients 8 12 20 50 100 --honest 300
 
 Three sets (scripts/experiments/families.py): the families that the rule was tuned on, and two written before their
 results were looked at, with seeds of their own; the first of these has a federation of three rounds besides.
@@ -17,14 +17,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from experiments.cohorts import CONTAMINATIONS, IN, OUT, generator, noise, normal, unit
-from experiments.families import HELD_OUT, TUNING, WEAK, Cohort, Family
 
 from fedlora_hf.aggregation import aggregate
 from fedlora_hf.aggregation.cohort import PastRound
 from fedlora_hf.numerics.clair import Clair
 from fedlora_hf.numerics.clair.flagging import critical_z, shorth
 from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors
+from scripts import PROJECT
+from scripts.experiments.cohorts import CONTAMINATIONS, IN, OUT, generator, noise, normal, unit
+from scripts.experiments.families import HELD_OUT, TUNING, WEAK, Cohort, Family
 
 Row = dict[str, str | int | float]
 RANDOM, SHARES = "own subspace", (0.2, 0.4, 0.45)
@@ -195,7 +196,7 @@ def main() -> None:
     parser.add_argument("--honest", type=int, default=300, help="clean clients in a cell without contamination")
     parser.add_argument("--families", nargs="+", help="some families only")
     parser.add_argument("--seed", type=int, default=0, help="first seed of every cell")
-    default = Path(__file__).resolve().parents[1] / "docs" / "results" / "flags"
+    default = PROJECT / "docs" / "results" / "flags"
     parser.add_argument("--output_dir", type=Path, default=default)
     args = parser.parse_args()
     args.output_dir.mkdir(parents=True, exist_ok=True)

@@ -2,25 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import csv
-import importlib
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+from scripts.benchmarks import round as bench
 
 
-@pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    return importlib.import_module("bench_round")
-
-
-def test_a_row_a_way_and_the_same_update_as_by_hand(
-    bench: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_row_a_way_and_the_same_update_as_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = {"hidden": 16, "clients": 2, "steps": 2, "batch": 2, "tokens": 8, "repeats": 1, "rounds": 1}
     flags = [text for name, value in sizes.items() for text in (f"--{name}", str(value))]
     bench.main([*flags, "--csv", str(tmp_path / "round.csv")])
@@ -36,7 +26,7 @@ def test_a_row_a_way_and_the_same_update_as_by_hand(
         assert row["kind"] in printed
 
 
-def test_ratios_are_medians_of_pairs_and_kinds_take_turns(bench: ModuleType) -> None:
+def test_ratios_are_medians_of_pairs_and_kinds_take_turns() -> None:
     seen: list[str] = []
     kinds: dict[str, Any] = {name: lambda item, name=name: seen.append(name + item) for name in ("a", "b")}
     times = bench.common.in_turns(kinds, ["1", "2"], repeats=2)
@@ -51,7 +41,7 @@ def test_ratios_are_medians_of_pairs_and_kinds_take_turns(bench: ModuleType) -> 
     assert rows[1] == {"kind": "x", "ms": 2000, "ratio": 2.0, "cpu_ratio": 1.0}
 
 
-def test_memory_is_this_process_at_its_largest(bench: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_memory_is_this_process_at_its_largest(capsys: pytest.CaptureFixture[str]) -> None:
     before = bench.resident_peak()
     block = bytearray(before)  # at least doubles it, whatever the peak was before
     assert bench.resident_peak() >= before

@@ -1,6 +1,6 @@
 """Cost of one training step: plain LoRA, direction/magnitude LoRA (all parts, and each phase) and DoRA, in one run.
 
-    python scripts/bench_dirmag.py --hidden 512 --seq 128
+    python -m scripts.benchmarks.dirmag --hidden 512 --seq 128
 
 Every repeat times each kind once, in a turning order, on the same batch; the table has medians over the repeats, and
 the median of each repeat's own ratio to plain LoRA, which a drift of the machine's speed does not touch.

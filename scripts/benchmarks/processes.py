@@ -1,6 +1,6 @@
 """How much faster a round is on two processes, with one thread each; and, by a model checked on two, on eight.
 
-    python scripts/bench_processes.py --csv docs/benchmarks/processes.csv
+    python -m scripts.benchmarks.processes --csv docs/benchmarks/processes.csv
 
 One launch of two gloo processes; the ways to run a round take turns in it, so a drift of the machine's speed leaves the
 ratios alone. Clients are of very uneven sizes (log-normal, seed 0) and train one epoch. The ways:
@@ -28,9 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import common
 import numpy as np
-from bench_round import random_clients, small_model
 from datasets import Dataset
 from transformers import TrainerCallback
 from transformers.utils import logging
@@ -39,6 +37,8 @@ import fedlora_hf.rounds.output
 from fedlora_hf import FederatedConfig, FederatedTrainer
 from fedlora_hf.launch.schedule import shares
 from fedlora_hf.update import ClientUpdate
+from scripts import common, python_path
+from scripts.benchmarks.round import random_clients, small_model
 
 Plan = list[list[str]]
 WAYS = ("one process", "two, in turns", "two, longest first")
@@ -179,10 +179,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def launched(arguments: list[str]) -> None:
     """Run this script again in two processes, one thread each."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "scripts.benchmarks.processes"]
     with tempfile.TemporaryDirectory() as folder:
         command += [*arguments, "--folder", folder]
-        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"})
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -2,23 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import csv
-import importlib
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+from scripts.benchmarks import processes as bench
+
 COSTS = {"a": 5.0, "b": 1.0, "c": 4.0, "d": 2.0}
 
 
-@pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    return importlib.import_module("bench_processes")
-
-
-def test_a_round_takes_as_long_as_the_process_with_the_most_work(bench: ModuleType) -> None:
+def test_a_round_takes_as_long_as_the_process_with_the_most_work() -> None:
     assert bench.planned("two, in turns", COSTS) == [["a", "c"], ["b", "d"]]
     assert bench.planned("two, longest first", COSTS) == [["a", "b"], ["c", "d"]]
     makespans = {way: bench.makespan(bench.planned(way, COSTS), COSTS) for way in (*bench.WAYS, "eight, longest first")}
@@ -31,8 +24,7 @@ def test_a_round_takes_as_long_as_the_process_with_the_most_work(bench: ModuleTy
 
 
 @pytest.mark.slow
-def test_a_tiny_run_of_two_processes(bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(SCRIPTS.parent))
+def test_a_tiny_run_of_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONWARNINGS", "")
     sizes = {"hidden": 16, "clients": 5, "steps": 2, "most": 4, "batch": 2, "tokens": 8, "repeats": 1}
     flags = [text for name, value in sizes.items() for text in (f"--{name}", str(value))]

@@ -1,7 +1,7 @@
 """Flower's daemons as child processes on this machine: a SuperLink, SuperNodes, runs, and the certificates they need.
 
-What bench_engines.py, deployment_check.py and the tests share. All is kept in one folder: Flower's own state, one log a
-daemon, certificates. Every daemon is a process group of its own, which ends with the `Daemons` that started it.
+What benchmarks/engines.py, deployment_check.py and the tests share. All is kept in one folder: Flower's own state, one
+log a daemon, certificates. Every daemon is a process group of its own, which ends with the `Daemons` that started it.
 """
 # SPDX-License-Identifier: Apache-2.0
 
@@ -18,7 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-PROJECT = Path(__file__).resolve().parents[1]
+from scripts import python_path
+
 CONNECTION = "here"
 START_SECONDS = 60.0
 
@@ -32,11 +33,10 @@ class Daemons:
         (folder / "home").mkdir(parents=True, exist_ok=True)
         # Flower starts its children by bare name: they must be found beside this Python.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        python_path = os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
         self.env = {
             **os.environ,
             "PATH": path,
-            "PYTHONPATH": python_path,
+            "PYTHONPATH": python_path(),
             "PYTHONWARNINGS": "",
             "FLWR_HOME": str(folder / "home"),
             "FLWR_TELEMETRY_ENABLED": "0",

@@ -2,25 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import csv
-import importlib
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+from scripts.checks import long_run
 
 
-@pytest.fixture
-def long_run(monkeypatch: pytest.MonkeyPatch, bare_output: None) -> ModuleType:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    return importlib.import_module("long_run")
-
-
+@pytest.mark.usefixtures("bare_output")
 @pytest.mark.filterwarnings("ignore::fedlora_hf.errors.ConvergenceWarning")
-def test_files_threads_and_objects_do_not_grow_with_rounds(
-    long_run: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_files_threads_and_objects_do_not_grow_with_rounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = tmp_path / "rounds.csv"
     flags = ["--rounds", "14", "--clients", "3", "--output_dir", str(tmp_path / "out"), "--csv", str(table)]
     growth = long_run.main(flags)["growth"]

@@ -2,10 +2,11 @@
 
 The same base model, data, numbers of clients, steps and rounds. This project is run as a user runs it, report and card
 included: in one process with as many threads as cores, and by torchrun in two processes of one thread. Flower's
-simulation runs the usual app, scripts/flower_stock, which builds the model for every message and averages with Flower's
-FedAvg, in as many actors as cores; its SuperLink is running already when the clock starts, and counts as memory.
+simulation runs the usual app, benchmarks/flower_stock, which builds the model for every message and averages with
+Flower's FedAvg, in as many actors as cores; its SuperLink is running already when the clock starts, and counts as
+memory.
 
-    python scripts/bench_engines.py --csv docs/benchmarks/engines.csv
+    python -m scripts.benchmarks.engines --csv docs/benchmarks/engines.csv
 
 takes about ten minutes on idle cores. On busy ones pass --threads 1: threads that wait for each other stand still when
 one does not get its core. Memory is PSS, which counts a page shared by n processes as 1/n, summed over all processes of
@@ -27,8 +28,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import common
-from flower_daemons import PROJECT, Daemons, free_port
+from scripts import common, python_path
+from scripts.checks.flower_daemons import Daemons, free_port
 
 SCRIPT = Path(__file__).resolve()
 VOCABULARY, TOKENS, BATCH, RANK, RATE = 600, 32, 4, 8, 1e-3
@@ -131,9 +132,8 @@ def ours(case: Case, processes: int, threads: int) -> Measured:
     launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}"]
     sizes = ["--clients", str(case.clients), "--steps", str(case.steps), "--rounds", str(case.rounds)]
     command = [sys.executable, *(launcher if processes > 1 else []), str(SCRIPT), "--work", str(case.folder), *sizes]
-    path = os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     mark = str(uuid.uuid4())
-    environ = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path, MARK: mark}
+    environ = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": python_path(), MARK: mark}
     with Memory(mark) as memory:
         began = time.perf_counter()
         subprocess.run(command, check=True, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)

@@ -4,7 +4,7 @@ Measured: aggregation of K clients' adapters from disk, as the server does it, e
 bytes of a message; the time in which the server takes in one update. The model is fitted to the smaller cohorts and
 held against the largest. Then it is evaluated for cohorts that were not run: those rows say "by formula".
 
-    OMP_NUM_THREADS=1 python scripts/check_scaling.py --csv docs/benchmarks/scaling.csv
+    OMP_NUM_THREADS=1 python -m scripts.benchmarks.scaling --csv docs/benchmarks/scaling.csv
 
 takes about five minutes on an idle core.
 """
@@ -12,6 +12,7 @@ takes about five minutes on an idle core.
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -21,7 +22,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import common
 import torch
 
 from fedlora_hf.adapter.files import read_adapter, write_adapter
@@ -29,6 +29,7 @@ from fedlora_hf.aggregation import aggregate
 from fedlora_hf.aggregation.screening import examine
 from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors
 from fedlora_hf.util.seeding import derive_seed
+from scripts import common, python_path
 
 METHODS = ("fedavg", "product_mean", "clair")
 CONFIG = {"peft_type": "LORA", "r": 0, "lora_alpha": 0, "target_modules": None}
@@ -56,7 +57,7 @@ class Case(NamedTuple):
 
 
 def adapter(case: Case, k: int) -> AdapterState:
-    """A client's adapter: two shared directions beside its own; every tenth client is a stranger."""
+    """A client's adapter: two shared directions beside its own; every tenth client is unrelated."""
     common_draw = torch.Generator().manual_seed(derive_seed(0, "scaling"))
     own = torch.Generator().manual_seed(derive_seed(0, "scaling", k))
     factors = {}
@@ -91,8 +92,9 @@ def peak() -> int:
 
 
 def apart(case: Case, method: str) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--child", method, *(str(size) for size in case)]
-    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    command = [sys.executable, "-m", "scripts.benchmarks.scaling", "--child", method, *(str(size) for size in case)]
+    environ = {**os.environ, "PYTHONPATH": python_path()}
+    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environ).stdout
     found: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
     return found
 

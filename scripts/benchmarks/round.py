@@ -1,7 +1,7 @@
 """What a federated round costs beside a loop written by hand, and what a hundred clients cost in memory.
 
-    python scripts/bench_round.py --csv round.csv
-    python scripts/bench_round.py --memory --csv memory.csv
+    python -m scripts.benchmarks.round --csv round.csv
+    python -m scripts.benchmarks.round --memory --csv memory.csv
 
 Time: one PEFT model, every client's local training done in each of these ways, one after the other, in a turning order:
 - raw: the floor. Copy the start's factors in, a fresh fused AdamW, then for each batch, already collated and in memory:
@@ -20,6 +20,7 @@ built, when the clients of the first round are trained, at the end; the differen
 # SPDX-License-Identifier: Apache-2.0
 
 import argparse
+import os
 import resource
 import statistics
 import subprocess
@@ -31,7 +32,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import common
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
@@ -42,6 +42,7 @@ from fedlora_hf import FederatedConfig, FederatedTrainer
 from fedlora_hf.adapter.slot import with_adapter
 from fedlora_hf.training.local import local_batches
 from fedlora_hf.util.seeding import derive_seed
+from scripts import common, python_path
 
 VOCABULARY = 512
 
@@ -204,7 +205,9 @@ def measure_memory(case: argparse.Namespace) -> list[dict[str, Any]]:
     for clients in case.memory_clients:
         flags = ["--peak_of", str(clients), "--aggregation", case.aggregation, "--rank", str(case.rank)]
         flags += ["--hidden", str(case.hidden[0]), "--layers", str(case.layers), "--rounds", str(case.rounds)]
-        done = subprocess.run([sys.executable, __file__, *flags], check=True, stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, "-m", "scripts.benchmarks.round", *flags]
+        environ = {**os.environ, "PYTHONPATH": python_path()}
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environ)
         adapter, built, trained, peak = (int(value) / 2**20 for value in done.stdout.split()[-4:])
         row = {
             "aggregation": case.aggregation,

@@ -1,7 +1,7 @@
 """CLAIR's time and memory beside a QR of the same stacks, product-space MultiKrum and a dense computation, in one run.
 
-    python scripts/bench_clair.py --modules 64 --csv docs/bench_clair.csv
-    python scripts/bench_clair.py --out_of_core 200 1000 --modules 2 --csv docs/bench_clair_disk.csv
+    python -m scripts.benchmarks.clair --modules 64 --csv docs/bench_clair.csv
+    python -m scripts.benchmarks.clair --out_of_core 200 1000 --modules 2 --csv docs/bench_clair_disk.csv
 
 In memory: K clients of rank r and `--modules` modules of `--size` x `--size`; the time of one QR of every module's two
 stacks, of MultiKrum and of CLAIR through `aggregate`, in turn. Out of core: the clients' adapters lie on disk as
@@ -14,6 +14,7 @@ import argparse
 import csv
 import json
 import math
+import os
 import resource
 import subprocess
 import sys
@@ -31,12 +32,13 @@ from fedlora_hf.aggregation import aggregate
 from fedlora_hf.numerics.clair import Clair
 from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors
 from fedlora_hf.util.seeding import derive_seed
+from scripts import python_path
 
 Row = dict[str, str | int | float]
 
 
 def client_factors(k: int, modules: int, size: int, rank: int) -> dict[str, LoraFactors]:
-    """Two shared directions, common ones at that, beside a client's own; every tenth client is a stranger."""
+    """Two shared directions, common ones at that, beside a client's own; every tenth client is unrelated."""
     common = torch.Generator().manual_seed(derive_seed(0, "bench"))
     own = torch.Generator().manual_seed(derive_seed(0, "bench", k))
     factors = {}
@@ -146,10 +148,11 @@ def from_disk(clients: int, args: argparse.Namespace) -> None:
 def out_of_core(args: argparse.Namespace) -> list[Row]:
     rows: list[Row] = []
     for clients in args.out_of_core:
-        command = [sys.executable, __file__, "--child", str(clients), "--modules", str(args.modules)]
-        command += ["--size", str(args.size), "--rank", str(args.rank)]
+        command = [sys.executable, "-m", "scripts.benchmarks.clair", "--child", str(clients)]
+        command += ["--modules", str(args.modules), "--size", str(args.size), "--rank", str(args.rank)]
         command += ["--folder", args.folder] if args.folder else []
-        out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        environ = {**os.environ, "PYTHONPATH": python_path()}
+        out = subprocess.run(command, check=True, capture_output=True, text=True, env=environ).stdout
         row = json.loads(out.strip().splitlines()[-1])
         if rows:
             growth = row["seconds"] / float(rows[-1]["seconds"])
