@@ -83,8 +83,8 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
         self._normalise()
         check_quantisation(self)
         check_bounds(self)
-        check_effects(self)
         self._check_together()
+        check_effects(self)
         Privacy.of(self)
 
     def _normalise(self) -> None:
