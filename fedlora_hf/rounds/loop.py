@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fedlora_hf.errors import RecordError
 from fedlora_hf.hub.publishing import Publisher
+from fedlora_hf.launch.heartbeat import heartbeat
 from fedlora_hf.record.standing import collaborative
 from fedlora_hf.record.write import add_metrics, check_same_run, mean_over_collaborative
 from fedlora_hf.rounds.adopt import adopted
@@ -49,12 +50,16 @@ class RoundLoop:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Be the only writer of the output folder meanwhile; ConfigError where it is another's, or another writes."""
+        """Be the only writer of the output folder meanwhile; ConfigError where it is another's, or another writes.
+
+        Where several processes run, one that is lost ends the others, which would wait for it.
+        """
         with ExitStack() as held:
             with self.processes.all_or_none():
                 if self.processes.first:
                     check_output(self.args.output_dir, self.run.record.kind)
                     held.enter_context(one_writer(self.args.output_dir))
+            held.enter_context(heartbeat(self.processes.number, self.processes.count))
             yield
 
     def train(self, resume: str | None = None) -> Run:

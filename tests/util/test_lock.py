@@ -1,6 +1,7 @@
 """One writer a folder: another process is told who holds it, and a dead holder stops nobody."""
 # SPDX-License-Identifier: Apache-2.0
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,13 @@ import pytest
 from fedlora_hf.errors import ConfigError, StorageError
 from fedlora_hf.util.lock import HOLDER, LOCK, one_writer
 
-HOLD = "import sys, time\nfrom fedlora_hf.util.lock import one_writer\nwith one_writer(sys.argv[1]):\n    print(1, flush=True)\n    time.sleep(60)\n"
+HOLD = """
+import sys, time
+from fedlora_hf.util.lock import one_writer
+with one_writer(sys.argv[1]):
+    print(1, flush=True)
+    time.sleep(60)
+"""
 
 
 @pytest.fixture
@@ -38,7 +45,7 @@ def test_a_killed_writer_stops_nobody(tmp_path: Path, other: subprocess.Popen) -
     other.wait()
     assert (tmp_path / LOCK).exists()
     with one_writer(tmp_path):
-        assert f"process {__import__('os').getpid()}" in (tmp_path / HOLDER).read_text()
+        assert f"process {os.getpid()}" in (tmp_path / HOLDER).read_text()
     assert list(tmp_path.iterdir()) == []
 
 
