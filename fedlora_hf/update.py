@@ -126,17 +126,32 @@ class LoraFactors:
         return LoraFactors(self.A.to(*args, **kwargs), self.B.to(*args, **kwargs), self.scale)
 
 
+class Outline(NamedTuple):
+    """What is known of an adapter before any value is read. shapes: {module: (out, in), name of a tensor trained whole:
+    its shape}. ranks: {module: rank of its factors}."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    ranks: Mapping[str, int]
+
+
 class AdapterState(Mapping[str, LoraFactors]):
     """{module name: LoraFactors}, in sorted order, plus `extras`: tensors trained whole, such as a classification head.
 
     `factors` may be any mapping; one that reads a module from disk when asked keeps a thousand clients out of memory.
+    `outline`: of such a one, from the header of its file; None where only the values tell.
     """
 
-    __slots__ = ("_factors", "_names", "extras")
+    __slots__ = ("_factors", "_names", "extras", "outline")
 
-    def __init__(self, factors: Mapping[str, LoraFactors], extras: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        factors: Mapping[str, LoraFactors],
+        extras: Mapping[str, Tensor] | None = None,
+        outline: Outline | None = None,
+    ) -> None:
         if extras is None:
             extras = factors.extras if isinstance(factors, AdapterState) else {}
+        self.outline = outline
         self._factors = factors
         self._names = tuple(sorted(factors))
         self.extras: Mapping[str, Tensor] = extras

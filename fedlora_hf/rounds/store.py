@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora_hf.adapter.files import read_adapter, write_adapter
-from fedlora_hf.aggregation.screening import unsound_state
+from fedlora_hf.aggregation.soundness import unsound_state
 from fedlora_hf.errors import AdapterError, ConfigError, FedLoraError, RecordError, one_line
 from fedlora_hf.record.record import RunRecord, check_complete
 from fedlora_hf.update import AdapterState, ClientUpdate, Evidence
