@@ -114,6 +114,7 @@ _AT_LEAST = (
     ("lora_r", 1, "pass a positive rank"),
     ("max_length", 8, "a prompt and an answer must fit"),
     ("max_examples_per_client", 1, "leave it out for all examples"),
+    ("weight_cap", 1, "inf believes every number of examples that a client claims"),
     ("server_min_clients", 1, "a round needs an update"),
     ("client_timeout", 0, "leave it out for no limit"),
     ("keep_rounds", 0, "0 keeps all rounds"),

@@ -189,6 +189,8 @@ class FederatedTrainer(ClientTrainer):
         self.state.epoch = number
         self.log(bookkeeping.round_log(entry))
         self.steps.say(bookkeeping.round_line(entry, self.num_rounds))
+        if warning := bookkeeping.claims_line(self.run.record.rounds):
+            self.steps.say(warning)
         with self.processes.all_or_none():
             if self.processes.first and args.evaluate_rounds:
                 self.store.amend(number, self.run.record)

@@ -254,6 +254,8 @@ class Aggregate:
         nothing (a client then keeps its own update). May be lazy: an adapter is computed when it is asked for.
     weights: {client id: weight in the global adapter}, summing to 1; 0 for a client left out.
     flagged: sound but judged contaminated. quarantined: {client id: reason}, unusable. Both sorted.
+    claimed_weights: {client id: share of the examples it claims}, its weight in a mean that believes every claim.
+    outlier_claims: {client id: one line} of those who claim far more examples than the others; what was made of it.
     evidence: {client id: {kind: Evidence}} that the flags rest on; kinds are "subspace", "direction", "scale".
     this_round: the same of this round alone, where `evidence` combines several; empty where it does not.
     modules: {module: {"rank", "spectrum", "discarded_energy", ...}}, plain numbers.
@@ -263,6 +265,8 @@ class Aggregate:
     state: AdapterState
     personalised: Mapping[str, AdapterState] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
+    claimed_weights: Mapping[str, float] = field(default_factory=dict)
+    outlier_claims: Mapping[str, str] = field(default_factory=dict)
     flagged: tuple[str, ...] = ()
     quarantined: Mapping[str, str] = field(default_factory=dict)
     evidence: Mapping[str, Mapping[str, Evidence]] = field(default_factory=dict)

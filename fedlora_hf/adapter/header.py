@@ -4,7 +4,7 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from fedlora_hf.util.disk import open_regular, parse_json_bytes
 
@@ -75,6 +75,6 @@ def _entry(name: str, entry: Any) -> tuple[Stored, tuple[int, int]]:
     return Stored(dtype, tuple(shape)), (place[0], place[1])
 
 
-def _counts(value: object) -> bool:
+def _counts(value: object) -> TypeGuard[list[int]]:
     """Whether it is a list of whole numbers, none below 0."""
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)

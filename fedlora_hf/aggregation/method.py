@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fedlora_hf.aggregation.cohort import Cohort
+from fedlora_hf.aggregation.counts import Trust
 from fedlora_hf.update import Aggregate
 
 
@@ -41,3 +42,8 @@ class Method:
     robust: bool = False
     weighted: bool = True
     least_clients: int = 1
+
+    @property
+    def counts(self) -> Trust:
+        """What it makes of the clients' numbers of examples; see `aggregation.counts`."""
+        return "trusted" if not self.robust else "capped" if self.weighted else "unused"

@@ -42,6 +42,8 @@ BORROWED = {
     "hub_model_id": "Repository to push to: user/name.",
     "hub_strategy": "end: once; every_save: every round too, in the background.",
 }
+_COUNTS = """Numbers of examples: clair, multikrum and geometric_median hold them to weight_cap times the cohort's
+median; median and trimmed_mean count every client once; all others trust what the clients claim."""
 _METAVARS = {int: "N", float: "X", bool: "", str: "TEXT"}
 
 
@@ -94,4 +96,4 @@ def _metavar(kind: Any) -> str:
 def _methods() -> str:
     width = max(map(len, METHODS))
     listing = "\n".join(f"  {name:{width}}  {title}" for name, title in METHODS.items())
-    return f"Aggregation methods:\n{listing}\n\nIn [brackets]: the default. A flag without a value is true."
+    return f"Aggregation methods:\n{listing}\n{_COUNTS}\n\nIn [brackets]: the default. A flag without a value is true."

@@ -31,7 +31,10 @@ from fedlora_hf.data.prepare import divided
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.launch.quantisation import bits, loading
 from fedlora_hf.trainer import FederatedTrainer
+from fedlora_hf.util.disk import read_regular
 from fedlora_hf.util.seeding import derive_seed
+
+MAX_CONFIG_BYTES = 1024 * 1024
 
 
 class FlagParser(HfArgumentParser):
@@ -68,7 +71,7 @@ def parse(arguments: Sequence[str]) -> FederatedConfig:
 def _from_yaml(path: str, parser: HfArgumentParser) -> list[str]:
     """The flags that a YAML file stands for, so that its values are checked as those of the command line are."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_regular(Path(path), MAX_CONFIG_BYTES).decode("utf-8")
         # An alias stands for what was written elsewhere: a few lines of them unfold to fill the memory with.
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
             raise ValueError("aliases (*name) are not for flags")

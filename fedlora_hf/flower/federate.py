@@ -212,6 +212,8 @@ class FlowerRun:
             entry["metrics"] = {"global": bookkeeping.mean_over_collaborative(record, found)}
             self.store.amend(number, record)
         logger.info("%s", bookkeeping.round_line(entry, total_rounds(self.args)))
+        if warning := bookkeeping.claims_line(record.rounds):
+            logger.warning("%s", warning)
         if self.publisher.pushes_rounds:
             output.write_run(self.args.output_dir, self.run.state, self.store.config, record, report=False)
             self.publisher.round(number)

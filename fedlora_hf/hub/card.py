@@ -69,6 +69,7 @@ def render_card(
         personal=[name for name in clients if unfit_reason(name) is None],
         results=tables.results(record),
         rejected=tables.rejected(record),
+        claims=tables.claims(record),
         rounds=tables.rounds(record),
         costs=stage_costs(record),
         modules=tables.modules(record),

@@ -12,6 +12,7 @@ import torch
 
 from fedlora_hf import privacy
 from fedlora_hf.aggregation.cohort import PastRound
+from fedlora_hf.aggregation.counts import SAID
 from fedlora_hf.aggregation.method import Method
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.numerics import direction, lowrank
@@ -26,6 +27,7 @@ _FREE = {"num_rounds", "keep_rounds", "personalise", "personal_steps", "evaluate
 _FREE |= {"global_rounds", "personal_learning_rate"}
 _FREE |= {"max_new_tokens", "max_eval_examples", "resume_from", "server_min_clients", "client_timeout"}
 MAX_SIMILARITY = 256
+_SHOWN_CLAIMS = 10  # in one line for the terminal; the record has them all
 
 
 def opening(
@@ -40,7 +42,12 @@ def opening(
         kind="train",
         method=method.name,
         seed=args.seed,
-        method_info={"title": method.title, "paper": method.paper, "averages": method.averages},
+        method_info={
+            "title": method.title,
+            "paper": method.paper,
+            "averages": method.averages,
+            "counts": SAID[method.counts],
+        },
         options=plain(args.changed()),
         command=redacted([Path(sys.argv[0]).name.replace("__main__.py", "fedlora"), *sys.argv[1:]]),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -102,6 +109,8 @@ def add_round(
             "flagged": list(combined.flagged),
             "quarantined": dict(quarantined),
             "weights": dict(combined.weights),
+            "claimed_weights": dict(combined.claimed_weights),
+            "outlier_claims": dict(combined.outlier_claims),
             "train_loss": {u.client_id: u.metrics["train_loss"] for u in updates if "train_loss" in u.metrics},
             "update_norm": norms,
             "evidence": with_functional(_plain(combined.this_round or combined.evidence), functional or {}),
@@ -141,6 +150,8 @@ def judge(record: RunRecord) -> None:
                 flagged.add(client)
             if not entry.get("thinned"):  # else they stand as they were found then
                 facts["weight"] = entry["weights"].get(client, 0.0)
+                facts["claimed_weight"] = (entry.get("claimed_weights") or {}).get(client)
+                facts["outlier_claim"] = (entry.get("outlier_claims") or {}).get(client, "")
                 facts["evidence"] = entry["combined_evidence"].get(client, {})
     for client, facts in record.clients.items():
         facts["collaborative"] = client not in flagged and client not in quarantined
@@ -199,6 +210,15 @@ def round_log(entry: Mapping[str, Any]) -> dict[str, float]:
     logs["seconds"] = sum(entry["seconds"].values())
     logs |= {f"eval_global_{name}": value for name, value in entry["metrics"].get("global", {}).items()}
     return logs
+
+
+def claims_line(rounds: Sequence[Mapping[str, Any]]) -> str | None:
+    """A warning that names who claimed far more examples than the others in the last round; None when nobody did, or
+    the same clients as in the round before."""
+    last, *earlier = [dict(entry.get("outlier_claims") or {}) for entry in rounds[:-3:-1]] or [{}]
+    if not last or (earlier and set(earlier[0]) == set(last)):
+        return None
+    return "warning: " + "; ".join(f"{client} {said}" for client, said in sorted(last.items())[:_SHOWN_CLAIMS])
 
 
 def round_line(entry: Mapping[str, Any], num_rounds: int) -> str:
