@@ -116,13 +116,9 @@ def aggregate(
         if not found.modules:
             raise UpdateError("0 modules that all clients have: at least one is needed; train the same target modules")
         counts = _counted(found.usable, chosen, weight_by, weight_cap)
-        usable = [
-            update
-            if counts.used.get(update.client_id, update.num_examples) == update.num_examples
-            else replace(update, num_examples=counts.used[update.client_id])
-            for update in found.usable
-        ]
-        cohort = Cohort(tuple(usable), weight_by, found.modules, target_rank, reference, tuple(past))
+        usable = tuple(replace(u, num_examples=counts.used.get(u.client_id, u.num_examples)) for u in found.usable)
+        limits = dict.fromkeys(counts.outliers, weight_cap) if chosen.counts == "capped" else {}
+        cohort = Cohort(usable, weight_by, found.modules, target_rank, reference, tuple(past), limits)
         result = chosen.rule(cohort, settings)
     left_out = {"modules_left_out": list(found.left_out)} if found.left_out else {}
     quarantined = dict(sorted({**found.quarantined, **result.quarantined}.items()))

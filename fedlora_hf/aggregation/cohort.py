@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -27,6 +27,8 @@ class Cohort:
     modules: sorted names, the same in every update. target_rank: rank of the global adapter;
     None: the largest rank among the clients. reference: the adapter the clients started the round from (None: they
     started from nothing, so their updates are what they learned).
+    weight_limits: {client id: how many times the median weight it may have at most} of those whose claims of examples
+        were not believed, for methods whose weights do not follow from the counts alone.
     past: what earlier rounds found, oldest first, for methods that combine evidence over rounds.
     """
 
@@ -36,6 +38,7 @@ class Cohort:
     target_rank: int | None = None
     reference: AdapterState | None = None
     past: tuple[PastRound, ...] = ()
+    weight_limits: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def weights(self) -> Mapping[str, float]:

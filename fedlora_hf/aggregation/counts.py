@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 from collections.abc import Mapping
-from math import floor, isinf
+from math import floor, inf, isinf
 from statistics import median
 from typing import Literal, NamedTuple
 
@@ -25,6 +25,20 @@ class Counts(NamedTuple):
 
     used: dict[str, int]
     outliers: dict[str, str]
+
+
+def limited(weights: Mapping[str, float], limits: Mapping[str, float]) -> dict[str, float]:
+    """Weights that sum to 1, those of the clients in `limits` held to so many times the median weight.
+
+    For rules whose weights grow faster than the counts they are given, such as the geometric median, which moves to
+    where the most weight lies. Without limits the weights as they are, to the bit.
+    """
+    if not limits:
+        return dict(weights)
+    middle = median(weights.values())
+    held = {client: min(weight, limits.get(client, inf) * middle) for client, weight in weights.items()}
+    total = sum(held.values())
+    return {client: weight / total for client, weight in held.items()} if total else dict(weights)
 
 
 def believed(claims: Mapping[str, int], cap: float, trust: Trust) -> Counts:

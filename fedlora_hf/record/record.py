@@ -30,7 +30,7 @@ class RunRecord:
     model: {"name_or_path", "task", "dtype", "parameters"}. adapter: {"kind", "r", "alpha", "rslora", "target_modules",
         "parameters"}. data: {"dataset", "partition_by", "num_examples", "duplicates_removed", ...}.
     rounds: one entry a committed round: {"round", "stage", "cohort", "collaborative", "flagged", "quarantined",
-        "weights", "claimed_weights", "outlier_claims" ({id: line} of those who claim far more examples than the others),
+        "weights", "claimed_weights", "outlier_claims" ({id: line} of those who claim far more than the others),
         "train_loss", "update_norm", "evidence", "diagnosis", "n_iter", "converged", "bytes_up",
         "bytes_down", "bytes_stored", "parts", "changed", "seconds", "metrics"}; per-client values are
         {client id: value}. bytes_down: the round's result, sent back; bytes_stored: the parts a client trained itself.
