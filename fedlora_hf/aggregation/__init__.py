@@ -102,8 +102,7 @@ def aggregate(
     settings = method_options(chosen, **options)
     _one_of("weight_by", weight_by, ("examples", "uniform"))
     _one_of("partial_modules", partial_modules, get_args(PartialModules))
-    if not _fits(weight_cap, float) or not weight_cap >= 1:
-        raise ConfigError(f"weight_cap={weight_cap!r}: must be a number of at least 1; inf believes every claim")
+    _check_cap(weight_cap)
     if target_rank is not None and (not _fits(target_rank, int) or target_rank < 1):
         raise ConfigError(
             f"target_rank={target_rank!r}: must be a whole number above 0; leave it out for the largest of all"
@@ -137,6 +136,11 @@ def _counted(updates: Sequence[ClientUpdate], method: Method, weight_by: str, ca
     if weight_by == "uniform" or len(claims) < len(updates):
         return Counts({}, {})
     return believed(claims, cap, method.counts)
+
+
+def _check_cap(cap: object) -> None:
+    if not _fits(cap, float) or not float(cap) >= 1:  # type: ignore[arg-type]
+        raise ConfigError(f"weight_cap={cap!r}: must be a number of at least 1; inf believes every claim")
 
 
 def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:

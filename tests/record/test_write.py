@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,3 +177,33 @@ def test_run_json_has_what_the_interface_promises(tmp_path: Path, bare_output: N
     assert content["metrics"]["after"]["global"]["loss"] == pytest.approx(mean)
     assert [entry["round"] for entry in content["rounds"]] == [1, 2]
     assert content["options"]["local_steps"] == 2
+
+
+def test_claimed_and_used_weights_and_who_was_not_believed_are_recorded() -> None:
+    updates = sample_updates.cohort(5)
+    updates[4] = replace(updates[4], num_examples=10**9)
+    combined = aggregate(updates, "multikrum", num_selected=5)
+    record = RunRecord(kind="train", method="multikrum", seed=0)
+    record.clients = {update.client_id: bookkeeping.newcomer(update.num_examples) for update in updates}
+    for number in (1, 2):
+        bookkeeping.add_round(record, number, sorted(record.clients), updates, combined, {}, None, {})
+    entry, liar, honest = record.rounds[-1], record.clients["client4"], record.clients["client0"]
+    assert entry["claimed_weights"]["client4"] == liar["claimed_weight"] > 0.999
+    assert entry["weights"]["client4"] == liar["weight"] == pytest.approx(90 / 190)
+    assert list(entry["outlier_claims"]) == ["client4"]
+    assert liar["outlier_claim"] == entry["outlier_claims"]["client4"]
+    assert liar["num_examples"] == 10**9
+    assert honest["outlier_claim"] == ""
+    assert honest["claimed_weight"] == pytest.approx(10 / (10**9 + 100))
+    first, second = bookkeeping.claims_line(record.rounds[:1]), bookkeeping.claims_line(record.rounds)
+    assert first is not None
+    assert first.startswith("warning: client4 claims 1000000000 examples")
+    assert second is None  # said once
+    assert bookkeeping.claims_line([]) is None
+
+
+def test_a_record_without_claims_is_still_gone_on_from() -> None:
+    record = blank([entry(1, "ada bob")])
+    bookkeeping.judge(record)
+    assert record.clients["ada"]["claimed_weight"] is None
+    assert record.clients["ada"]["outlier_claim"] == ""
