@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedlora_hf.errors import UpdateError
 from fedlora_hf.numerics import lowrank
+from fedlora_hf.numerics.evidence import Evidence
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,17 +235,6 @@ class ClientUpdate:
             object.__setattr__(self, "state", AdapterState(self.state))
 
 
-class Evidence(NamedTuple):
-    """One kind of evidence against one client: flagged when `score` > `threshold` (None: kind not usable here)."""
-
-    score: float
-    threshold: float | None
-
-    @property
-    def flagged(self) -> bool:
-        return self.threshold is not None and self.score > self.threshold
-
-
 @dataclass(frozen=True, eq=False)
 class Aggregate:
     """What a round's aggregation gives back.
@@ -256,7 +246,7 @@ class Aggregate:
     flagged: sound but judged contaminated. quarantined: {client id: reason}, unusable. Both sorted.
     claimed_weights: {client id: share of the examples it claims}, its weight in a mean that believes every claim.
     outlier_claims: {client id: one line} of those who claim far more examples than the others; what was made of it.
-    evidence: {client id: {kind: Evidence}} that the flags rest on; kinds are "subspace", "direction", "scale".
+    evidence: {client id: {kind: Evidence}} that the flags rest on; see `numerics.evidence.Kind`.
     this_round: the same of this round alone, where `evidence` combines several; empty where it does not.
     modules: {module: {"rank", "spectrum", "discarded_energy", ...}}, plain numbers.
     diagnosis: what the method has to say about the whole cohort (identifiability, agreement), plain values.

@@ -1,71 +1,23 @@
-"""Aggregation: one method, one file, one pure function; `aggregate` is the door they share."""
+"""Aggregation: one method, one file, one pure function; `aggregate` is their common entry point."""
 # SPDX-License-Identifier: Apache-2.0
 
-from collections.abc import Iterable, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from importlib import import_module
 from numbers import Integral, Real
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_args
 
 import torch
 
-from fedlora_hf.aggregation import (
-    clair,
-    dirmag_mean,
-    fedavg,
-    fedsa,
-    ffa,
-    geometric_median,
-    local,
-    median,
-    multikrum,
-    product_mean,
-    stacking,
-    trimmed_mean,
-)
 from fedlora_hf.aggregation.cohort import Cohort, PastRound, client_weights
 from fedlora_hf.aggregation.counts import WEIGHT_CAP, Counts, believed
-from fedlora_hf.aggregation.method import Method
 from fedlora_hf.aggregation.screening import PartialModules, screen
 from fedlora_hf.errors import ConfigError, UpdateError
+from fedlora_hf.methods import method_named
+from fedlora_hf.methods.method import Method
+from fedlora_hf.methods.settings import method_options
+from fedlora_hf.numerics.evidence import Evidence
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate
-
-METHODS: dict[str, Method] = {
-    "clair": clair.METHOD,
-    "local": local.METHOD,
-    "fedavg": fedavg.METHOD,
-    "product_mean": product_mean.METHOD,
-    "stacking": stacking.METHOD,
-    "ffa": ffa.METHOD,
-    "fedsa": fedsa.METHOD,
-    "dirmag_mean": dirmag_mean.METHOD,
-    "median": median.METHOD,
-    "trimmed_mean": trimmed_mean.METHOD,
-    "multikrum": multikrum.METHOD,
-    "geometric_median": geometric_median.METHOD,
-}
-
-
-def method_named(name: str) -> Method:
-    """The method of that name, or a ConfigError that lists the names there are."""
-    if name not in METHODS:
-        raise ConfigError(f"aggregation method {name!r}: must be one of {', '.join(METHODS)}; choose one of these")
-    return METHODS[name]
-
-
-def method_options(method: Method, **options: Any) -> Any:
-    """The method's frozen options from keyword arguments; ConfigError for an unknown one, a wrong type or value."""
-    known = [field.name for field in fields(method.options)]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        listing = ", ".join(known) if known else "none"
-        raise ConfigError(f"option {unknown[0]!r} of method {method.name!r}: its options are: {listing}; remove it")
-    hints = get_type_hints(method.options)
-    for name, value in options.items():
-        if not _fits(value, hints[name]):
-            kind = getattr(hints[name], "__name__", str(hints[name]))
-            raise ConfigError(f"{name}={value!r}: must be of type {kind} (method {method.name!r}); change the value")
-    return method.options(**options)
 
 
 def aggregate(
@@ -78,6 +30,7 @@ def aggregate(
     reference: AdapterState | None = None,
     partial_modules: PartialModules = "quarantine",
     past: Sequence[PastRound] = (),
+    functional: Mapping[str, Evidence] | None = None,
     **options: Any,
 ) -> Aggregate:
     """Combine clients' updates into one global adapter and, where the method refines, personalised ones.
@@ -86,7 +39,7 @@ def aggregate(
 
     updates: any order; the result does not depend on it, to the last bit. Unusable ones (unreadable, NaN, wrong modules
         or shapes, a name unfit as a folder) are quarantined with a reason and never touch a mean.
-    method: a name in METHODS. options: that method's own options.
+    method: a name in `fedlora_hf.methods.METHODS`. options: that method's own options.
     weight_by: "examples" (num_examples; uniform when any client does not tell it) or "uniform".
     weight_cap: a robust method counts no client for more than so many times the cohort's median number of examples,
         whatever it claims; at least 1. What was claimed is in `Aggregate.claimed_weights` and `outlier_claims`.
@@ -95,6 +48,7 @@ def aggregate(
     partial_modules: "quarantine" clients that lack modules, or aggregate the "common" ones alone, those that all sound
         clients have; `Aggregate.diagnosis` then lists what was left out.
     past: what earlier rounds found, oldest first; clair combines their evidence with this round's.
+    functional: {client: evidence} of this round from other clients' losses, where it was taken; clair counts it too.
 
     Raises ConfigError for a bad argument, UpdateError when no usable update is left or ids repeat.
     """
@@ -102,11 +56,7 @@ def aggregate(
     settings = method_options(chosen, **options)
     _one_of("weight_by", weight_by, ("examples", "uniform"))
     _one_of("partial_modules", partial_modules, get_args(PartialModules))
-    _check_cap(weight_cap)
-    if target_rank is not None and (not _fits(target_rank, int) or target_rank < 1):
-        raise ConfigError(
-            f"target_rank={target_rank!r}: must be a whole number above 0; leave it out for the largest of all"
-        )
+    _check_numbers(weight_cap, target_rank)
     with torch.no_grad():
         found = screen(updates, reference, partial_modules)
         if not found.usable:
@@ -117,8 +67,9 @@ def aggregate(
         counts = _counted(found.usable, chosen, weight_by, weight_cap)
         usable = tuple(replace(u, num_examples=counts.used.get(u.client_id, u.num_examples)) for u in found.usable)
         limits = dict.fromkeys(counts.outliers, weight_cap) if chosen.counts == "capped" else {}
-        cohort = Cohort(usable, weight_by, found.modules, target_rank, reference, tuple(past), limits)
-        result = chosen.rule(cohort, settings)
+        start = (target_rank, reference, tuple(past), functional or {}, limits)
+        cohort = Cohort(usable, weight_by, found.modules, *start)
+        result = rule_of(chosen)(cohort, settings)
     left_out = {"modules_left_out": list(found.left_out)} if found.left_out else {}
     quarantined = dict(sorted({**found.quarantined, **result.quarantined}.items()))
     return replace(
@@ -138,24 +89,26 @@ def _counted(updates: Sequence[ClientUpdate], method: Method, weight_by: str, ca
     return believed(claims, cap, method.counts)
 
 
-def _check_cap(cap: object) -> None:
-    if not _fits(cap, float) or not float(cap) >= 1:  # type: ignore[arg-type]
-        raise ConfigError(f"weight_cap={cap!r}: must be a number of at least 1; inf believes every claim")
+def rule_of(method: Method) -> Callable[[Cohort, Any], Aggregate]:
+    """The method's rule: the function of its name in the file of its name here, unless it brings its own."""
+    if method.rule is not None:
+        return method.rule
+    rule: Callable[[Cohort, Any], Aggregate] = getattr(import_module(f"{__name__}.{method.name}"), method.name)
+    return rule
+
+
+def _check_numbers(weight_cap: object, target_rank: object) -> None:
+    if isinstance(weight_cap, bool) or not isinstance(weight_cap, Real) or not float(weight_cap) >= 1:
+        raise ConfigError(f"weight_cap={weight_cap!r}: must be a number of at least 1; inf believes every claim")
+    if target_rank is not None and (
+        isinstance(target_rank, bool) or not isinstance(target_rank, Integral) or target_rank < 1
+    ):
+        raise ConfigError(
+            f"target_rank={target_rank!r}: must be a whole number above 0; leave it out for the largest of all"
+        )
 
 
 def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
         listing = " or ".join(repr(choice) for choice in choices)
         raise ConfigError(f"{name}={value!r}: must be {listing}; choose one of these")
-
-
-def _fits(value: object, hint: Any) -> bool:
-    """Whether a value is of an option's declared type: a class, a Literal, or a union of these."""
-    origin = get_origin(hint)
-    if origin is Literal:
-        return value in get_args(hint)
-    if origin in (Union, UnionType):
-        return any(_fits(value, part) for part in get_args(hint))
-    if isinstance(value, bool):  # True is an int to Python, never a count to a user
-        return hint is bool
-    return isinstance(value, {int: Integral, float: Real}.get(hint, hint))

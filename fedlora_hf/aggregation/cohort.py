@@ -8,7 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fedlora_hf.update import AdapterState, ClientUpdate, Evidence, LoraFactors
+from fedlora_hf.numerics.evidence import Evidence
+from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,10 @@ class Cohort:
     modules: sorted names, the same in every update. target_rank: rank of the global adapter;
     None: the largest rank among the clients. reference: the adapter the clients started the round from (None: they
     started from nothing, so their updates are what they learned).
+    past: what earlier rounds found, oldest first, for methods that combine evidence over rounds.
     weight_limits: {client id: how many times the median weight it may have at most} of those whose claims of examples
         were not believed, for methods whose weights do not follow from the counts alone.
-    past: what earlier rounds found, oldest first, for methods that combine evidence over rounds.
+    functional: {client id: what its update does to others' losses}, of this round, where that was measured.
     """
 
     updates: tuple[ClientUpdate, ...]
@@ -38,6 +40,7 @@ class Cohort:
     target_rank: int | None = None
     reference: AdapterState | None = None
     past: tuple[PastRound, ...] = ()
+    functional: Mapping[str, Evidence] = field(default_factory=dict)
     weight_limits: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
@@ -51,7 +54,7 @@ class Cohort:
 
     @property
     def extras(self) -> tuple[str, ...]:
-        """Sorted names of the tensors trained whole (a classification head), the same in every update."""
+        """Sorted names of PEFT's modules_to_save tensors (a classification head), the same in every update."""
         return tuple(sorted(self.updates[0].state.extras))
 
     def factors(self, module: str) -> list[LoraFactors]:
@@ -77,7 +80,7 @@ class Cohort:
         return replace(self, updates=tuple(update for update in self.updates if update.client_id in kept))
 
     def mean_extras(self, weights: Mapping[str, float] | None = None) -> dict[str, Tensor]:
-        """Weighted mean of the tensors trained whole, summed in float64 in client order, given back in float32."""
+        """Weighted mean of the modules_to_save tensors, summed in float64 in client order, given back in float32."""
         weights = self.weights if weights is None else weights
         kept = [update for update in self.updates if weights.get(update.client_id)]
         means = {}

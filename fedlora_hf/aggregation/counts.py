@@ -4,16 +4,10 @@
 from collections.abc import Mapping
 from math import floor, inf, isinf
 from statistics import median
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-# What a method makes of counts. capped: held to weight_cap times the median. trusted: taken as they are, up to
-# IMPLAUSIBLE times the median. unused: every client counts once.
-Trust = Literal["capped", "trusted", "unused"]
-SAID: dict[Trust, str] = {
-    "capped": "numbers of examples are claims: none counts more than weight_cap times the cohort's median",
-    "trusted": "clients' numbers of examples are trusted: who claims ten times as many weighs ten times as much",
-    "unused": "every client counts once, whatever number of examples it claims",
-}
+from fedlora_hf.methods.method import Trust
+
 WEIGHT_CAP = 3.0
 # A plain mean is defined by its counts, but one that leaves all others without a say is no count [our choice].
 IMPLAUSIBLE = 1000

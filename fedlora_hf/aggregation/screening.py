@@ -1,4 +1,4 @@
-"""The door: every update is looked at before it can touch a mean; what cannot be used is quarantined with a reason."""
+"""Screening: an update is checked before it can enter a mean; one that cannot be used is quarantined, with a reason."""
 # SPDX-License-Identifier: Apache-2.0
 
 from collections import Counter
@@ -18,7 +18,7 @@ LONGEST_NAME = 300
 # median of the cohort's is no client's to choose, unless it is small as such [our choice].
 RANK_FACTOR, SMALL_RANK = 8, 128
 
-# {module: (out, in), name of a tensor trained whole: its shape}
+# {module: (out, in), name of a modules_to_save tensor: its shape}
 Shapes = Mapping[str, tuple[int, ...]]
 PartialModules = Literal["quarantine", "common"]
 

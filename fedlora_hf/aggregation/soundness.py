@@ -22,7 +22,7 @@ LARGEST_SIDE = 2**22
 
 
 def unsound_state(state: AdapterState) -> str | None:
-    """Why an adapter cannot be gone on from (unreadable, not finite), or None; one pass over its entries."""
+    """Why training cannot resume from an adapter (unreadable, not finite), or None; one pass over its entries."""
     for tensors in ([factors.A, factors.B] for factors in state.values()):
         if reason := next(filter(None, map(unsound, tensors)), None):
             return f"its adapter {reason}"

@@ -10,10 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sample_updates import cohort, same_bits, with_common_factor
 
-from fedlora_hf.aggregation import METHODS, aggregate
-from fedlora_hf.aggregation.counts import IMPLAUSIBLE, SAID, believed
+from fedlora_hf.aggregation import aggregate
+from fedlora_hf.aggregation.counts import IMPLAUSIBLE, believed
 from fedlora_hf.commands.manual import manual
+from fedlora_hf.commands.methods import describe
 from fedlora_hf.errors import ConfigError
+from fedlora_hf.methods import METHODS
+from fedlora_hf.methods.method import SAID
 
 ROBUST = sorted(name for name, method in METHODS.items() if method.robust)
 PLAIN = sorted(set(METHODS) - set(ROBUST))
@@ -91,10 +94,12 @@ def test_every_method_says_what_it_makes_of_counts() -> None:
     assert {METHODS[name].counts for name in PLAIN} == {"trusted"}
     assert {METHODS[name].counts for name in ROBUST} == {"capped", "unused"}
     assert "trusted" in SAID["trusted"]
-    said = " ".join(manual().split())
-    capped = sorted(name for name in ROBUST if METHODS[name].counts == "capped")
-    unused = sorted(set(ROBUST) - set(capped))
-    assert capped == ["clair", "geometric_median", "multikrum"]
-    assert "clair, multikrum and geometric_median hold them to weight_cap" in said
-    assert unused == ["median", "trimmed_mean"]
-    assert "median and trimmed_mean count every client once; all others trust" in said
+    capped = [name for name in METHODS if METHODS[name].counts == "capped"]
+    unused = [name for name in METHODS if METHODS[name].counts == "unused"]
+    assert sorted(capped) == ["clair", "geometric_median", "multikrum"]
+    assert sorted(unused) == ["median", "trimmed_mean"]
+    said = manual()
+    assert f"held to weight_cap times the cohort's median: {', '.join(capped)}\n" in said
+    assert f"every client counts once: {', '.join(unused)}\n" in said
+    for name, method in METHODS.items():
+        assert SAID[method.counts][:30] in " ".join(describe(name).split())

@@ -10,9 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sample_updates import SHAPES, cohort, same_bits, with_common_factor
 
-from fedlora_hf.aggregation import METHODS, aggregate
+from fedlora_hf.aggregation import aggregate
 from fedlora_hf.aggregation.soundness import FLOATS, unsound_state
 from fedlora_hf.errors import ConvergenceWarning
+from fedlora_hf.methods import METHODS
 from fedlora_hf.numerics.clair import blocks
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, LoraFactors
 
