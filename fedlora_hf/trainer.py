@@ -14,7 +14,7 @@ from fedlora_hf.data.prepare import prepare_client
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.hub import write_card
 from fedlora_hf.hub.publishing import Publisher
-from fedlora_hf.record.lines import round_line, round_log
+from fedlora_hf.record.lines import claims_line, round_line, round_log
 from fedlora_hf.rounds.federation import SERVER, Federation, Run, check_cohort
 from fedlora_hf.rounds.local_transport import LocalTransport
 from fedlora_hf.rounds.loop import RoundLoop
@@ -116,6 +116,8 @@ class FederatedTrainer(ClientTrainer):
         self.state.epoch = entry["round"]
         self.log(round_log(entry))
         self.progress.say(round_line(entry, self.loop.num_rounds))
+        if warning := claims_line(self.loop.run.record.rounds):
+            self.progress.say(warning)
         self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
 
     # ---- evaluation --------------------------------------------------------------------------------------------------

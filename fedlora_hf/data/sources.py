@@ -16,6 +16,7 @@ from typing import NamedTuple
 import datasets
 
 from fedlora_hf.errors import DataError
+from fedlora_hf.util.disk import open_regular
 
 Record = Mapping[str, object]
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
@@ -41,8 +42,10 @@ def read_table(source: str | Path, *, split: str | None = None, revision: str | 
     """
     path = Path(source).expanduser()
     if path.is_dir():
+        _check_plain(path)
         table = _read_folder(path, split)
-    elif path.is_file():
+    elif path.exists():
+        _check_plain(path)
         table = Table(_read_file(path), {})
     elif _looks_local(str(source)):
         raise DataError(f"dataset {str(source)!r}: no such file or folder; check the path")
@@ -51,6 +54,13 @@ def read_table(source: str | Path, *, split: str | None = None, revision: str | 
     if not table.records:
         raise DataError(f"dataset {str(source)!r}: holds no records; a dataset needs at least one, check the file")
     return table
+
+
+def _check_plain(path: Path) -> None:
+    """DataError for a pipe, socket or device, or for a folder with one: it would be waited for, or read for ever."""
+    for place in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if place.exists() and not place.is_dir() and not place.is_file():
+            raise DataError(f"{place}: is no plain file; a dataset is read from files, copy the data into one")
 
 
 def _looks_local(source: str) -> bool:
@@ -64,7 +74,8 @@ def _read_file(path: Path) -> list[Record]:
     try:
         if path.suffix == ".parquet":
             return _read_parquet(path)
-        text = path.read_text(encoding="utf-8-sig")
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig") as file:
+            text = file.read()
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: byte {error.start} is not UTF-8; convert the file to UTF-8") from error
     if path.suffix == ".csv":

@@ -17,7 +17,7 @@ from fedlora_hf.flower.transport import FlowerTransport
 from fedlora_hf.flower.weightless import weightless_base
 from fedlora_hf.hub.publishing import Publisher
 from fedlora_hf.methods import method_named
-from fedlora_hf.record.lines import round_line
+from fedlora_hf.record.lines import claims_line, round_line
 from fedlora_hf.rounds.federation import Federation, Run
 from fedlora_hf.rounds.loop import RoundLoop
 from fedlora_hf.rounds.store import RoundStore
@@ -71,6 +71,8 @@ class FlowerRun:
 
     def round_ended(self, entry: Mapping[str, Any]) -> None:
         logger.info("%s", round_line(entry, self.loop.num_rounds))
+        if warning := claims_line(self.loop.run.record.rounds):
+            logger.warning("%s", warning)
 
 
 def _check(args: FederatedConfig) -> None:

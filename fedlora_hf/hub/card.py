@@ -68,6 +68,7 @@ def render_card(
         results=tables.results(record),
         rejected=tables.rejected(record),
         cohort=tables.numbers(record.data.get("cohort")),
+        claims=tables.claims(record),
         rounds=tables.rounds(record),
         costs=stage_costs(record),
         modules=tables.modules(record),

@@ -1,18 +1,18 @@
 """What of an output folder may leave this machine: an allow-list, checked file by file, before anything is sent."""
 # SPDX-License-Identifier: Apache-2.0
 
-import json
 import re
 import stat
-import struct
 from collections.abc import Container
 from pathlib import Path, PurePosixPath
 
+from fedlora_hf.adapter.header import read_header
 from fedlora_hf.errors import AdapterError, ConfigError
 from fedlora_hf.hub.card import render_card
 from fedlora_hf.hub.public import public_config, public_record
 from fedlora_hf.hub.text import one_line
 from fedlora_hf.record.record import FILE_NAME, RunRecord
+from fedlora_hf.util.disk import read_regular
 from fedlora_hf.util.names import unfit_reason
 from fedlora_hf.util.redaction import TOKEN
 
@@ -21,7 +21,6 @@ PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth", "adapte
 _REPORT_FILE = re.compile(r"[A-Za-z0-9][\w.-]*\.(?:png|html)", re.ASCII)
 # What a push owns in a repository, and therefore takes away when the run no longer has it.
 _OWNED = re.compile(rf"clients/.+|report/{_REPORT_FILE.pattern}|{re.escape(SIDE_CAR)}", re.ASCII)
-_MAX_HEADER = 64 * 1024 * 1024
 
 Plan = dict[str, Path | bytes]
 
@@ -72,25 +71,9 @@ def sendable_clients(root: Path, record: RunRecord) -> list[str]:
 def check_weights(path: Path, where: str = "") -> None:
     """AdapterError, naming `where`, unless `path` has the header of a safetensors file and tensors that fill it."""
     try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > min(_MAX_HEADER, size - 8):
-                raise ValueError("its header is longer than the file")
-            header = json.loads(file.read(length))
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        if not ends or max(ends) != size - 8 - length:
-            raise ValueError("its tensors do not fill the file")
-    except (
-        OSError,
-        struct.error,
-        ValueError,
-        KeyError,
-        TypeError,
-        IndexError,
-        AttributeError,
-        RecursionError,
-    ) as error:
+        if not read_header(path):
+            raise ValueError("it holds no tensor")
+    except (OSError, ValueError) as error:
         raise AdapterError(
             f"{where or path}: not a safetensors file ({one_line(error, 80)}); save the adapter again"
         ) from None
@@ -149,5 +132,5 @@ def _own_file(root: Path, part: PurePosixPath) -> Path:
 
 
 def _no_token(path: Path) -> None:
-    if TOKEN.search(path.read_text(encoding="utf-8", errors="replace")):
+    if TOKEN.search(read_regular(path).decode("utf-8", errors="replace")):
         raise ConfigError(f"{path}: holds what looks like an access token; remove it, and revoke the token")

@@ -94,6 +94,12 @@ def rejected(record: RunRecord) -> list[dict[str, Any]]:
     ]
 
 
+def claims(record: RunRecord) -> list[tuple[str, str]]:
+    """(client, what it claimed and what was made of it) of those who claim far more examples than the others."""
+    found = [(name, mapping(client).get("outlier_claim")) for name, client in sorted(record.clients.items())]
+    return [(name, said) for name, said in found if isinstance(said, str) and said]
+
+
 def _evidence(value: object) -> str:
     """Each kind's score against its threshold, as inert Markdown."""
     evidence = mapping(value)

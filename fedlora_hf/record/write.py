@@ -10,7 +10,7 @@ from typing import Any
 from fedlora_hf import privacy
 from fedlora_hf.config import may_change
 from fedlora_hf.errors import ConfigError
-from fedlora_hf.methods.method import Method
+from fedlora_hf.methods.method import SAID, Method
 from fedlora_hf.numerics.evidence import Evidence
 from fedlora_hf.record.changes import compared, component_changes
 from fedlora_hf.record.evidence import plain_evidence
@@ -37,7 +37,12 @@ def opening(
         kind="train",
         method=method.name,
         seed=args.seed,
-        method_info={"title": method.title, "paper": method.paper, "averages": method.averages},
+        method_info={
+            "title": method.title,
+            "paper": method.paper,
+            "averages": method.averages,
+            "counts": SAID[method.counts],
+        },
         options=plain(args.changed()),
         command=redacted([Path(sys.argv[0]).name.replace("__main__.py", "fedlora"), *sys.argv[1:]]),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -107,6 +112,8 @@ def add_round(
             "flagged": list(combined.flagged),
             "quarantined": dict(quarantined),
             "weights": dict(combined.weights),
+            "claimed_weights": dict(combined.claimed_weights),
+            "outlier_claims": dict(combined.outlier_claims),
             "train_loss": {u.client_id: u.metrics["train_loss"] for u in updates if "train_loss" in u.metrics},
             "update_norm": norms,
             "evidence": plain_evidence(combined.this_round or combined.evidence, functional),

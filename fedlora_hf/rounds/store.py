@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from fedlora_hf.adapter.files import read_adapter, write_adapter
-from fedlora_hf.aggregation.screening import unsound_state
-from fedlora_hf.errors import AdapterError, ConfigError, FedLoraError, RecordError, one_line
+from fedlora_hf.aggregation.soundness import unsound_state
+from fedlora_hf.errors import AdapterError, ConfigError, FedLoraError, RecordError, StorageError, one_line
 from fedlora_hf.numerics.evidence import Evidence
 from fedlora_hf.record.record import FILE_NAME, RunRecord, check_complete
 from fedlora_hf.update import AdapterState, ClientUpdate
@@ -128,7 +128,7 @@ class RoundStore:
         """The update a client has already left in an open round, or None: not trained yet, or left damaged."""
         try:
             return self._read(self._open(number), client_id)
-        except (AdapterError, RecordError):
+        except (AdapterError, RecordError, StorageError):
             return None
 
     def save(self, number: int, update: ClientUpdate) -> ClientUpdate:
@@ -169,7 +169,10 @@ class RoundStore:
 
     def fail(self, number: int, client_id: str, reason: str) -> None:
         """Note in the open round that a client could not be trained, and why."""
-        write_atomically(self._open(number) / "clients" / client_id / FAILURE, json.dumps(reason).encode())
+        place = self._open(number) / "clients" / client_id
+        if place.is_symlink():  # what it leads to is not ours to write into
+            remove_tree(place)
+        write_atomically(place / FAILURE, json.dumps(reason).encode())
 
     def failure(self, number: int, client_id: str) -> str | None:
         """Why a client of a round, open or committed, could not be trained, or None."""
@@ -237,7 +240,7 @@ class RoundStore:
         return self.folder / f".open-{number}"
 
     def _read(self, place: Path, client_id: str) -> ClientUpdate:
-        folder = place / "clients" / client_id
+        folder = within(place, "clients", client_id)
         state, _ = read_adapter(folder)
         try:
             facts = read_json(folder / UPDATE, MAX_NOTE_BYTES)
