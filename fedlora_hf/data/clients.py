@@ -1,9 +1,10 @@
 """From examples to clients, each with a train, a validation and a test split that share no record."""
 # SPDX-License-Identifier: Apache-2.0
 
+import hashlib
 import logging
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Sequence
 
 import datasets
 import numpy as np
@@ -17,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 PARTITIONS = ("category", "task", "group", "dirichlet", "iid", "client")
 SPLITS = ("train", "validation", "test")
+_BATCH = 4096
 
 
 def make_clients(
@@ -49,8 +51,9 @@ def make_clients(
     fractions = (validation_fraction, test_fraction)
     needed = 1 + sum(fraction > 0 for fraction in fractions)
     parts = _partition(unique, partition_by, num_clients, dirichlet_alpha, needed, seed)
-    text_counts = Counter(_texts(unique))
-    repeated = np.array([text_counts[text] > 1 for text in _texts(unique)])
+    texts = _digests(unique, _spoken(unique))
+    counts = Counter(texts)
+    repeated = np.array([counts[text] > 1 for text in texts])
     clients = {}
     for client_id, indices in parts.items():
         rng = np.random.default_rng(derive_seed(seed, "split", client_id))
@@ -63,10 +66,9 @@ def make_clients(
 
 def deduplicate(examples: datasets.Dataset) -> tuple[datasets.Dataset, int]:
     """The examples without word for word repeats (all columns equal; the first is kept), and how many were removed."""
-    columns = [examples[name][:] for name in examples.column_names]
-    first: dict[Hashable, int] = {}
-    for position, values in enumerate(zip(*columns, strict=True)):
-        first.setdefault(tuple(tuple(value) if isinstance(value, list) else value for value in values), position)
+    first: dict[bytes, int] = {}
+    for position, digest in enumerate(_digests(examples, examples.column_names)):
+        first.setdefault(digest, position)
     removed = len(examples) - len(first)
     return (examples.select(list(first.values())) if removed else examples), removed
 
@@ -109,11 +111,19 @@ def _partition(
     return partition.by_group(groups)
 
 
-def _texts(examples: datasets.Dataset) -> list[Hashable]:
-    """What an example says, without whose or of which group it is."""
-    if "text" in examples.column_names:
-        return list(examples["text"][:])
-    return list(zip(examples["prompt"][:], examples["completion"][:], strict=True))
+def _spoken(examples: datasets.Dataset) -> list[str]:
+    """The columns of what an example says, without whose or of which group it is."""
+    return ["text"] if "text" in examples.column_names else ["prompt", "completion"]
+
+
+def _digests(examples: datasets.Dataset, columns: Sequence[str]) -> list[bytes]:
+    """16 bytes for each example that are the same where all these columns are: a million texts need not be held."""
+    found = []
+    for start in range(0, len(examples), _BATCH):
+        batch = examples[start : start + _BATCH]
+        for values in zip(*(batch[name] for name in columns), strict=True):
+            found.append(hashlib.blake2b(repr(values).encode(), digest_size=16).digest())
+    return found
 
 
 def _split(
