@@ -62,7 +62,7 @@ def read_file(path: Path) -> Iterable[Record]:
 
 def _open(path: Path) -> IO[str]:
     """The file as text, whatever its compression and byte order."""
-    raw: Any = gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
+    raw: Any = (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb")
     start = raw.read(2)
     raw.seek(0)
     return io.TextIOWrapper(raw, encoding=next((name for mark, name in _MARKS if start == mark), "utf-8-sig"))

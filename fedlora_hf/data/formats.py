@@ -9,9 +9,9 @@ have `chat`: the turns as JSON, for a chat template to word; prompt and completi
 # SPDX-License-Identifier: Apache-2.0
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import datasets
 from datasets.fingerprint import Hasher
 
 from fedlora_hf.data.labels import class_order, label_of
+from fedlora_hf.data.mapped import quiet_map
 from fedlora_hf.data.say import say
 from fedlora_hf.data.schemas import Schema, choose_column, choose_schema, render_prompt
 from fedlora_hf.data.sources import MAX_STREAMED, Table, read_table
@@ -188,7 +189,7 @@ def numbered(
 ) -> list[datasets.Dataset]:
     """The parts with their labels numbered alike, in the order of `labels.class_order`."""
     values = [part["label"][:] for part in parts]
-    ordered = class_order(column, sum(values, []), wanted=wanted, declared=declared, head=head)
+    ordered = class_order(column, list(chain.from_iterable(values)), wanted=wanted, declared=declared, head=head)
     index = {name: position for position, name in enumerate(ordered)}
     made = []
     for part, texts in zip(parts, values, strict=True):
@@ -230,27 +231,3 @@ def _on_disk(source: datasets.Dataset, read: Reading) -> datasets.Dataset:
 
 # Part of the cache's key: another number when the wording of any schema changes.
 _WORDING = 1
-
-
-def quiet_map(
-    dataset: datasets.Dataset,
-    function: Callable[..., dict[str, list[Any]]],
-    features: datasets.Features,
-    fingerprint: str | None = None,
-    **more: Any,
-) -> datasets.Dataset:
-    """`Dataset.map` over batches into columns of `features` alone, without a progress bar of its own."""
-    shown = datasets.utils.is_progress_bar_enabled()
-    datasets.utils.disable_progress_bars()
-    try:
-        return dataset.map(
-            function,
-            batched=True,
-            remove_columns=dataset.column_names,
-            features=features,
-            new_fingerprint=fingerprint,
-            **more,
-        )
-    finally:
-        if shown:
-            datasets.utils.enable_progress_bars()

@@ -6,6 +6,7 @@ template that may know them.
 """
 # SPDX-License-Identifier: Apache-2.0
 
+import contextlib
 import json
 from typing import Any
 
@@ -78,9 +79,7 @@ def _turn(turn: Turn, where: str) -> Turn:
     if calls:
         kept["tool_calls"] = [_call(call, where) for call in calls]
     elif key is None:
-        raise DataError(
-            f"{where}: a turn of {role} has no content; every turn needs one, complete or remove the record"
-        )
+        raise DataError(f"{where}: a turn of {role} has no content; complete or remove the record")
     return {"role": _ROLES.get(role, role), "content": content, **kept}
 
 
@@ -107,10 +106,8 @@ def _call(call: object, where: str) -> dict[str, Any]:
         raise DataError(f"{where}: a tool call has no name; it needs function.name, correct or remove the record")
     arguments = inner.get("arguments")
     if isinstance(arguments, str):
-        try:
+        with contextlib.suppress(ValueError):
             arguments = json.loads(arguments)
-        except ValueError:
-            pass
         inner = {**inner, "arguments": arguments}
     return {**kept, "function": inner} if "function" in kept else inner
 

@@ -28,7 +28,7 @@ def as_text(value: object) -> str | None:
         return value
     if is_missing(value):
         return None
-    if isinstance(value, _PLAIN) or type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0:
+    if isinstance(value, _PLAIN) or (type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0):
         return str(value)
     raise TypeError(type(value).__name__)
 
