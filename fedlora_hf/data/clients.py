@@ -4,14 +4,16 @@
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import datasets
 import numpy as np
 from numpy.typing import NDArray
 
 from fedlora_hf.data import partition
+from fedlora_hf.data.say import say
 from fedlora_hf.errors import ConfigError, DataError
+from fedlora_hf.util.names import fit_ids
 from fedlora_hf.util.seeding import derive_seed
 
 logger = logging.getLogger(__name__)
@@ -31,6 +33,8 @@ def make_clients(
     test_fraction: float = 0.1,
     max_examples_per_client: int | None = None,
     seed: int = 0,
+    validation: datasets.Dataset | None = None,
+    test: datasets.Dataset | None = None,
 ) -> dict[str, datasets.DatasetDict]:
     """{client id: {"train", "validation", "test"}} of examples as `load_examples` gives them; a function of the seed.
 
@@ -38,6 +42,8 @@ def make_clients(
         "iid" and "dirichlet" make `num_clients` clients, the latter skewed by class label, or by group without one.
     validation_fraction, test_fraction: of each client's examples, rounded, and at least one example unless 0.
     max_examples_per_client: a random choice of so many, before the split.
+    validation, test: fixed examples in the place of a fraction. By a column, each client gets its own; examples that
+        name no client, and those of iid and dirichlet clients, are everybody's. What they say is not trained on.
 
     Records that repeat word for word are removed first (`deduplicate`), so none is in two splits or two clients. A
     text that remains twice, under two groups for instance, is used for training only: no test text was seen before.
@@ -48,7 +54,9 @@ def make_clients(
     unique, removed = deduplicate(examples)
     if removed:
         logger.info("removed %d of %d records: word for word repeats of another", removed, len(examples))
-    fractions = (validation_fraction, test_fraction)
+    fixed = {name: held for name, held in (("validation", validation), ("test", test)) if held is not None}
+    unique = _without_held_out(unique, fixed)
+    fractions = (0 if validation is not None else validation_fraction, 0 if test is not None else test_fraction)
     needed = 1 + sum(fraction > 0 for fraction in fractions)
     parts = _partition(unique, partition_by, num_clients, dirichlet_alpha, needed, seed)
     texts = _digests(unique, _spoken(unique))
@@ -61,7 +69,58 @@ def make_clients(
         clients[client_id] = datasets.DatasetDict(
             {name: unique.select(rows) for name, rows in _split(chosen, repeated[chosen], fractions, client_id).items()}
         )
+    for name, held in fixed.items():
+        for client_id, own in _shared_out(held, unique, partition_by, name, list(clients)).items():
+            clients[client_id][name] = own
     return clients
+
+
+def client_names(examples: datasets.Dataset, partition_by: str) -> dict[str, str]:
+    """{client id: the name it has in the data}, of the clients that `make_clients` makes by a column; {} otherwise."""
+    column = _column(partition_by)
+    if column is None or column not in examples.column_names:
+        return {}
+    return {client_id: name for name, client_id in fit_ids(set(examples[column][:])).items()}
+
+
+def _column(partition_by: str) -> str | None:
+    """The column whose values are the clients, None for a rule that makes them up."""
+    return None if partition_by in ("iid", "dirichlet") else "client" if partition_by == "client" else "group"
+
+
+def _without_held_out(examples: datasets.Dataset, fixed: Mapping[str, datasets.Dataset]) -> datasets.Dataset:
+    """The examples that no fixed validation or test example repeats."""
+    held = {digest for part in fixed.values() for digest in _digests(part, _spoken(part))}
+    if not held:
+        return examples
+    kept = [place for place, digest in enumerate(_digests(examples, _spoken(examples))) if digest not in held]
+    if len(kept) < len(examples):
+        say(f"{len(examples) - len(kept)} training examples stand in the validation or test data too: not trained on")
+    return examples.select(kept)
+
+
+def _shared_out(
+    held: datasets.Dataset, examples: datasets.Dataset, partition_by: str, kind: str, clients: Sequence[str]
+) -> dict[str, datasets.Dataset]:
+    """{client id: its examples of a fixed split}."""
+    column = _column(partition_by)
+    names = held[column][:] if column in held.column_names else []
+    if column is None or not any(names):
+        return dict.fromkeys(clients, held)
+    ids = fit_ids(set(examples[column][:]))
+    rows: dict[str, list[int]] = {client_id: [] for client_id in clients}
+    strange = sorted({name for name in names if ids.get(name) not in rows})
+    if strange:
+        say(f"{kind} examples of {strange[0]!r} ({len(strange)} such names): no client of that name trains; not used")
+    for place, name in enumerate(names):
+        if ids.get(name) in rows:
+            rows[ids[name]].append(place)
+    if missing := [client_id for client_id, places in rows.items() if not places]:
+        raise DataError(
+            f"client {missing[0]!r}: has no {kind} example in the fixed {kind} data; give it some, or leave that data "
+            f"out and set {kind}_fraction"
+        )
+    return {client_id: held.select(places) for client_id, places in rows.items()}
 
 
 def deduplicate(examples: datasets.Dataset) -> tuple[datasets.Dataset, int]:
