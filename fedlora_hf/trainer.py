@@ -12,12 +12,12 @@ from transformers.trainer_utils import TrainOutput
 
 from fedlora_hf.adapter import slot as adapters
 from fedlora_hf.adapter.files import read_adapter
-from fedlora_hf.aggregation import method_named
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.data.prepare import prepare_client
 from fedlora_hf.errors import ConfigError, RecordError, RoundError
 from fedlora_hf.hub import fetch_run, parse_source, write_card
 from fedlora_hf.hub.publishing import Publisher
+from fedlora_hf.methods import method_named
 from fedlora_hf.record import write as bookkeeping
 from fedlora_hf.record.record import RunRecord
 from fedlora_hf.rounds import output

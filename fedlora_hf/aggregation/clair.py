@@ -9,15 +9,13 @@ import torch
 from torch import Tensor
 
 from fedlora_hf.aggregation.cohort import Cohort
-from fedlora_hf.aggregation.method import Method
+from fedlora_hf.methods.clair import ClairOptions
 from fedlora_hf.numerics import clair as numerics
 from fedlora_hf.numerics import lowrank
 from fedlora_hf.numerics.clair.blocks import stack
-from fedlora_hf.numerics.clair.estimator import LEAST_CLIENTS
 from fedlora_hf.numerics.clair.evidence import Judgement
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, Evidence, LoraFactors
 
-ClairOptions = numerics.ClairOptions
 Pair = tuple[Tensor, Tensor]
 # Share of its threshold below which the combined evidence on a flagged client must fall before it is taken back in.
 CLEARED = 0.5
@@ -189,15 +187,3 @@ def accumulated(
     which nothing could be said are left out. A pure function: keep the rounds' evidence and ask again after each.
     """
     return {client: _evidence(kinds) for client, kinds in numerics.accumulate(list(rounds), decay).items()}
-
-
-METHOD = Method(
-    name="clair",
-    title="Collaborative low-rank alignment and identifiable recovery",
-    paper="arXiv 2605.21217, He, Chen, Feng 2026",
-    averages="product",
-    rule=clair,
-    options=ClairOptions,
-    robust=True,
-    least_clients=LEAST_CLIENTS,
-)

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from fedlora_hf.aggregation.cohort import Cohort
 from fedlora_hf.aggregation.fedavg import mean_factors
-from fedlora_hf.aggregation.method import Method, NoOptions
 from fedlora_hf.aggregation.shared import fitted
 from fedlora_hf.errors import UpdateError
+from fedlora_hf.methods.method import NoOptions
 from fedlora_hf.update import AdapterState, Aggregate, LoraFactors
 
 
@@ -67,13 +67,3 @@ def same(A: Tensor, other: Tensor) -> bool:
     """Equal, entry by entry, in the narrower of the two dtypes: one client may send bfloat16, another float32."""
     narrow = min(A.dtype, other.dtype, key=lambda dtype: dtype.itemsize)
     return A.shape == other.shape and bool((A.to(narrow) == other.to(A.device, narrow)).all())
-
-
-METHOD = Method(
-    name="ffa",
-    title="Frozen A, averaged B",
-    paper="FFA-LoRA, Sun et al. 2024 (arXiv 2403.12313)",
-    averages="product",
-    rule=ffa,
-    trains=("B",),
-)

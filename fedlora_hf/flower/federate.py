@@ -17,9 +17,7 @@ from flwr.serverapp import Grid
 
 from fedlora_hf.adapter import slot as adapters
 from fedlora_hf.adapter.files import read_adapter
-from fedlora_hf.aggregation import method_named
 from fedlora_hf.aggregation.screening import Shapes, examine, expected_shapes, mismatch
-from fedlora_hf.commands.train import load_base, load_server_data
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.errors import ConfigError, FedLoraError, UpdateError, one_line
 from fedlora_hf.flower.exchange import Reply, exchange
@@ -29,6 +27,8 @@ from fedlora_hf.flower.settings import Settings
 from fedlora_hf.flower.share import check_rank, travelling
 from fedlora_hf.flower.wire import holds, put, take, tensor_bytes
 from fedlora_hf.hub.publishing import Publisher
+from fedlora_hf.loading import limited, load_base, load_server_data
+from fedlora_hf.methods import method_named
 from fedlora_hf.record import write as bookkeeping
 from fedlora_hf.record.record import RunRecord
 from fedlora_hf.rounds import output
@@ -169,9 +169,9 @@ class FlowerRun:
     def _trainer(self) -> ClientTrainer:
         """The base model and the server's own data; loaded when a global round first needs them."""
         labels = self.args.labels if self.args.task == "sequence_classification" else None
-        base, tokenizer = load_base(self.args, labels)
+        base, tokenizer, max_length = load_base(self.args, labels)
         data = load_server_data(self.args, labels)
-        return ClientTrainer(base, self.args, {SERVER: data}, processing_class=tokenizer)
+        return ClientTrainer(base, limited(self.args, max_length), {SERVER: data}, processing_class=tokenizer)
 
     def _order(self, number: int, client: str) -> tuple[RecordDict, int]:
         """What a client is sent to train a round, and the bytes of its tensors."""

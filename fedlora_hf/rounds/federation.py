@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from fedlora_hf.aggregation import aggregate
-from fedlora_hf.aggregation.method import Method
 from fedlora_hf.aggregation.partial import mean_of_trained
 from fedlora_hf.errors import ConfigError, RoundError
+from fedlora_hf.methods.method import Method
 from fedlora_hf.record import write as bookkeeping
 from fedlora_hf.record.record import RunRecord
 from fedlora_hf.rounds.store import RoundStore

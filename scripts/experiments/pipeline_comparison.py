@@ -25,8 +25,9 @@ import torch
 from pipeline_comparison_data import Source, add_data_flags, sources
 from pipeline_comparison_report import KINDS, Row, choose, write_report
 
-from fedlora_hf.commands.train import load_base, parse
 from fedlora_hf.config import FederatedConfig
+from fedlora_hf.flags import parse
+from fedlora_hf.loading import limited, load_base
 from fedlora_hf.trainer import FederatedTrainer
 from fedlora_hf.update import AdapterState
 
@@ -97,7 +98,8 @@ def config(args: argparse.Namespace, rest: Sequence[str], method: str, rate: flo
 def measured(source: Source, options: FederatedConfig, personal_rates: Sequence[float]) -> Iterator[Row]:
     """Train one cell; its losses, accuracies, bytes and time. One row for each rate of the personal steps, if any: they
     start from one and the same global adapter."""
-    model, tokenizer = load_base(options, None)
+    model, tokenizer, max_length = load_base(options, None)
+    options = limited(options, max_length)
     trainer = Measured(model, options, source.clients(options, options.seed), processing_class=tokenizer)
     trainer.store.clear()
     began = time.perf_counter()

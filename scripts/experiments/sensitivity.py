@@ -33,8 +33,9 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from fedlora_hf.adapter.slot import AdapterSlot
-from fedlora_hf.commands.train import load_base, parse
 from fedlora_hf.config import FederatedConfig
+from fedlora_hf.flags import parse
+from fedlora_hf.loading import limited, load_base
 from fedlora_hf.numerics.direction import Axis, component_change, split
 from fedlora_hf.training.stages import FACTORS, Stage
 from fedlora_hf.update import AdapterState, LoraFactors
@@ -123,7 +124,8 @@ def observed(taken: Mapping[str, Snapshots]) -> Iterator[Row]:
 def study(source: Source, options: FederatedConfig, args: argparse.Namespace) -> Iterator[Row]:
     """All rows of one dataset and seed."""
     rate = options.learning_rate if args.client_rate is None else args.client_rate
-    model, tokenizer = load_base(options, None)
+    model, tokenizer, max_length = load_base(options, None)
+    options = limited(options, max_length)
     trainer = Measured(model, options, source.clients(options, options.seed), processing_class=tokenizer)
     trainer.store.clear()
     trainer.train()

@@ -8,9 +8,10 @@ import pytest
 import torch
 from sample_updates import cohort, dense, relative, same_bits, shares, with_common_factor
 
-from fedlora_hf.aggregation import METHODS, aggregate, method_named
+from fedlora_hf.aggregation import aggregate
 from fedlora_hf.aggregation.cohort import client_weights
 from fedlora_hf.errors import ConfigError, UpdateError
+from fedlora_hf.methods import METHODS, method_named
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, LoraFactors
 
 EVERY = sorted(METHODS)

@@ -7,8 +7,8 @@ import torch
 from fedlora_hf.aggregation.cohort import Cohort
 from fedlora_hf.aggregation.dirmag_mean import METHOD, DirMagMeanOptions, dirmag_mean
 from fedlora_hf.aggregation.fedavg import METHOD as FEDAVG
-from fedlora_hf.aggregation.method import NoOptions
 from fedlora_hf.errors import ConfigError
+from fedlora_hf.methods.method import NoOptions
 from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors
 
 

@@ -15,8 +15,8 @@ from transformers import TrainingArguments
 
 import fedlora_hf.training.client_trainer
 from fedlora_hf import FederatedConfig, cli, options
-from fedlora_hf.aggregation import METHODS
 from fedlora_hf.commands import manual, train
+from fedlora_hf.methods import METHODS
 
 pytestmark = pytest.mark.usefixtures("bare_output")
 

@@ -13,8 +13,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from fedlora_hf import cli
-from fedlora_hf.commands.train import parse
 from fedlora_hf.errors import ConfigError
+from fedlora_hf.flags import parse
 
 TINY = {
     "num_rounds": 2,

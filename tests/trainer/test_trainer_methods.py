@@ -17,7 +17,7 @@ from torch import Tensor
 import fedlora_hf.training.client_trainer
 from fedlora_hf import FederatedTrainer
 from fedlora_hf.adapter.files import read_adapter
-from fedlora_hf.aggregation import METHODS
+from fedlora_hf.methods import METHODS
 from fedlora_hf.update import AdapterState
 
 # Four clients of a few steps each are too few for clair's weights to settle, which it says.

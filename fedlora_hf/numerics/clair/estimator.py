@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from fedlora_hf.errors import ConfigError, ConvergenceWarning, UpdateError
+from fedlora_hf.methods.clair import LEAST_CLIENTS, ClairOptions
 from fedlora_hf.numerics import lowrank
 from fedlora_hf.numerics.clair import admm, refine
 from fedlora_hf.numerics.clair.blocks import Blocks, affinity, flat, summarise
 from fedlora_hf.numerics.clair.consensus import consensus, cosines, counted_once, independent
 from fedlora_hf.numerics.clair.evidence import Judgement, judge, unjudged
-from fedlora_hf.numerics.clair.options import ClairOptions
 from fedlora_hf.numerics.clair.refine import ModuleFit, Pair
 from fedlora_hf.numerics.clair.subspace import (
     MAX_RANK,
@@ -27,7 +27,6 @@ from fedlora_hf.numerics.clair.subspace import (
     shared_rank,
 )
 
-LEAST_CLIENTS = 3
 # A norm below this share of the typical one is a zero update.
 NOTHING = 1e-6
 

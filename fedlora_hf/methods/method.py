@@ -1,39 +1,35 @@
-"""What a method says of itself: the record beside each rule, read by the registry, the card and the README."""
+"""What a method says of itself: the facts that the registry, the command line, the card and the README read."""
 # SPDX-License-Identifier: Apache-2.0
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fedlora_hf.aggregation.cohort import Cohort
-from fedlora_hf.update import Aggregate
-
 
 @dataclass(frozen=True)
 class NoOptions:
-    """A method with nothing to set."""
+    """It has none."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """One aggregation rule.
+    """One aggregation method. Its rule is the function of its name in `fedlora_hf/aggregation/<name>.py`.
 
     averages: "factors" when A and B are combined separately (inexact: the mean of products is not the product of
         means), "product" when the updates B A themselves are.
-    rule: (cohort, options) -> Aggregate, a pure function.
     options: the frozen dataclass of its options; its fields are the keyword arguments of `aggregate`.
     trains: the factors a client trains; keeps: the factors a client keeps for itself between rounds.
     restarts: clients start every round from fresh factors on top of the frozen aggregate.
     robust: made to withstand contaminated clients.
     weighted: the global adapter is a mean with `Aggregate.weights` (a coordinate-wise median is not).
     least_clients: fewest usable updates it can work with.
+    rule: (cohort, options) -> Aggregate, a pure function, for a method whose rule is kept elsewhere; else None.
     """
 
     name: str
     title: str
     paper: str
     averages: Literal["factors", "product"]
-    rule: Callable[[Cohort, Any], Aggregate]
     options: type = NoOptions
     trains: tuple[str, ...] = ("A", "B")
     keeps: tuple[str, ...] = ()
@@ -41,3 +37,4 @@ class Method:
     robust: bool = False
     weighted: bool = True
     least_clients: int = 1
+    rule: Callable[[Any, Any], Any] | None = None

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from fedlora_hf.errors import ConfigError
+from fedlora_hf.methods.method import Method
 
 Side = Literal["output", "input"]
 Solver = Literal["irls", "convex"]
 Refine = Literal["hard", "soft", "none"]
+# Fewer have no majority that one could be told from.
+LEAST_CLIENTS = 3
 
 
 @dataclass(frozen=True)
@@ -52,3 +55,16 @@ class ClairOptions:
     def rank_limit(self) -> int | None:
         """The user's rank, or None when it is to be chosen."""
         return None if self.rank == "auto" else int(self.rank)
+
+
+METHODS = (
+    Method(
+        name="clair",
+        title="Collaborative low-rank alignment and identifiable recovery",
+        paper="arXiv 2605.21217, He, Chen, Feng 2026",
+        averages="product",
+        options=ClairOptions,
+        robust=True,
+        least_clients=LEAST_CLIENTS,
+    ),
+)
