@@ -153,7 +153,7 @@ class FederatedTrainer(ClientTrainer):
         return str(len(record.rounds))
 
     def _opening(self) -> RunRecord:
-        examples = {client: len(data.train) for client, data in self.clients.items()}
+        examples = {client: data.train.num_examples for client, data in self.clients.items()}
         adapter = adapters.slot_facts(self.slot, self.args.adapter)
         return bookkeeping.opening(self.args, self.method, self._facts, examples, adapter)
 

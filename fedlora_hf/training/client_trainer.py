@@ -14,6 +14,8 @@ from fedlora_hf.adapter import slot as adapters
 from fedlora_hf.adapter.files import read_adapter
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.data.collate import Collator
+from fedlora_hf.data.labels import head_labels
+from fedlora_hf.data.packing import check_packing
 from fedlora_hf.data.prepare import ClientData, prepare_client
 from fedlora_hf.errors import ConfigError, DataError
 from fedlora_hf.launch.processes import Processes
@@ -56,10 +58,13 @@ class ClientTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         _check_arguments(args, client_datasets)
+        head = head_labels(getattr(model, "config", None))
         self.clients: dict[str, ClientData] = {
-            client_id: prepare_client(client_id, client_datasets[client_id], processing_class, args)
+            client_id: prepare_client(client_id, client_datasets[client_id], processing_class, args, head)
             for client_id in sorted(client_datasets)
         }
+        if args.packing:
+            check_packing(model, len(processing_class) if processing_class is not None else 64)
         if not isinstance(model, PeftModel):
             model = adapters.with_adapter(model, peft_config or adapters.peft_config(args), args.seed)
         if data_collator is None:
@@ -158,7 +163,7 @@ class ClientTrainer(Trainer):
         facts = {"train_loss": result.train_loss, "steps": result.steps}
         # A factor that was not trained is the start's to the bit, which an adapter kept in other parts (dirmag) is not.
         return ClientUpdate(
-            name, personalise.with_kept(self.slot.read(), start, stage.untrained), len(data.train), facts
+            name, personalise.with_kept(self.slot.read(), start, stage.untrained), data.train.num_examples, facts
         )
 
     def personal(
