@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import json
-from dataclasses import Field, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from enum import Enum
 from typing import Any
 
@@ -24,7 +24,7 @@ from fedlora_hf.options import (
     PrivacyOptions,
     RoundOptions,
 )
-from fedlora_hf.options.facts import check_bounds, check_effects, differs, facts_of
+from fedlora_hf.options.facts import check_bounds, check_effects, facts_of
 from fedlora_hf.privacy import Privacy
 
 # ---- what becomes of the options of TrainingArguments (those of our own say it in their field) -----------------------
@@ -44,6 +44,8 @@ RESUMABLE |= {"gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"
 RESUMABLE |= {"dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"}
 RESUMABLE |= {"dataloader_prefetch_factor", "torch_empty_cache_steps", "resume_from_checkpoint"}
 RESUMABLE_FAMILIES = ("logging_", "log_", "hub_", "save_", "eval_", "trackio_", "fsdp", "ddp_")
+# Values that mean the same to TrainingArguments; a command line's parser writes another of them than a default has.
+_ALIKE: tuple[tuple[Any, ...], ...] = ((None, "", [], {}), (False, "no"))
 
 
 @dataclass
@@ -82,8 +84,8 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
         self._normalise()
         check_quantisation(self)
         check_bounds(self)
-        check_effects(self)
         self._check_together()
+        check_effects(self)
         Privacy.of(self)
 
     def _normalise(self) -> None:
@@ -125,8 +127,9 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
             )
 
     def _sets(self, item: "Field[Any]") -> bool:
-        own = next(field for field in fields(self) if field.name == item.name)
-        return differs(getattr(self, item.name), own)
+        own, value = type(self).__dataclass_fields__[item.name], getattr(self, item.name)
+        default = own.default if own.default_factory is MISSING else own.default_factory()
+        return value != default and not any(value in same and default in same for same in _ALIKE)
 
     @property
     def place_model_on_device(self) -> bool | None:

@@ -95,16 +95,20 @@ def check_bounds(options: Any) -> None:
 def check_effects(options: Any) -> None:
     """ConfigError for the first option that is set and cannot have an effect beside the others.
 
-    Set is what differs from the default and switches something on: an option at None, False or 0 asks for what happens
-    anyway.
+    Set is what differs from the default and switches something on: None, False, or 0 where the default is a number,
+    asks for what happens anyway.
     """
     for item in fields(options):
         facts, value = facts_of(item), getattr(options, item.name)
-        if facts is None or not value or not differs(value, item):
+        if facts is None or not differs(value, item) or _off(value, item):
             continue
         for other, values in facts.needs.items():
             if not _met(getattr(options, other), values):
                 raise ConfigError(f"{item.name}={_shown(value)}: {_unmet(other, values)}, or leave {item.name} out")
+
+
+def _off(value: object, item: "Field[Any]") -> bool:
+    return value is None or value is False or (value == 0 and item.default is not None)
 
 
 def _met(value: object, values: tuple[object, ...] | Given) -> bool:

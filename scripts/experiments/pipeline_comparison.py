@@ -90,9 +90,11 @@ def config(args: argparse.Namespace, rest: Sequence[str], method: str, rate: flo
     """The options of one cell: the caller's, and over them the method's."""
     flags = ["--generation_examples", "0", "--disable_tqdm", "true", "--report_to", "none", *rest]
     flags += ["--model_name_or_path", args.model, "--local_steps", str(args.round_steps), "--learning_rate", str(rate)]
-    flags += ["--personalise", "method", "--personal_learning_rate", str(args.personal_rates[0])]
-    flags += ["--seed", str(seed), "--output_dir", str(args.cache / "run")]
-    return parse([*flags, *METHODS[method](args.total_steps // args.round_steps, args.round_steps)])
+    flags += ["--personalise", "method", "--seed", str(seed), "--output_dir", str(args.cache / "run")]
+    flags += METHODS[method](args.total_steps // args.round_steps, args.round_steps)
+    if "--personal_steps" in flags and flags[flags.index("--personal_steps") + 1] != "0":
+        flags += ["--personal_learning_rate", str(args.personal_rates[0])]
+    return parse(flags)
 
 
 def measured(source: Source, options: FederatedConfig, personal_rates: Sequence[float]) -> Iterator[Row]:

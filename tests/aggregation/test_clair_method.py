@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from fedlora_hf.aggregation import aggregate
-from fedlora_hf.aggregation.clair import METHOD, ClairOptions
 from fedlora_hf.errors import ConfigError, UpdateError
+from fedlora_hf.methods import METHODS
+from fedlora_hf.methods.clair import ClairOptions
 from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors, state_sum
 
 SHAPES = {"a": (24, 20), "b": (16, 20)}
@@ -173,5 +174,6 @@ def test_options_are_checked_at_the_door() -> None:
         aggregate(clients(), "clair", rank=17)
     with pytest.raises(ConfigError):
         aggregate(clients(), "clair", side="left")
-    assert METHOD.options is ClairOptions
-    assert (METHOD.name, METHOD.averages, METHOD.robust) == ("clair", "product", True)
+    method = METHODS["clair"]
+    assert method.options is ClairOptions
+    assert (method.name, method.averages, method.robust) == ("clair", "product", True)
