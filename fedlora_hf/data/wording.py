@@ -35,10 +35,13 @@ class Wording:
         """Whether the template itself says which characters the assistant generates ({% generation %})."""
         return self.template is not None and bool(_MARKS.search(self.template))
 
-    def facts(self) -> dict[str, Any]:
-        """For the run record: enough to word a question as the examples were."""
+    def facts(self, example: str | None = None) -> dict[str, Any]:
+        """For the run record: enough to word a question as the examples were. example: the form of a prompt in our
+        own wording, which says how without telling anybody's data."""
         if self.template is None:
-            return {"chat_template": "none", "instructions": "own wording", "loss": "last assistant turn"}
+            return {"chat_template": "none", "instructions": "own wording", "loss": "last assistant turn"} | (
+                {"example": example} if example else {}
+            )
         return {
             "chat_template": self.origin,
             "chat_template_sha256": hashlib.sha256(self.template.encode()).hexdigest(),
@@ -69,6 +72,13 @@ def choose_wording(
             "by --chat_template FILE, or leave it out (the last turn is learnt)"
         )
     return wording
+
+
+def own_form(prompt: str) -> str:
+    """The form of a prompt in our own wording, without what it says; "..." alone for one that was used as it was."""
+    if prompt.startswith("Instruction:\n") and prompt.endswith("\n\nAnswer:\n"):
+        return "Instruction:\n...\n\nAnswer:\n"
+    return "User:\n...\n\nAssistant:\n" if prompt.endswith("\n\nAssistant:\n") else "..."
 
 
 def template_of(tokenizer: Any) -> str | None:

@@ -97,6 +97,12 @@ class Client:
     num_examples: float | None
     evidence: dict[str, Score]
     metrics: dict[str, Values]
+    name: str = ""
+
+    @property
+    def title(self) -> str:
+        """Its name in the data, and its id where that is another."""
+        return f"{self.name} ({self.id})" if self.name else self.id
 
 
 @dataclass(frozen=True)
