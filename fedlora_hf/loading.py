@@ -4,7 +4,7 @@
 import copy
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import datasets
@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from fedlora_hf.config import FederatedConfig
-from fedlora_hf.data.clients import client_names, deduplicate
+from fedlora_hf.data.clients import client_names, deduplicate, told_names
 from fedlora_hf.data.formats import load_examples
 from fedlora_hf.data.labels import class_counts, head_labels, imbalance
 from fedlora_hf.data.prepare import divided, rule_of
@@ -107,7 +107,7 @@ def prepare(args: FederatedConfig) -> Job:
             "num_clients": len(clients),
             "num_examples": len(examples),
             "duplicates_removed": deduplicate(examples)[1],
-            "names": told_names(clients, client_names(examples, rule)),
+            "names": told_names({c: n for c, n in client_names(examples, rule).items() if c in clients}),
         },
     }
     if labels is not None:
@@ -120,14 +120,6 @@ def prepare(args: FederatedConfig) -> Job:
 def described(dataset: Any) -> str:
     """What the record calls the data: the one source as it was given, of several how many there are."""
     return dataset if isinstance(dataset, str) else f"{len(dataset)} sources"
-
-
-def told_names(clients: Iterable[str], names: Mapping[str, str]) -> dict[str, str]:
-    """{client id: the name it has in the data}, where that is another; each is said, since the folder is named so."""
-    told = {client: names[client] for client in clients if names.get(client, client) != client}
-    for client, name in told.items():
-        say(f"client {name!r}: its folder, and its id, is {client}")
-    return told
 
 
 def load_data(args: FederatedConfig) -> Loaded:

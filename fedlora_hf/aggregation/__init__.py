@@ -1,7 +1,7 @@
-"""Aggregation: one method, one file, one pure function; `aggregate` is the door they share."""
+"""Aggregation: one method, one file, one pure function; `aggregate` is their common entry point."""
 # SPDX-License-Identifier: Apache-2.0
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from numbers import Integral
@@ -15,6 +15,7 @@ from fedlora_hf.errors import ConfigError, UpdateError
 from fedlora_hf.methods import method_named
 from fedlora_hf.methods.method import Method
 from fedlora_hf.methods.settings import method_options
+from fedlora_hf.numerics.evidence import Evidence
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate
 
 
@@ -27,6 +28,7 @@ def aggregate(
     reference: AdapterState | None = None,
     partial_modules: PartialModules = "quarantine",
     past: Sequence[PastRound] = (),
+    functional: Mapping[str, Evidence] | None = None,
     **options: Any,
 ) -> Aggregate:
     """Combine clients' updates into one global adapter and, where the method refines, personalised ones.
@@ -42,6 +44,7 @@ def aggregate(
     partial_modules: "quarantine" clients that lack modules, or aggregate the "common" ones alone, those that all sound
         clients have; `Aggregate.diagnosis` then lists what was left out.
     past: what earlier rounds found, oldest first; clair combines their evidence with this round's.
+    functional: {client: evidence} of this round from other clients' losses, where it was taken; clair counts it too.
 
     Raises ConfigError for a bad argument, UpdateError when no usable update is left or ids repeat.
     """
@@ -62,7 +65,7 @@ def aggregate(
             raise UpdateError(f"0 usable updates: at least one is needed; check the clients ({reasons or 'none came'})")
         if not found.modules:
             raise UpdateError("0 modules that all clients have: at least one is needed; train the same target modules")
-        cohort = Cohort(found.usable, weight_by, found.modules, target_rank, reference, tuple(past))
+        cohort = Cohort(found.usable, weight_by, found.modules, target_rank, reference, tuple(past), functional or {})
         result = rule_of(chosen)(cohort, settings)
     left_out = {"modules_left_out": list(found.left_out)} if found.left_out else {}
     quarantined = dict(sorted({**found.quarantined, **result.quarantined}.items()))

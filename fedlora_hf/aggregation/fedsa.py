@@ -33,7 +33,7 @@ class OwnB(Mapping[str, LoraFactors]):
 
 
 def fedsa(cohort: Cohort, options: NoOptions) -> Aggregate:
-    """Personalised (mean A, own B), tensors trained whole kept by the client too, as in the authors' experiments.
+    """Personalised (mean A, own B), modules_to_save tensors kept by the client too, as in the authors' experiments.
 
     FedSA-LoRA defines no global adapter; the one given is (mean A, mean B), the same as fedavg's [our choice].
     """

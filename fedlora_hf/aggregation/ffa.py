@@ -1,4 +1,4 @@
-"""ffa: A is frozen and common to all, only B is trained and meaned, so the mean of the factors is exact."""
+"""ffa: A is frozen and common to all, only B is trained and averaged, so the mean of the factors is exact."""
 # SPDX-License-Identifier: Apache-2.0
 
 from collections.abc import Iterable, Mapping
@@ -18,15 +18,15 @@ def ffa(cohort: Cohort, options: NoOptions) -> Aggregate:
 
     UpdateError when no client has the round's A or, in a cohort that started from nothing, no two have the same.
     """
-    strangers = other_factors(cohort)
-    kept = cohort.subset([client for client in cohort.ids if client not in strangers]) if strangers else cohort
+    unlike = other_factors(cohort)
+    kept = cohort.subset([client for client in cohort.ids if client not in unlike]) if unlike else cohort
     state, modules = {}, {}
     for module in cohort.modules:
         A = (cohort.reference or kept.updates[0].state)[module].A
         mean = mean_factors(kept, module)
         state[module], modules[module] = fitted(LoraFactors(A.float(), mean.B, mean.scale), cohort.target_rank)
     means = AdapterState(state, kept.mean_extras())
-    return Aggregate(means, weights=dict(kept.weights), modules=modules, quarantined=strangers)
+    return Aggregate(means, weights=dict(kept.weights), modules=modules, quarantined=unlike)
 
 
 def other_factors(cohort: Cohort) -> dict[str, str]:

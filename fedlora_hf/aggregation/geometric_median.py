@@ -17,7 +17,7 @@ def geometric_median(cohort: Cohort, options: GeometricMedianOptions) -> Aggrega
     """argmin_W sum_k p_k ||W - W_k||_F over whole updates (all modules), a weighted mean sum_k c_k W_k.
 
     The weights c come from inner products of the factors alone; the mean is then re-factored to the target rank, and
-    tensors trained whole are meaned with the same weights.
+    PEFT's modules_to_save tensors are averaged with the same weights.
     """
     shares = torch.tensor([cohort.weights[client_id] for client_id in cohort.ids], dtype=torch.float64)
     found = means.geometric_median(gram(cohort), shares, options.tolerance, options.max_iterations)

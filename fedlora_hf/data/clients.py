@@ -5,6 +5,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import datasets
 import numpy as np
@@ -81,6 +82,31 @@ def client_names(examples: datasets.Dataset, partition_by: str) -> dict[str, str
     if column is None or column not in examples.column_names:
         return {}
     return {client_id: name for name, client_id in fit_ids(set(examples[column][:])).items()}
+
+
+def named_clients(data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """({client id: its data}, {client id: its name}) of clients under any names; ids are fit, and told apart also where
+    case does not count. Names are given of those whose id is another."""
+    if not all(isinstance(name, str) and name for name in data):
+        return dict(data), {}
+    ids = fit_ids(data)
+    return {ids[name]: data[name] for name in data}, told_names({ids[name]: name for name in data})
+
+
+def told_names(names: Mapping[str, str]) -> dict[str, str]:
+    """Those of {client id: name} that differ; each is said, since the client's folder is named by its id."""
+    told = {client: name for client, name in names.items() if name != client}
+    for client, name in told.items():
+        say(f"client {name!r}: its folder, and its id, is {client}")
+    return told
+
+
+def with_data_facts(record: Mapping[str, Any], names: Mapping[str, str], wording: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts for the run record with, among those on the data, the clients' names and how examples were worded."""
+    data = dict(record.get("data", {}))
+    known = {**data.get("names", {}), **names}
+    more = {"names": known, "wording": dict(wording)}
+    return {**record, "data": {**data, **{name: value for name, value in more.items() if value}}}
 
 
 def _column(partition_by: str) -> str | None:

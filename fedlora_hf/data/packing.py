@@ -85,7 +85,7 @@ def fill(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 @torch.no_grad()
-def check_packing(model: Any, vocabulary: int) -> None:
+def check_packing(model: Any) -> None:
     """Make sure that an example in a packed row is computed as it is alone; ConfigError for a model that mixes them.
 
     Two examples of 6 tokens are put in one row; the second's logits must be at least ten times nearer to its logits
@@ -94,7 +94,7 @@ def check_packing(model: Any, vocabulary: int) -> None:
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    ids = (torch.arange(12, device=device) * 7 + 3) % min(vocabulary, 1000)
+    ids = (torch.arange(12, device=device) * 7 + 3) % min(model.get_input_embeddings().weight.shape[0], 1000)
     positions = torch.arange(6, device=device).repeat(2)
     try:
         alone = model(input_ids=ids[None, 6:]).logits.float()

@@ -1,7 +1,7 @@
 """One client's data as the trainer takes it, and the examples of a data set divided among clients."""
 # SPDX-License-Identifier: Apache-2.0
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from fedlora_hf.data.say import say
 from fedlora_hf.data.several import SPLITS, Loaded, parts_of
 from fedlora_hf.data.sources import MAX_STREAMED
 from fedlora_hf.data.tokenize import question_ids, tokenize_examples
-from fedlora_hf.data.wording import Wording, choose_wording
+from fedlora_hf.data.wording import Wording, choose_wording, own_form
 from fedlora_hf.errors import DataError
 
 if TYPE_CHECKING:
@@ -28,13 +28,15 @@ _STREAMS = (datasets.IterableDataset, str, Path)
 @dataclass(frozen=True, eq=False)
 class ClientData:
     """One client's tokenised splits; `questions`: the raw test examples with prompt and references, for generation,
-    and `prompt_ids`, what the model is given to answer them. worded: by a chat template, some of them at least."""
+    and `prompt_ids`, what the model is given to answer them. worded: by a chat template, some of them at least. form:
+    of a prompt in our own wording, see `own_form`."""
 
     train: TokenRows | PackedRows
     validation: datasets.Dataset | None = None
     test: datasets.Dataset | None = None
     questions: datasets.Dataset | None = None
     worded: bool = False
+    form: str = ""
 
 
 def rule_of(partition_by: str | None, several: bool) -> str:
@@ -110,8 +112,20 @@ def prepare_client(
     if args.packing:
         train = PackedRows(train, args.max_length)
     worded = wording.template is not None and "chat" in splits["train"].column_names and any(splits["train"]["chat"])
+    form = own_form(splits["train"][0]["prompt"]) if "prompt" in splits["train"].column_names else ""
     validation, tokens = tokenised(splits.get("validation")), tokenised(test)
-    return ClientData(train, validation, tokens, _questions(test, tokenizer, args, wording), worded)
+    return ClientData(train, validation, tokens, _questions(test, tokenizer, args, wording), worded, form)
+
+
+def wording_facts(args: "FederatedConfig", tokenizer: Any, clients: Iterable[ClientData]) -> dict[str, Any]:
+    """How the examples were worded, for the run record; {} where they came as tokens. A template is said too."""
+    clients, wording = list(clients), wording_of(args, tokenizer)
+    if any(data.worded for data in clients):
+        also = " and instructions" if wording.instructions else ""
+        say(f"chats{also} are worded by the chat template ({wording.origin}); --chat_template none takes our own words")
+        return wording.facts()
+    forms = sorted({data.form for data in clients if data.form})
+    return Wording().facts(forms[0] if len(forms) == 1 else None) if forms else {}
 
 
 def _questions(test: Any, tokenizer: Any, args: "FederatedConfig", wording: Wording) -> datasets.Dataset | None:

@@ -1,6 +1,7 @@
 """In whose words a model is trained and asked, ours or a chat template's; kept with the output."""
 # SPDX-License-Identifier: Apache-2.0
 
+import copy
 import hashlib
 import re
 from collections.abc import Mapping
@@ -101,6 +102,16 @@ def is_tuned(base: str | None) -> bool:
         return False
     titles = [line for line in card.splitlines() if line.startswith(("#", "model_name", "name:", "base_model"))]
     return any(_TUNED.search(line) for line in titles[:5])
+
+
+def save_tokenizer(tokenizer: Any, wording: Wording, folder: str | Path) -> None:
+    """Keep the tokenizer with what was trained by it, and in it the template whose words were used."""
+    if not hasattr(tokenizer, "save_pretrained"):
+        return
+    if wording.template is not None and wording.template != template_of(tokenizer):
+        tokenizer = copy.copy(tokenizer)
+        tokenizer.chat_template = wording.template
+    tokenizer.save_pretrained(str(folder))
 
 
 def _read_template(name: str) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 
 from flwr.app import ConfigRecord, Context, MetricRecord, RecordDict
 
-from fedlora_hf.adapter import slot as adapters
 from fedlora_hf.adapter.files import write_adapter
+from fedlora_hf.adapter.slot import AdapterSlot, peft_config, with_adapter
 from fedlora_hf.config import SERVER_SIDE, FederatedConfig
 from fedlora_hf.data.prepare import divided
 from fedlora_hf.data.several import Loaded
@@ -28,7 +28,6 @@ from fedlora_hf.methods.method import Method
 from fedlora_hf.training.client_trainer import ClientTrainer
 from fedlora_hf.training.stages import round_stage
 from fedlora_hf.update import AdapterState
-from fedlora_hf.util.seeding import derive_seed
 
 # Keys of a node's own configuration that are no flag; every other key overrides the run's flag of that name.
 NODE_KEYS = ("client_id", "personal_dir", "keep_personal", "partition-id", "num-partitions")
@@ -48,7 +47,7 @@ def client_id(run: Mapping[str, Value], node: Mapping[str, Value]) -> str:
 
 
 def train(content: RecordDict, context: Context) -> RecordDict:
-    """One client's local training in a round. content: "start", maybe "carry", and {"round", "score"}; the reply has
+    """One client's local training in a round. content: "start", maybe "frozen", and {"round", "score"}; the reply has
     "update", {"train_loss", "steps", "num_examples"} and, if asked to score, the start's metrics.
 
     The update has the factors that were trained and are shared; {"fresh"} says whether the client's own were not here.
@@ -60,13 +59,8 @@ def train(content: RecordDict, context: Context) -> RecordDict:
     _stays(context.node_config, method)  # said now rather than at the end
     start = with_remembered(fit(take(content, "start"), trainer), context.state, method.keeps)
     before = trainer.test_metrics({name: start}).get(name, {}) if order["score"] else {}
-    adapters.set_carry(trainer.model, take(content, "carry") if holds(content, "carry") else None)
-    trainer.slot.write(start)
-    stage = round_stage(trainer.args, method.trains, int(order["round"]))
-    seed = derive_seed(trainer.args.seed, "client", int(order["round"]), name)
-    steps, limit = trainer.num_steps(name), trainer.args.client_timeout
-    update = trainer.trained(name, trainer.clients[name], start, stage, steps, seed, timeout=limit)
-    update = trainer.outgoing(update, start, stage, seed)
+    frozen, number = take(content, "frozen") if holds(content, "frozen") else None, int(order["round"])
+    update, stage = trainer.train_round(name, start, frozen, number), round_stage(trainer.args, method.trains, number)
     if method.keeps:
         remember(context.state, update.state, method.keeps)
     put(reply, "update", update.state, DTYPES[settings.wire_dtype], travelling(stage, method.keeps))
@@ -93,10 +87,11 @@ def evaluate(content: RecordDict, context: Context) -> RecordDict:
             with_remembered(take(content, kind), context.state, method.keeps) if holds(content, kind) else None
             for kind in ("own", "refined")
         )
-        choice, state, losses = trainer.personal(name, global_state, own, refined)
+        found = trainer.personal(name, global_state, own, refined)
+        state = found.state
         factors = changed(state, global_state)
-        reply["config"] = ConfigRecord({"client_id": name, "choice": choice, "factors": "".join(factors)})
-        reply["losses"] = MetricRecord(dict(losses))
+        reply["config"] = ConfigRecord({"client_id": name, "choice": str(found.choice), "factors": "".join(factors)})
+        reply["losses"] = MetricRecord({**found.losses_by_name()})
         reply["personalised"] = MetricRecord(dict(trainer.test_metrics({name: state}).get(name, {})))
         if "personal_dir" in node:
             write_adapter(Path(str(node["personal_dir"])), state.in_memory(), trainer.slot.config())
@@ -151,9 +146,9 @@ def _at_work(run: Mapping[str, Value], node: Mapping[str, Value]) -> tuple[str, 
 
 def _items(run: Mapping[str, Value], node: Mapping[str, Value]) -> Items:
     """The configuration a node works by, as a key of caches: the run's, without the server's, under the node's own."""
-    mine = {name: value for name, value in node.items() if name not in NODE_KEYS}
+    own = {name: value for name, value in node.items() if name not in NODE_KEYS}
     theirs = {name: value for name, value in run.items() if name not in SERVER_SIDE}
-    return tuple(sorted({**theirs, **mine}.items()))
+    return tuple(sorted({**theirs, **own}.items()))
 
 
 @lru_cache(maxsize=1)
@@ -167,8 +162,8 @@ def _model(items: Items) -> tuple[Any, Any, AdapterState, int]:
     """The model with its adapter, the tokenizer, the adapter as it was made, and the longest sequence in tokens."""
     args, _ = _options(items)
     base, tokenizer, max_length = load_base(args, args.labels if args.task == "sequence_classification" else None)
-    model = adapters.with_adapter(base, adapters.peft_config(args), args.seed)
-    return model, tokenizer, adapters.AdapterSlot(model).read(), max_length
+    model = with_adapter(base, peft_config(args), args.seed)
+    return model, tokenizer, AdapterSlot(model).read(), max_length
 
 
 @lru_cache(maxsize=1)

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from fedlora_hf.numerics.evidence import Kind
 from fedlora_hf.record.record import RunRecord
 
-KINDS = ("subspace", "direction", "scale")
 VIEWS = ("before", "global", "personalised", "local")
 COLLABORATIVE, LEFT_OUT, FLAGGED, QUARANTINED = "collaborative", "left out", "flagged", "quarantined"
 STATES = (COLLABORATIVE, LEFT_OUT, FLAGGED, QUARANTINED)
@@ -145,7 +145,7 @@ class Run:
     def kinds(self) -> list[str]:
         """The kinds of evidence that anybody has a score of, the three known ones first."""
         found = {kind for client in self.clients for kind in client.evidence}
-        return [kind for kind in KINDS if kind in found] + sorted(found - set(KINDS))
+        return [kind for kind in Kind if kind in found] + sorted(found - set(Kind))
 
     def mean_metric(self, entry: Round, view: str, metric: str) -> float | None:
         """Mean over the clients that were not flagged (all of them, where only the cohort's number is known)."""
@@ -185,6 +185,7 @@ def _evidence(value: Any) -> dict[str, Score]:
 def _clients(record: RunRecord) -> list[Client]:
     flagged = {str(client_id) for client_id in record.flagged}
     last = mapping(record.rounds[-1].get("evidence")) if record.rounds else {}
+    names = mapping(record.data.get("names"))
     found = []
     for client_id in {*record.clients, *flagged, *record.quarantined}:
         entry = record.clients.get(client_id, {})
@@ -199,6 +200,7 @@ def _clients(record: RunRecord) -> list[Client]:
                 num_examples=number(entry.get("num_examples")),
                 evidence=_evidence(entry.get("evidence")) or _evidence(last.get(client_id)),
                 metrics={view: values(item) for view, item in mapping(entry.get("metrics")).items()},
+                name=str(names.get(str(client_id), "")),
             )
         )
     return sorted(found, key=lambda client: (STATES.index(client.state), natural(client.id), client.id))

@@ -1,6 +1,6 @@
 """Direction/magnitude pipeline against its baselines: global and local loss, equal steps, rates tuned alike.
 
-    python scripts/experiments/pipeline_comparison.py --model BASE --dolly databricks-dolly-15k.jsonl \
+    python -m scripts.experiments.pipeline_comparison --model BASE --dolly databricks-dolly-15k.jsonl \
         --natural_instructions FOLDER --held_out_half --cache CACHE
 
 Further flags are those of `fedlora train` (--max_length, --lora_r, --bf16, --gradient_checkpointing ...). Each client
@@ -15,24 +15,21 @@ import csv
 import gc
 import itertools
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from pipeline_comparison_data import Source, add_data_flags, sources
-from pipeline_comparison_report import KINDS, Row, choose, write_report
 
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.flags import parse
 from fedlora_hf.loading import limited, load_base
 from fedlora_hf.trainer import FederatedTrainer
 from fedlora_hf.update import AdapterState
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-from common import environment
+from scripts.common import environment
+from scripts.experiments.pipeline_comparison_data import Source, add_data_flags, sources
+from scripts.experiments.pipeline_comparison_report import KINDS, Row, choose, write_report
 
 Flags = Callable[[int, int], list[str]]
 
@@ -82,7 +79,7 @@ class Measured(FederatedTrainer):
     def personal_stage(self, rate: float) -> dict[str, AdapterState]:
         """The personal adapters anew, with another learning rate of the personal steps; {client id: adapter}."""
         self.args.personal_learning_rate = rate
-        self._personalise()
+        self.loop.personalise()
         return self.run.personalised
 
 

@@ -62,7 +62,7 @@ class Solution:
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """The first pass: per module blocks (all clients), inner products of the clients and of strangers, scaled to the
+    """The first pass: per module blocks (all clients), inner products of the clients and by chance, scaled to the
     module's typical norm."""
 
     blocks: list[Blocks]
@@ -99,7 +99,7 @@ def solve(
     judgement, fit = _judged(seen, inner, alive, options)
     flagged = judgement.flagged if verdict is None else verdict(judgement)
     collaborative = alive & ~flagged
-    if not bool(collaborative.any()):  # every update is zero, or too few are not: nothing speaks against anyone
+    if not bool(collaborative.any()):  # every update is zero, or too few are not: there is no evidence on anyone
         collaborative = torch.ones_like(alive)
     once = counted_once(cosines(inner))
     weights = _weights(fit, alive, collaborative) * once
