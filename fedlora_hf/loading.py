@@ -2,10 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import copy
+import dataclasses
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import Any, NamedTuple, cast
 
 import datasets
@@ -30,7 +32,7 @@ from fedlora_hf.data.wording import is_tuned
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.launch.processes import missing_processes
 from fedlora_hf.launch.quantisation import bits, loading
-from fedlora_hf.trainer import FederatedTrainer
+from fedlora_hf.record.record import RunRecord
 from fedlora_hf.util.seeding import derive_seed
 
 
@@ -52,18 +54,6 @@ class Job(NamedTuple):
     clients: dict[str, Any]
     facts: dict[str, Any]
     server: Any = None
-
-    def trainer(self, **kwargs: Any) -> FederatedTrainer:
-        """The trainer of this job; further arguments are FederatedTrainer's."""
-        return FederatedTrainer(
-            self.model,
-            self.args,
-            self.clients,
-            processing_class=self.tokenizer,
-            server_dataset=self.server,
-            record=self.facts,
-            **kwargs,
-        )
 
 
 def limited(args: FederatedConfig, max_length: int) -> FederatedConfig:
@@ -116,6 +106,40 @@ def prepare(args: FederatedConfig) -> Job:
         if note := imbalance(facts["data"]["classes"]):
             say(note)
     return Job(limited(args, max_length), model, tokenizer, clients, facts, load_server_data(args, labels))
+
+
+def args_of_run(record: RunRecord, folder: str | os.PathLike[str], changes: Mapping[str, Any]) -> FederatedConfig:
+    """The options of a finished run in `folder`, as its record has them, with `changes`; set to go on from its end."""
+    if record.kind != "train":
+        raise ConfigError(f"{folder}: is of kind {record.kind!r}; only a run of fedlora train can be taken up again")
+    known = {item.name for item in dataclasses.fields(FederatedConfig) if item.init}
+    if odd := sorted(set(changes) - known):
+        meant = get_close_matches(odd[0], known, 1)
+        raise ConfigError(f"changes: {odd[0]!r} is no option of a run; did you mean {(meant or ['num_rounds'])[0]!r}?")
+    recorded = {name: value for name, value in record.options.items() if name in known}
+    options = {**recorded, "seed": record.seed, "resume_from": "last", **changes, "output_dir": os.fspath(folder)}
+    return FederatedConfig(**options)
+
+
+def facts_of_run(record: RunRecord) -> dict[str, Any]:
+    """What only the caller of a run knew, as its record has it."""
+    return {"model": dict(record.model), "data": dict(record.data)}
+
+
+def prepare_again(args: FederatedConfig, record: RunRecord, clients: Any) -> Job:
+    """As `prepare`, of a run that was; `clients`: its data where the options name none."""
+    for name, given, argument in (
+        ("model_name_or_path", args.model_name_or_path, "model"),
+        ("dataset", clients or args.dataset, "client_datasets"),
+    ):
+        if given is None:
+            raise ConfigError(f"{name}: the run's record names none; pass {argument}=")
+    if clients is None:
+        return prepare(args)
+    labels = record.model.get("labels")
+    model, tokenizer, max_length = load_base(args, labels if isinstance(labels, list) else None)
+    server = load_server_data(args, labels)
+    return Job(limited(args, max_length), model, tokenizer, clients, facts_of_run(record), server)
 
 
 def described(dataset: Any) -> str:
@@ -192,7 +216,7 @@ def load_base(args: FederatedConfig, labels: Sequence[str] | None) -> Base:
     if labels is not None:
         more |= {"num_labels": len(labels), "id2label": dict(enumerate(labels))}
         more["label2id"] = {label: number for number, label in enumerate(labels)}
-    with _refused(name), torch.random.fork_rng(devices=[]):
+    with refused(name), torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(args.seed, "head"))
         model = kind.from_pretrained(name, **more)
     if tokenizer.pad_token_id is None:
@@ -210,23 +234,23 @@ def load_tokenizer(args: FederatedConfig) -> PreTrainedTokenizerBase:
         raise ConfigError(
             f"model_revision={args.model_revision}: has no effect on a folder, which has one revision; leave it out"
         )
-    with _refused(name):
+    with refused(name):
         return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(name, revision=args.model_revision))
 
 
 def longest_sequence(args: FederatedConfig) -> int | None:
     """The most tokens that the base takes, by its config; None where that does not say."""
-    with _refused(str(args.model_name_or_path)):
+    with refused(str(args.model_name_or_path)):
         config = AutoConfig.from_pretrained(args.model_name_or_path, revision=args.model_revision)
     return getattr(config, "max_position_embeddings", None)
 
 
 @contextmanager
-def _refused(name: str) -> Iterator[None]:
+def refused(name: str) -> Iterator[None]:
     """What cannot be loaded is refused in one line."""
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ConfigError(f"model_name_or_path={name!r}: {reason}; give a folder or a Hub id of a model") from None
 
