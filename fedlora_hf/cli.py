@@ -105,6 +105,11 @@ def build_parser() -> argparse.ArgumentParser:
     push.add_argument(
         "--with_clients", action="store_true", help="also the personal adapters (private-data derivatives)"
     )
+    push.add_argument(
+        "--with_client_facts",
+        action="store_true",
+        help="also what the record says of each client (names, counts, losses, norms, evidence), and the report",
+    )
     push.add_argument("--revision", help="branch to push to (default: main)")
     push.add_argument("--tag", help="name to give the commit, such as round-3")
     push.set_defaults(run=_push)

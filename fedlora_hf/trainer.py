@@ -20,7 +20,7 @@ from fedlora_hf.errors import ConfigError, RecordError
 from fedlora_hf.hub import write_card
 from fedlora_hf.hub.publishing import Publisher
 from fedlora_hf.loading import Job, args_of_run, facts_of_run, prepare_again
-from fedlora_hf.record.lines import round_line, round_log
+from fedlora_hf.record.lines import claims_line, round_line, round_log
 from fedlora_hf.record.record import RunRecord
 from fedlora_hf.rounds.federation import SERVER, Federation, Run, check_cohort
 from fedlora_hf.rounds.local_transport import LocalTransport
@@ -140,10 +140,11 @@ class FederatedTrainer(ClientTrainer):
         """Run the rounds and write `output_dir`; go on from where `resume_from` (or `resume_from_checkpoint`) says."""
         began = time.perf_counter()
         resume = "last" if resume_from_checkpoint is True else resume_from_checkpoint or self.args.resume_from
-        run = self.loop.train(resume)
-        self.evaluate()
-        with self.processes.all_or_none():
-            self.save_model()
+        with self.loop.writing():
+            run = self.loop.train(resume)
+            self.evaluate()
+            with self.processes.all_or_none():
+                self.save_model()
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         losses = [loss for entry in run.record.rounds for loss in entry["train_loss"].values() if loss is not None]
         metrics = {"train_runtime": time.perf_counter() - began, "train_rounds": run.round}
@@ -176,6 +177,8 @@ class FederatedTrainer(ClientTrainer):
         self.state.epoch = entry["round"]
         self.log(round_log(entry))
         self.progress.say(round_line(entry, self.loop.num_rounds))
+        if warning := claims_line(self.loop.run.record.rounds):
+            self.progress.say(warning)
         self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
 
     # ---- evaluation --------------------------------------------------------------------------------------------------
@@ -232,12 +235,20 @@ class FederatedTrainer(ClientTrainer):
         revision: str | None = None,
         *,
         with_clients: bool = False,
+        with_client_facts: bool = False,
         **kwargs: Any,
     ) -> str | None:
-        """Push `output_dir` as one commit: the global adapter, run.json, card and report; the personal adapters only
-        when asked (`with_clients`), because they derive from private data. Private unless hub_private_repo=False.
+        """Push `output_dir` as one commit: the global adapter, the public part of run.json, and the card. Only when
+        asked, because they derive from private data: the personal adapters (`with_clients`), and what the record says
+        of each client with the report that shows it (`with_client_facts`). Private unless hub_private_repo=False.
         Returns the address of the commit."""
         if not self.is_world_process_zero():
             return None
         self.save_model()
-        return self.publisher.push(commit_message, token=token, revision=revision, with_clients=with_clients)
+        return self.publisher.push(
+            commit_message,
+            token=token,
+            revision=revision,
+            with_clients=with_clients,
+            with_client_facts=with_client_facts,
+        )

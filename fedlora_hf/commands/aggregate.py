@@ -17,8 +17,10 @@ from fedlora_hf.record.record import RunRecord
 from fedlora_hf.record.standing import collaborative
 from fedlora_hf.record.write import add_round, opening
 from fedlora_hf.rounds import output
+from fedlora_hf.rounds.ownership import check_output
 from fedlora_hf.training.stages import StageName
 from fedlora_hf.update import ClientUpdate
+from fedlora_hf.util.lock import one_writer
 from fedlora_hf.util.names import fit_ids, telling_names
 from fedlora_hf.util.progress import Progress
 
@@ -35,12 +37,15 @@ def aggregate_adapters(
     """Read the adapters (lazily, module by module), aggregate them, and leave a full output folder.
 
     An adapter that cannot be used (unreadable, not LoRA, NaN, other modules) is quarantined with its reason; the
-    others are aggregated. ConfigError when two adapters have one client id, AdapterError when none can be read.
+    others are aggregated. ConfigError when two adapters have one client id, or when the output folder is an input's or
+    another run's; AdapterError when none can be read.
     """
     options = options or {}
     chosen = method_named(method)
     progress, updates, configs, unreadable = Progress(), [], [], {}
-    for client_id, source in progress.over(_named(adapters).items(), "reading adapters"):
+    named = _named(adapters)
+    check_output(output_dir, "aggregate", [source.folder for source in named.values() if source.folder is not None])
+    for client_id, source in progress.over(named.items(), "reading adapters"):
         try:
             state, config = read_adapter(fetch_adapter(source))
         except AdapterError as error:
@@ -63,13 +68,14 @@ def aggregate_adapters(
     record.model = {"name_or_path": config.get("base_model_name_or_path"), "task": _task(config)}
     cohort = sorted(record.clients)
     add_round(record, 1, cohort, usable, combined, quarantined, None, {}, stage=StageName.AGGREGATE)
-    folders = output.ClientFolders(output_dir, config)
-    folders.begin()
     own = {update.client_id: update.state for update in usable}
-    for client_id in progress.over(collaborative(record), "personal adapter"):
-        folders.write(client_id, combined.personalised.get(client_id, own[client_id]))
-    folders.publish()
-    output.write_run(output_dir, combined.state, config, record)
+    with one_writer(output_dir):
+        folders = output.ClientFolders(output_dir, config)
+        folders.begin()
+        for client_id in progress.over(collaborative(record), "personal adapter"):
+            folders.write(client_id, combined.personalised.get(client_id, own[client_id]))
+        folders.publish()
+        output.write_run(output_dir, combined.state, config, record)
     print_summary(record, output_dir)
 
 

@@ -20,6 +20,9 @@ def print_summary(record: RunRecord, folder: str, console: Console | None = None
     if not console.is_terminal:
         console.width = max(console.width, 120)  # a file or a pipe has no width; 80 would break the rows
     console.print(_clients(record))
+    claims = [(client, facts.get("outlier_claim")) for client, facts in sorted(record.clients.items())]
+    for client, said in [item for item in claims if item[1]][:MAX_CLIENTS]:
+        console.print(Text(f"warning: {client} {said}"), soft_wrap=True)
     for when, kind in (("before", "global"), ("after", "global"), ("after", "personalised")):
         means = record.metrics.get(when, {}).get(kind)
         if means:
@@ -49,7 +52,7 @@ def _clients(record: RunRecord) -> Table:
         table.add_row(
             Text(client),
             Text(_verdict(record, client)),
-            f"{facts['weight']:.3f}",
+            _weight(facts),
             _loss(metrics.get("before")),
             _loss(metrics.get("global")),
             _loss(metrics.get("personalised")),
@@ -74,6 +77,12 @@ def _verdict(record: RunRecord, client: str) -> str:
     kind = max(usable, key=lambda name: usable[name]["score"] / usable[name]["threshold"])
     score, threshold = usable[kind]["score"], usable[kind]["threshold"]
     return f"flagged: {kind} {score:.2f}" + (f" > {threshold:.2f}" if score > threshold else ", flagged before")
+
+
+def _weight(facts: Mapping[str, Any]) -> str:
+    """The weight a client has, and the one it claimed where that is out of all proportion."""
+    claimed = facts.get("claimed_weight") if facts.get("outlier_claim") else None
+    return f"{facts['weight']:.3f}" + ("" if claimed is None else f" (claimed {claimed:.3f})")
 
 
 def _loss(metrics: Mapping[str, Any] | None) -> str:

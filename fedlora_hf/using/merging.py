@@ -11,7 +11,7 @@ import yaml
 from torch import Tensor
 
 from fedlora_hf.errors import AdapterError, ConfigError
-from fedlora_hf.hub.card import hub_id
+from fedlora_hf.hub.text import hub_id
 from fedlora_hf.using.finished import Adapter, Finished
 from fedlora_hf.using.loaded import Loaded, base_name
 from fedlora_hf.util.disk import write_atomically
