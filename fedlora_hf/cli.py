@@ -82,10 +82,13 @@ def build_parser() -> argparse.ArgumentParser:
     combine.add_argument("--target_rank", type=int, help="rank of the global adapter (default: the clients' largest)")
     combine.add_argument(
         "--partial_modules",
-        choices=("quarantine", "common"),
+        choices=("quarantine", "common", "zero", "refuse"),
         default="quarantine",
-        help="clients that adapt other modules than most: leave them out, or use only the modules all have",
+        help="clients that adapt other modules than most: leave them out, use only the modules all have, count what is "
+        "missing as no change, or stop; what each costs is told (default: %(default)s)",
     )
+    combine.add_argument("--weights", nargs="+", metavar="ID=NUMBER", help="how much each counts; or a file of them")
+    combine.add_argument("--require_same_base", action="store_true", help="stop if the adapters name different bases")
     combine.set_defaults(run=_aggregate)
 
     listing = commands.add_parser("methods", description=ABOUT["methods"])

@@ -28,6 +28,9 @@ _TASKS = {
     "causal_lm": ("text-generation", "AutoModelForCausalLM"),
     "sequence_classification": ("text-classification", "AutoModelForSequenceClassification"),
     "seq_2_seq_lm": ("text2text-generation", "AutoModelForSeq2SeqLM"),
+    "token_classification": ("token-classification", "AutoModelForTokenClassification"),
+    "question_answering": ("question-answering", "AutoModelForQuestionAnswering"),
+    "feature_extraction": ("feature-extraction", "AutoModel"),
 }
 _KINDS = {
     "train": "a federated fine-tuning run",
@@ -70,6 +73,7 @@ def render_card(
         folder=repo_id or "path/to/this/folder",
         base=hub_id(record.model, "name_or_path"),
         base_name=_last_part(record.model, "name_or_path"),
+        bases=tables.bases(record),
         auto_class=auto_class,
         personal=[name for name in clients if unfit_reason(name) is None],
         results=tables.results(record),

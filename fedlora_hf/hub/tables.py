@@ -61,6 +61,19 @@ def wording(record: RunRecord) -> dict[str, str]:
     return {"template": template, "own": ""} if template != "none" else {"template": "", "own": said.get("example", "")}
 
 
+def bases(record: RunRecord) -> dict[str, Any]:
+    """{"count": how many base models the adapters of a collection name, 0 where it is one, "named": [(of a path its
+    last part, how many adapters name it)]}; a pushed record has the count alone."""
+    found, count = mapping(record.model.get("bases")), record.model.get("num_bases")
+    named = [(str(name).rstrip("/\\").replace("\\", "/"), clients) for name, clients in found.items()]
+    rows = [
+        (name.rsplit("/", 1)[-1] if name.startswith(("/", ".", "~")) or name.count("/") > 1 else name, len(clients))
+        for name, clients in named
+        if isinstance(clients, list)
+    ]
+    return {"count": count if isinstance(count, int) and count > 1 else 0, "named": rows}
+
+
 def number(value: object) -> str:
     """A number as shown in tables: four significant digits; a dash for what is missing."""
     if not is_number(value):

@@ -20,6 +20,8 @@ _TASK_TYPES = {
     "sequence_classification": "SEQ_CLS",
     "seq_2_seq_lm": "SEQ_2_SEQ_LM",
     "token_classification": "TOKEN_CLS",
+    "question_answering": "QUESTION_ANS",
+    "feature_extraction": "FEATURE_EXTRACTION",
 }
 
 
