@@ -11,6 +11,7 @@ import torch
 
 from fedlora_hf.aggregation.cohort import Cohort, PastRound, client_weights
 from fedlora_hf.aggregation.counts import WEIGHT_CAP, Counts, believed
+from fedlora_hf.aggregation.coverage import check_alike, filled
 from fedlora_hf.aggregation.screening import PartialModules, screen
 from fedlora_hf.errors import ConfigError, UpdateError
 from fedlora_hf.methods import method_named
@@ -45,8 +46,9 @@ def aggregate(
         whatever it claims; at least 1. What was claimed is in `Aggregate.claimed_weights` and `outlier_claims`.
     target_rank: rank of the global adapter; default the largest among the clients (stacking: the sum of the ranks).
     reference: the adapter the clients started from this round, when there was one.
-    partial_modules: "quarantine" clients that lack modules, or aggregate the "common" ones alone, those that all sound
-        clients have; `Aggregate.diagnosis` then lists what was left out.
+    partial_modules: "quarantine" clients that lack modules; aggregate the "common" ones alone, those that all sound
+        clients have (`Aggregate.diagnosis` then lists what was left out); count what is missing as "zero", no change;
+        or "refuse" (UpdateError). `coverage.costs` tells what each would cost.
     past: what earlier rounds found, oldest first; clair combines their evidence with this round's.
     functional: {client: evidence} of this round from other clients' losses, where it was taken; clair counts it too.
 
@@ -58,6 +60,11 @@ def aggregate(
     _one_of("partial_modules", partial_modules, get_args(PartialModules))
     _check_numbers(weight_cap, target_rank)
     with torch.no_grad():
+        updates = list(updates)
+        if partial_modules == "refuse":
+            check_alike(updates)
+        elif partial_modules == "zero":
+            updates = filled(updates)
         found = screen(updates, reference, partial_modules)
         if not found.usable:
             reasons = "; ".join(f"{client}: {reason}" for client, reason in list(found.quarantined.items())[:3])

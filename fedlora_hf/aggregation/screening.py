@@ -20,7 +20,7 @@ RANK_FACTOR, SMALL_RANK = 8, 128
 
 # {module: (out, in), name of a modules_to_save tensor: its shape}
 Shapes = Mapping[str, tuple[int, ...]]
-PartialModules = Literal["quarantine", "common"]
+PartialModules = Literal["quarantine", "common", "zero", "refuse"]
 
 
 class Screened(NamedTuple):
@@ -192,7 +192,7 @@ def mismatch(found: Shapes, expected: Shapes, partial_modules: PartialModules) -
     missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     if missing:
         return f"wrong modules: {len(missing)} missing, {missing[0]} for one"
-    if extra and partial_modules == "quarantine":
+    if extra and partial_modules != "common":
         return f"wrong modules: {len(extra)} too many, {extra[0]} for one"
     for name, shape in expected.items():
         if found[name] != shape:

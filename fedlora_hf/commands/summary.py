@@ -36,27 +36,23 @@ def print_summary(record: RunRecord, folder: str, console: Console | None = None
 
 
 def _clients(record: RunRecord) -> Table:
-    title = f"{record.method}: {len(record.rounds)} rounds, {len(record.clients)} clients; loss on each one's test data"
-    table = Table(title=title)
+    """A row a client; a column of losses only where there is one."""
+    views = {"before": "before", "global": "global", "personalised": "personal"}
+    had = [view for view in views if any(facts["metrics"].get(view) for facts in record.clients.values())]
+    rounds = "one shot" if record.kind == "aggregate" else f"{len(record.rounds)} rounds"
+    title = f"{record.method}: {rounds}, {len(record.clients)} clients"
+    table = Table(title=title + ("; loss on each one's test data" if had else ""))
     table.add_column("client")
     table.add_column("verdict")
     table.add_column("weight", justify="right")
-    table.add_column("before", justify="right")
-    table.add_column("global", justify="right")
-    table.add_column("personal", justify="right")
+    for view in had:
+        table.add_column(views[view], justify="right")
     # Those that were left out first: they are what one looks for.
     order = sorted(record.clients, key=lambda client: (record.clients[client]["collaborative"], client))
     for client in order[:MAX_CLIENTS]:
         facts = record.clients[client]
-        metrics = facts["metrics"]
-        table.add_row(
-            Text(client),
-            Text(_verdict(record, client)),
-            _weight(facts),
-            _loss(metrics.get("before")),
-            _loss(metrics.get("global")),
-            _loss(metrics.get("personalised")),
-        )
+        losses = (_loss(facts["metrics"].get(view)) for view in had)
+        table.add_row(Text(client), Text(_verdict(record, client)), _weight(facts), *losses)
     if len(order) > MAX_CLIENTS:
         table.caption = f"and {len(order) - MAX_CLIENTS} more, in run.json"
     return table

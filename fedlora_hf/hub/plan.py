@@ -18,6 +18,9 @@ from fedlora_hf.util.redaction import TOKEN
 
 CONFIG, WEIGHTS, SIDE_CAR = "adapter_config.json", "adapter_model.safetensors", "dirmag_config.json"
 PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth", "adapter_model.pkl", "pytorch_model.bin")
+# What a fast or a slow tokenizer saves; with it whoever loads the adapter can ask it as it was trained.
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TOKENIZER += ("chat_template.jinja", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model")
 _REPORT_FILE = re.compile(r"[A-Za-z0-9][\w.-]*\.(?:png|html)", re.ASCII)
 # What a push owns in a repository, and therefore takes away when the run no longer has it.
 _OWNED = re.compile(rf"clients/.+|report/{_REPORT_FILE.pattern}|{re.escape(SIDE_CAR)}", re.ASCII)
@@ -30,7 +33,8 @@ def make_plan(
 ) -> Plan:
     """{path in the repository: file, or content} of the output folder `folder`.
 
-    The global adapter, the public part of the record (`public.public_record`), a card rendered from it for `repo_id`.
+    The global adapter, the tokenizer, the public part of the record (`public.public_record`), a card rendered from it
+    for `repo_id`.
     with_clients: client adapters too, never one that was flagged or quarantined, whatever lies on the disk.
     with_client_facts: what the record says of each client, and the report, whose figures show it.
     Raises AdapterError or ConfigError for links, pickled weights, a missing adapter, or an access token inside a text
@@ -41,6 +45,7 @@ def make_plan(
     clients = sendable_clients(root, record) if with_clients else []
     for client_id in clients:
         plan.update(_adapter(root, PurePosixPath("clients", client_id)))
+    plan.update(_tokenizer(root))
     if with_client_facts:
         plan.update(_report(root))
     public = public_record(record, with_client_facts)
@@ -105,6 +110,15 @@ def _config(path: Path) -> bytes:
         return public_config(path.read_text(encoding="utf-8"))
     except (ValueError, AttributeError) as error:
         raise AdapterError(f"{path}: not an adapter's config ({one_line(error, 80)}); save the adapter again") from None
+
+
+def _tokenizer(root: Path) -> Plan:
+    """The tokenizer's files that lie beside the global adapter."""
+    names = [name for name in TOKENIZER if (root / name).exists()]
+    for name in names:
+        if not name.endswith(".model"):
+            _no_token(root / name)
+    return {name: _own_file(root, PurePosixPath(name)) for name in names}
 
 
 def _report(root: Path) -> Plan:

@@ -24,7 +24,7 @@ _ROUND_MEANS = ("train_loss", "bytes_up", "bytes_down", "bytes_stored")
 _DATA = ("partition_by", "num_examples", "duplicates_removed", "language", "seed")
 # A hash of the data would let whoever has a guess confirm it.
 _SHA256 = ("adapter", "base")
-_MODEL = ("task", "dtype", "parameters", "license")
+_MODEL = ("task", "dtype", "parameters", "license", "num_bases", "labels")
 # Options whose value is a word of a fixed list. Texts of all others (paths, names, notes) stay; numbers and flags go.
 _WORDS = (
     *("adapter", "aggregation", "pipeline", "task", "partition_by", "weight_by", "client_parallel", "personalise"),

@@ -49,6 +49,31 @@ def numbers(value: object) -> dict[str, float]:
     return {name: item for name, item in mapping(value).items() if is_number(item)}
 
 
+def texts(value: object) -> dict[str, str]:
+    """The entries of a mapping that are texts."""
+    return {name: item for name, item in mapping(value).items() if isinstance(item, str)}
+
+
+def wording(record: RunRecord) -> dict[str, str]:
+    """{"template": whose chat template worded the examples, "own": our own words for a question}, "" for neither."""
+    said = texts(record.data.get("wording"))
+    template = said.get("chat_template", "none")
+    return {"template": template, "own": ""} if template != "none" else {"template": "", "own": said.get("example", "")}
+
+
+def bases(record: RunRecord) -> dict[str, Any]:
+    """{"count": how many base models the adapters of a collection name, 0 where it is one, "named": [(of a path its
+    last part, how many adapters name it)]}; a pushed record has the count alone."""
+    found, count = mapping(record.model.get("bases")), record.model.get("num_bases")
+    named = [(str(name).rstrip("/\\").replace("\\", "/"), clients) for name, clients in found.items()]
+    rows = [
+        (name.rsplit("/", 1)[-1] if name.startswith(("/", ".", "~")) or name.count("/") > 1 else name, len(clients))
+        for name, clients in named
+        if isinstance(clients, list)
+    ]
+    return {"count": count if isinstance(count, int) and count > 1 else 0, "named": rows}
+
+
 def number(value: object) -> str:
     """A number as shown in tables: four significant digits; a dash for what is missing."""
     if not is_number(value):

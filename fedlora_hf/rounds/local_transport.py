@@ -40,7 +40,7 @@ class LocalTransport:
         self._data_sha256 = data_sha256(trainer.clients if server is None else {**trainer.clients, SERVER: server})
 
     def opening(self) -> RunRecord:
-        examples = {client: len(data.train) for client, data in self.trainer.clients.items()}
+        examples = {client: data.train.num_examples for client, data in self.trainer.clients.items()}
         adapter = slot_facts(self.trainer.slot, self.args.adapter)
         sha256 = {"data": self._data_sha256, "base": self.trainer.base_sha256}
         return opening(self.args, self.federation.method, self.facts, examples, adapter, sha256)

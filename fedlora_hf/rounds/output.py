@@ -31,8 +31,9 @@ class ClientFolders:
         remove_tree(self.folder / _DRAFT)
         (self.folder / _DRAFT).mkdir(parents=True)
 
-    def write(self, client_id: str, state: AdapterState) -> None:
-        write_adapter(self.folder / _DRAFT / client_id, state, self.config)
+    def write(self, client_id: str, state: AdapterState, config: Mapping[str, Any] | None = None) -> None:
+        """config: of this client's adapter, where it differs from the run's."""
+        write_adapter(self.folder / _DRAFT / client_id, state, self.config if config is None else config)
 
     def publish(self) -> None:
         """Replace OUT/clients by what was written since `begin`."""

@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from fedlora_hf import FederatedConfig, cli
+from fedlora_hf import FederatedConfig, FederatedTrainer, cli
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.flags import parse
 from fedlora_hf.loading import prepare
@@ -146,7 +146,7 @@ def test_loading_changes_no_option(base_model: Path, tmp_path: Path) -> None:
     job = prepare(args)
     assert args.to_dict() == before
     assert job.args.max_length == job.model.config.max_position_embeddings < args.max_length
-    assert job.trainer().args.max_length == job.args.max_length
+    assert FederatedTrainer.of(job).args.max_length == job.args.max_length
 
 
 @pytest.mark.parametrize(
