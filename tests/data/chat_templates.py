@@ -21,7 +21,8 @@ OPEN = (
 )
 # Words the last answer otherwise than earlier ones, as templates of models that think do.
 THINKING = (
-    "{% for m in messages %}<|{{ m['role'] }}|>\n{% if loop.last and m['role'] == 'assistant' %}<think></think>{% endif %}"
+    "{% for m in messages %}<|{{ m['role'] }}|>\n"
+    "{% if loop.last and m['role'] == 'assistant' %}<think></think>{% endif %}"
     "{{ m['content'] }}<eos>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
 TOOLS = (
@@ -57,6 +58,7 @@ ODD_CHATS = [
     turns("line\nbreaks\n\n", "here\ntoo\n"),
     turns("the same", "the same", "the same", "the same"),
     turns("<|assistant|> in the text", "user said <|user|>"),
+    turns("S:", "a system that says nothing", "x" * 300),
 ]
 
 
