@@ -39,7 +39,8 @@ class Collator:
         width = -(-max(lengths) // self.multiple_of) * self.multiple_of
         labels = [example["labels"] for example in examples]
         per_token = [label for label in labels if isinstance(label, list)]
-        batch: dict[str, Any] = {"input_ids": _pad([example["input_ids"] for example in examples], width, self.pad_token_id)}
+        ids = _pad([example["input_ids"] for example in examples], width, self.pad_token_id)
+        batch: dict[str, Any] = {"input_ids": ids}
         if "position_ids" in examples[0]:
             places = [example["position_ids"] for example in examples]
             batch["position_ids"] = torch.tensor([[*row, *range(width - len(row))] for row in places])
