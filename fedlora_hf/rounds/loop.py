@@ -81,7 +81,7 @@ class RoundLoop:
     def begin(self, resume: str | None) -> None:
         """Stand at the start of a new run, or after the round that `resume` names ("last", "3", "hub:user/name")."""
         if resume is not None and resume.startswith("hub:"):
-            resume = adopted(resume, self.federation, self.processes)
+            resume = adopted(resume, self.federation, self.processes, self._new_run().record)
         self.run = self._new_run()
         with self.processes.all_or_none():
             number, damage = (None, None) if resume is None else self.store.resumed(resume)
