@@ -36,7 +36,7 @@ from fedlora_hf.rounds.federation import SERVER, Federation, Run, check_cohort
 from fedlora_hf.rounds.store import RoundStore
 from fedlora_hf.training.client_trainer import ClientTrainer
 from fedlora_hf.training.stages import FACTORS, personal_stage, total_rounds
-from fedlora_hf.update import AdapterState, ClientUpdate, fitted
+from fedlora_hf.update import AdapterState, ClientUpdate
 from fedlora_hf.util.progress import Steps
 from fedlora_hf.util.seeding import derive_seed
 
@@ -54,8 +54,8 @@ class FlowerRun:
         self.slot = adapters.AdapterSlot(model)
         rank, head = adapters.slot_rank(self.slot), {}
         if args.initial_adapter is not None:
-            given = fitted(read_adapter(args.initial_adapter)[0], rank).in_memory()
-            self.slot.write(given)
+            given = read_adapter(args.initial_adapter)[0].in_memory()
+            adapters.write_initial(self.slot, AdapterState(given, {}), args.initial_adapter)
             head = dict(given.extras)
         self.shapes = expected_shapes([], self.slot.read(), "quarantine")
         # A head comes with the base's weights, which are not here: before the first round only the nodes have it.

@@ -20,7 +20,7 @@ from fedlora_hf.record.record import RunRecord
 from fedlora_hf.rounds.store import RoundStore
 from fedlora_hf.training import personal as personalise
 from fedlora_hf.training.stages import Stage, personal_bytes, personal_stage, round_stage
-from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, compressed, state_sum
+from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, compressed, fitted, state_sum
 from fedlora_hf.util.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Federation:
             reason = self.store.failure(number, cohort[0])
             raise RoundError(f"round {number}: all {len(cohort)} clients failed; {cohort[0]!r} with: {reason}")
         start = self.store.state(number - 1) if number > 1 else None
-        return aggregate(
+        combined = aggregate(
             updates,
             self.args.aggregation,
             weight_by=self.args.weight_by,
@@ -107,6 +107,9 @@ class Federation:
             past=bookkeeping.past_rounds(record, number, self.store.functional(number)),
             **cast(dict[str, Any], self.args.aggregation_options),
         )
+        ranks = {module: factors.rank for module, factors in self.initial.items()}
+        uneven = len(set(ranks.values())) > 1 and not self.method.restarts
+        return _fitted(combined, ranks) if uneven else combined
 
     def close(
         self,
@@ -198,6 +201,18 @@ class Federation:
         """Whether a round left clients' updates here: not before the first, on the server, or on the Hub."""
         came = [client for client in cohort if number and not self.store.failure(number, client)]
         return any(self.store.kept(number, client) is not None for client in came)
+
+
+def _fitted(combined: Aggregate, ranks: Mapping[str, int]) -> Aggregate:
+    """The aggregate with each module cut to the rank it has in the model (a rank_pattern), and that said of it."""
+    state, modules = fitted(combined.state, ranks), dict(combined.modules)
+    for module, facts in modules.items():
+        before, after = combined.state[module], state[module]
+        if after.rank < before.rank:
+            lost, kept = (before - after).norm() ** 2, facts.get("discarded_energy", 0.0)
+            share = lost / (before.norm() ** 2 or 1.0)
+            modules[module] = {**facts, "rank": after.rank, "discarded_energy": kept + (1 - kept) * share}
+    return replace(combined, state=state, modules=modules)
 
 
 def check_cohort(args: "FederatedConfig", method: Method, clients: int) -> None:

@@ -60,8 +60,7 @@ class ClientTrainer(Trainer):
             client_id: prepare_client(client_id, client_datasets[client_id], processing_class, args)
             for client_id in sorted(client_datasets)
         }
-        if not isinstance(model, PeftModel):
-            model = adapters.with_adapter(model, peft_config or adapters.peft_config(args), args.seed)
+        model = _with_adapter(model, peft_config, args)
         if data_collator is None:
             pad = getattr(processing_class, "pad_token_id", None)
             data_collator = Collator(pad if pad is not None else 0, 8 if torch.cuda.is_available() else 1)
@@ -75,7 +74,8 @@ class ClientTrainer(Trainer):
         self.steps = Steps(enabled=not args.disable_tqdm and self.is_world_process_zero())
         together, sharded = args.client_parallel == "data", is_sharded(self.accelerator, args.zero)
         self.processes = Processes(self.accelerator, together=together, lockstep=sharded)
-        self.slot = adapters.AdapterSlot(self.model)
+        self.slot = adapters.AdapterSlot(self.model, adapters.own_adapter(self.model))
+        self.slot.check_owns_all()
         # Never wrapped: `processes` adds up what a wrapper would, so any part of the adapter can be trained next.
         self.model_wrapped = prepared(self.accelerator, self.slot, together, args.zero)
         if sharded and (self.compute_loss_func or not self.model_accepts_loss_kwargs):
@@ -83,7 +83,7 @@ class ClientTrainer(Trainer):
         if args.gradient_checkpointing:
             self._checkpoint_activations()
         if args.initial_adapter is not None:
-            self.slot.write(fitted(read_adapter(args.initial_adapter)[0], adapters.slot_rank(self.slot)))
+            adapters.write_initial(self.slot, read_adapter(args.initial_adapter)[0], args.initial_adapter)
         keep_trainable(self.model)
         if self.processes.count > 1 and (odd := self.processes.differing(self.slot.checksum())) is not None:
             raise ConfigError(
@@ -187,7 +187,7 @@ class ClientTrainer(Trainer):
 
     def _tuned(self, client_id: str, state: AdapterState) -> AdapterState:
         """`state` after `personal_steps` further local steps of the client."""
-        seed, start = derive_seed(self.args.seed, "personal", client_id), fitted(state, self.rank)
+        seed, start = derive_seed(self.args.seed, "personal", client_id), fitted(state, adapters.slot_ranks(self.slot))
         adapters.set_carry(self.model, None)
         self.slot.write(start)
         steps = int(self.args.personal_steps or 0)
@@ -214,6 +214,16 @@ class ClientTrainer(Trainer):
                         found[client_id] = self.scorer.metrics(state, data.test)
                         found[client_id] |= self.scorer.answers(state, data.questions)
         return self.processes.gathered(found)
+
+
+def _with_adapter(model: nn.Module, config: PeftConfig | None, args: FederatedConfig) -> PeftModel:
+    """The model with the adapter to train: a new one, or the one it has."""
+    if not isinstance(model, PeftModel):
+        return adapters.with_adapter(model, config or adapters.peft_config(args), args.seed)
+    if config is not None:
+        raise ConfigError("peft_config: the model has an adapter already; pass one of the two")
+    adapters.check_config(model.peft_config[adapters.own_adapter(model)], initialised=True)
+    return model
 
 
 def _check_arguments(args: Any, client_datasets: Mapping[str, Any]) -> None:
