@@ -100,13 +100,15 @@ def refusal(config: Mapping[str, Any], *, trained: bool, initialised: bool = Fal
     trained already, to be aggregated; else one to be trained here. initialised: it is in a model already, so an
     initialisation that needs data (EVA) may have been done.
     """
+    if (reason := _initialisation(config.get("init_lora_weights", True), trained or initialised)) is not None:
+        return reason
     for name in sorted(config):
         rule, value = FIELDS.get(name), config[name]
         if rule is None or rule.fate != "refused" or value in rule.accepted or (trained and not rule.after_training):
             continue
         said = "is set" if value is True else f"= {one_line(_shown(value), 80)}"
         return f"{name} {said}: {rule.why}; {rule.remedy}"
-    return _initialisation(config.get("init_lora_weights", True), trained or initialised)
+    return None
 
 
 def unknown(config: Any) -> str | None:
