@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 
 from fedlora_hf.aggregation import method_named, method_options
 from fedlora_hf.errors import ConfigError
+from fedlora_hf.launch.arguments import check_arguments
 from fedlora_hf.launch.quantisation import check_quantisation
 from fedlora_hf.launch.zero import plain_launch, zero_settings
 from fedlora_hf.options import (
@@ -41,13 +42,14 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
     """Every option of a run: the groups of options.py, which are the manual, and `transformers.TrainingArguments`.
 
     The latter keep their meaning for a client's local training (optimizer, weight decay, gradient accumulation, bf16,
-    activation checkpointing, report_to ...). Differences: `learning_rate` 2e-4, `lr_scheduler_type` "constant" (a
-    schedule runs over one client's steps of one round, and would start again in every round), `remove_unused_columns`
-    False (the clients' own collator picks the columns), and `num_train_epochs` / `max_steps` are not used: say
-    `local_epochs` or `local_steps`.
+    activation checkpointing, report_to ...), or are refused when they are set: launch/arguments.py says which, and
+    docs/trainer.md. Other defaults: `learning_rate` 2e-4, `lr_scheduler_type` "constant" (a schedule runs over one
+    client's steps of one round, and would start again in every round), `remove_unused_columns` False (the clients' own
+    collator picks the columns).
     """
 
     def __post_init__(self) -> None:
+        check_arguments(self, [field.name for field in fields(TrainingArguments)])
         # One meaning under the old and the new name, whichever of them this transformers knows, and no warning.
         wanted = self.gradient_checkpointing if self.activation_checkpointing is None else self.activation_checkpointing
         self.gradient_checkpointing = self.activation_checkpointing = bool(wanted)
@@ -76,6 +78,10 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
             value = getattr(self, name)
             if value is not None and not value >= low:
                 raise ConfigError(f"{name}={value}: must be at least {low}; {remedy}")
+        if not self.dataloader_num_workers:
+            for name in ("dataloader_persistent_workers", "dataloader_prefetch_factor"):
+                if getattr(self, name):
+                    raise ConfigError(f"{name}={getattr(self, name)}: needs workers; pass --dataloader_num_workers")
         if self.local_steps is None and self.local_epochs <= 0:
             raise ConfigError(f"local_epochs={self.local_epochs}: must be above 0; pass local_steps or local_epochs")
         for name in ("validation_fraction", "test_fraction"):

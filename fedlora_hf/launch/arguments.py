@@ -176,7 +176,7 @@ def check_arguments(args: Any, names: Iterable[str]) -> None:
     defaults = {field.name: _default(field) for field in dataclasses.fields(args)}
     for name in sorted(names):
         rule, value = ARGUMENTS.get(name), _plain(getattr(args, name))
-        if value == _plain(defaults[name]) or not value and not _plain(defaults[name]):
+        if value == _plain(defaults[name]) or (not value and not _plain(defaults[name])):
             continue
         shown = f"{name}={one_line(value, 80)}"
         if rule is None:

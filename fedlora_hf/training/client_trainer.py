@@ -32,8 +32,6 @@ from fedlora_hf.util.progress import Steps
 from fedlora_hf.util.seeding import derive_seed
 
 Metrics = dict[str, float]
-# What Trainer.train() does and a client's own steps do not; better refused than silently without effect.
-_UNUSED = ("neftune_noise_alpha", "use_liger_kernel", "fp16_full_eval", "bf16_full_eval")
 
 
 class ClientTrainer(Trainer):
@@ -229,9 +227,6 @@ def _with_adapter(model: nn.Module, config: PeftConfig | None, args: FederatedCo
 def _check_arguments(args: Any, client_datasets: Mapping[str, Any]) -> None:
     if not isinstance(args, FederatedConfig):
         raise ConfigError(f"args is a {type(args).__name__}: must be a FederatedConfig; import it from fedlora_hf")
-    for name in _UNUSED:
-        if getattr(args, name, None):
-            raise ConfigError(f"{name}={getattr(args, name)!r}: has no effect on clients' local steps; leave it out")
     if not client_datasets:
         raise DataError("0 clients: a federation needs at least one; pass client_datasets={id: Dataset}")
     for client_id in client_datasets:

@@ -54,7 +54,7 @@ def test_the_defaults_are_refused_nothing() -> None:
         {"init_lora_weights": "pissa"},
         {"init_lora_weights": "pissa_niter_4"},
         {"init_lora_weights": "olora"},
-        {"init_lora_weights": "loftq"},
+        {"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}},
         {"init_lora_weights": "eva"},
         {"init_lora_weights": "mica"},
         {"ensure_weight_tying": True},
