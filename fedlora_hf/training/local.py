@@ -29,7 +29,6 @@ from fedlora_hf.training.metrics import IGNORED
 from fedlora_hf.util.disk import is_disk_trouble
 from fedlora_hf.util.seeding import derive_seed
 
-
 # Options of a loader that are TrainingArguments' with "dataloader_" before them, and what they are unless given.
 _LOADER: dict[str, Any] = {
     "num_workers": 0,
