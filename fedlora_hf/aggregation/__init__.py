@@ -1,7 +1,7 @@
 """Aggregation: one method, one file, one pure function; `aggregate` is the door they share."""
 # SPDX-License-Identifier: Apache-2.0
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from numbers import Integral, Real
 from types import UnionType
@@ -27,6 +27,7 @@ from fedlora_hf.aggregation.cohort import Cohort, PastRound
 from fedlora_hf.aggregation.method import Method
 from fedlora_hf.aggregation.screening import PartialModules, screen
 from fedlora_hf.errors import ConfigError, UpdateError
+from fedlora_hf.numerics.evidence import Evidence
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate
 
 METHODS: dict[str, Method] = {
@@ -76,6 +77,7 @@ def aggregate(
     reference: AdapterState | None = None,
     partial_modules: PartialModules = "quarantine",
     past: Sequence[PastRound] = (),
+    functional: Mapping[str, Evidence] | None = None,
     **options: Any,
 ) -> Aggregate:
     """Combine clients' updates into one global adapter and, where the method refines, personalised ones.
@@ -91,6 +93,7 @@ def aggregate(
     partial_modules: "quarantine" clients that lack modules, or aggregate the "common" ones alone, those that all sound
         clients have; `Aggregate.diagnosis` then lists what was left out.
     past: what earlier rounds found, oldest first; clair combines their evidence with this round's.
+    functional: {client: evidence} of this round from other clients' losses, where it was taken; clair counts it too.
 
     Raises ConfigError for a bad argument, UpdateError when no usable update is left or ids repeat.
     """
@@ -109,7 +112,7 @@ def aggregate(
             raise UpdateError(f"0 usable updates: at least one is needed; check the clients ({reasons or 'none came'})")
         if not found.modules:
             raise UpdateError("0 modules that all clients have: at least one is needed; train the same target modules")
-        cohort = Cohort(found.usable, weight_by, found.modules, target_rank, reference, tuple(past))
+        cohort = Cohort(found.usable, weight_by, found.modules, target_rank, reference, tuple(past), functional or {})
         result = chosen.rule(cohort, settings)
     left_out = {"modules_left_out": list(found.left_out)} if found.left_out else {}
     quarantined = dict(sorted({**found.quarantined, **result.quarantined}.items()))
