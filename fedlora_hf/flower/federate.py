@@ -68,6 +68,12 @@ class FlowerRun:
     def round_begins(self, number: int) -> None:
         """Nobody here waits for it."""
 
+    def wants_scores(self, number: int) -> bool:
+        return bool(self.args.evaluate_rounds)
+
+    def best_round(self) -> int | None:
+        return None
+
     def round_ended(self, entry: Mapping[str, Any]) -> None:
         logger.info("%s", round_line(entry, self.loop.num_rounds))
 

@@ -32,6 +32,7 @@ class RoundStore:
     def __init__(self, folder: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
         folder = Path(folder)
         self.folder, self.config = within(folder.parent, folder.name), dict(config)
+        self.protected: set[int] = set()  # rounds whose global adapter `prune` leaves
 
     def committed(self) -> list[int]:
         """Numbers of the committed rounds, ascending."""
@@ -215,7 +216,11 @@ class RoundStore:
             for client in clients.iterdir() if clients.is_dir() else ():
                 if (number, client.name) not in needed:
                     remove_tree(client)
-            if number not in bases and not any((number, client_id) in needed for client_id in _names(clients)):
+            if (
+                number not in bases
+                and number not in self.protected
+                and not any((number, client_id) in needed for client_id in _names(clients))
+            ):
                 remove_tree(place)
 
     def _place(self, number: int) -> Path:

@@ -180,6 +180,7 @@ class LocalTraining:
             ):
                 torch.manual_seed(derive_seed(self.seed, "dropout", *([number] if number else [])))
                 for step in range(1, self.steps + 1):
+                    trainer.check_stop()
                     total += self._step(optimizer, scheduler)
                     self._check_time(step)
         finally:
@@ -196,12 +197,16 @@ class LocalTraining:
         for parameter, origin in zip(self.parameters, self.start, strict=bool(self.start)):
             if parameter.grad is not None:
                 parameter.grad.add_(parameter.detach() - origin, alpha=self.proximal_mu)
+        norm = None
         if args.max_grad_norm and args.max_grad_norm > 0:
-            trainer.accelerator.clip_grad_norm_(self.parameters, args.max_grad_norm)
+            norm = trainer.accelerator.clip_grad_norm_(self.parameters, args.max_grad_norm)
+        rate = scheduler.get_last_lr()[0]
+        trainer.tell("on_pre_optimizer_step")
         optimizer.step()
+        trainer.tell("on_optimizer_step")
         scheduler.step()
         optimizer.zero_grad(set_to_none=True)
-        trainer.step_ended()
+        trainer.step_ended(loss, norm, rate)
         return loss
 
     def _check_time(self, step: int) -> None:
@@ -213,6 +218,10 @@ class LocalTraining:
                 f"{step} of {self.steps} steps took {seconds:.1f} s, client_timeout={self.timeout:g}; raise it or take "
                 "fewer"
             )
+
+
+class TrainingStopped(Exception):
+    """A callback has asked for the end, in the middle of a client's local steps."""
 
 
 def failure_reason(what: str, error: Exception) -> str:

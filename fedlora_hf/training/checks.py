@@ -1,0 +1,47 @@
+"""What a trainer is given, looked at before anything is built: one line for whatever does not fit."""
+# SPDX-License-Identifier: Apache-2.0
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from fedlora_hf.config import FederatedConfig
+from fedlora_hf.errors import ConfigError, DataError
+from fedlora_hf.util.names import unfit_reason
+
+SPLITS = ("train", "validation", "test")
+# Arguments of Trainer that mean one training of one data set.
+_REFUSED = {
+    "train_dataset": "every client has its own; pass client_datasets={id: Dataset}",
+    "model_init": "a run has one model; pass model=",
+}
+
+
+def check_construction(args: Any, client_datasets: Any, given: Mapping[str, Any]) -> None:
+    """ConfigError or DataError for the first argument that cannot be used. given: the further keyword arguments."""
+    if not isinstance(args, FederatedConfig):
+        raise ConfigError(f"args is a {type(args).__name__}: must be a FederatedConfig; import it from fedlora_hf")
+    for name, remedy in _REFUSED.items():
+        if given.get(name) is not None:
+            raise ConfigError(f"{name}=...: {remedy}")
+    if any(part is not None for part in given.get("optimizers") or ()):
+        raise ConfigError(
+            "optimizers=(...): every client needs a fresh optimizer and scheduler; pass optimizer_cls_and_kwargs and "
+            "lr_scheduler_type instead"
+        )
+    if not isinstance(client_datasets, Mapping):
+        raise DataError(f"client_datasets is a {type(client_datasets).__name__}: pass {{client id: Dataset}}")
+    if not client_datasets:
+        raise DataError("0 clients: a federation needs at least one; pass client_datasets={id: Dataset}")
+    for client_id, data in client_datasets.items():
+        if reason := unfit_reason(client_id):
+            raise ConfigError(reason)
+        _check_splits(client_id, data)
+
+
+def _check_splits(client_id: str, data: Any) -> None:
+    odd = sorted(str(name) for name in data if name not in SPLITS) if isinstance(data, Mapping) else []
+    if odd:
+        close = get_close_matches(odd[0], SPLITS, 1, 0.3)
+        guess = f"; did you mean {close[0]!r}?" if close else ""
+        raise DataError(f"client {client_id!r}: split {odd[0]!r} is none of {', '.join(SPLITS)}{guess}")
