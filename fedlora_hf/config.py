@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 
 from fedlora_hf.aggregation import method_named, method_options
 from fedlora_hf.errors import ConfigError
-from fedlora_hf.launch.arguments import check_arguments
+from fedlora_hf.launch.arguments import check_arguments, fill_in
 from fedlora_hf.launch.quantisation import check_quantisation
 from fedlora_hf.launch.zero import plain_launch, zero_settings
 from fedlora_hf.options import (
@@ -50,6 +50,7 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
 
     def __post_init__(self) -> None:
         check_arguments(self, [field.name for field in fields(TrainingArguments)])
+        fill_in(self)
         # One meaning under the old and the new name, whichever of them this transformers knows, and no warning.
         wanted = self.gradient_checkpointing if self.activation_checkpointing is None else self.activation_checkpointing
         self.gradient_checkpointing = self.activation_checkpointing = bool(wanted)
@@ -123,6 +124,8 @@ _AT_LEAST = (
     ("server_min_clients", 1, "a round needs an update"),
     ("client_timeout", 0, "leave it out for no limit"),
     ("keep_rounds", 0, "0 keeps all rounds"),
+    ("round_lr_warmup", 0, "0 starts with the whole learning rate"),
+    ("round_lr_min", 0, "0 lets it end with nothing"),
     ("personal_steps", 0, "0 adds none"),
     ("functional_judges", 0, "0 judges on the updates alone"),
     ("global_rounds", 0, "0 leaves the global stage out"),

@@ -64,6 +64,11 @@ class RoundOptions:
     local_epochs: float = option(1.0, "Passes of a client over its own data in a round.")
     learning_rate: float = option(2e-4, "Peak learning rate of a client's local optimizer.")
     lr_scheduler_type: str = option("constant", "Schedule over one client's steps of one round.")
+    round_lr_scheduler: Literal["constant", "linear", "cosine"] = option(
+        "constant", "Schedule of the learning rate over the rounds; a client's own schedule starts from it."
+    )
+    round_lr_warmup: int = option(0, "Rounds over which the learning rate rises first.")
+    round_lr_min: float = option(0.0, "Learning rate of the last round, for round_lr_scheduler linear and cosine.")
     remove_unused_columns: bool = option(False, "Kept False: the clients' own collator picks the columns.")
     activation_checkpointing: bool | None = option(
         None,

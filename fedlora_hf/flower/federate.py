@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import logging
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -74,7 +73,7 @@ class FlowerRun:
     def best_round(self) -> int | None:
         return None
 
-    def round_ended(self, entry: Mapping[str, Any]) -> None:
+    def round_ended(self, entry: dict[str, Any]) -> None:
         logger.info("%s", round_line(entry, self.loop.num_rounds))
 
 

@@ -187,6 +187,29 @@ def check_arguments(args: Any, names: Iterable[str]) -> None:
             raise ConfigError(f"{shown}: must be one of {', '.join(rule.values)}; {rule.text}")
 
 
+def fill_in(args: Any) -> None:
+    """Give what evaluation and saving leave open the meaning that they have in rounds, before TrainingArguments does.
+
+    ConfigError for what contradicts itself.
+    """
+    strategy = _plain(args.eval_strategy)
+    if args.evaluate_rounds and strategy == "no":
+        args.eval_strategy = strategy = "epoch"
+    if strategy == "steps" and args.eval_steps is None:
+        args.eval_steps = 1
+    best = args.load_best_model_at_end or _plain(args.save_strategy) == "best"
+    if best and strategy == "no":
+        name = "load_best_model_at_end" if args.load_best_model_at_end else "save_strategy=best"
+        raise ConfigError(f"{name}: needs rounds that are evaluated; pass --eval_strategy epoch")
+    if best and args.metric_for_best_model is None:
+        args.metric_for_best_model = "eval_global_loss"
+    if args.load_best_model_at_end and _plain(args.save_strategy) in ("steps", "no"):
+        # Every round is committed, so the best one is there whatever the cadence of on_save.
+        args.save_strategy, args.save_steps = strategy, args.eval_steps if strategy == "steps" else args.save_steps
+    if args.save_total_limit is not None:
+        args.keep_rounds = max(2, int(args.save_total_limit))
+
+
 def _default(field: "dataclasses.Field[Any]") -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 

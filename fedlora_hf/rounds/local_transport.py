@@ -15,7 +15,7 @@ from fedlora_hf.rounds.judges import functional_evidence
 from fedlora_hf.rounds.output import ClientFolders
 from fedlora_hf.rounds.transport import Ask, Scores, Sent
 from fedlora_hf.training.client_trainer import ClientTrainer
-from fedlora_hf.training.local import TrainingStopped, failure_reason, free_memory
+from fedlora_hf.training.local import StoppedError, failure_reason, free_memory
 from fedlora_hf.training.stages import personal_stage, total_rounds
 from fedlora_hf.update import AdapterState, ClientUpdate
 from fedlora_hf.util.seeding import derive_seed
@@ -78,7 +78,7 @@ class LocalTransport:
                 self.store.save(number, update)
         except RoundError:  # the processes differ: not this client's failure
             raise
-        except TrainingStopped:
+        except StoppedError:
             return False
         except Exception as error:  # whatever a client raises is its own failure; the round goes on without it
             reason = failure_reason("training", error)

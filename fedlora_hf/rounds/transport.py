@@ -94,5 +94,5 @@ class Watcher(Protocol):
     def best_round(self) -> int | None:
         """The round whose adapter is to be the result; None: the last."""
 
-    def round_ended(self, entry: Mapping[str, Any]) -> None:
+    def round_ended(self, entry: dict[str, Any]) -> None:
         """entry: the round's in the record."""

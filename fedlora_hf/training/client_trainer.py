@@ -34,7 +34,7 @@ from fedlora_hf.launch.zero import plain_launch
 from fedlora_hf.privacy import Privacy
 from fedlora_hf.training.checks import check_construction
 from fedlora_hf.training.computed import computed_metrics
-from fedlora_hf.training.local import LocalTraining, TrainingStopped, local_batches, num_local_steps
+from fedlora_hf.training.local import LocalTraining, StoppedError, local_batches, num_local_steps
 from fedlora_hf.training.personal import Personal, best, candidates, given, with_kept, with_tuned
 from fedlora_hf.training.scorer import Scorer
 from fedlora_hf.training.sharding import is_sharded, prepared
@@ -196,7 +196,8 @@ class ClientTrainer(Trainer):
     ) -> ClientUpdate:
         """The update of `name` after a stage's local steps on its training split, from `start`, which is in the model.
 
-        order: seed of the order of examples, default `seed`. steps: default a round's. timeout: seconds they may take, see `LocalTraining`.
+        order: seed of the order of examples, default `seed`. steps: default a round's.
+        timeout: seconds they may take, see `LocalTraining`.
         """
         self.slot.train_only(stage.parts)
         self.client_in_training = name
@@ -294,9 +295,9 @@ class ClientTrainer(Trainer):
         self.control = getattr(self.callback_handler, event)(self.args, self.state, self.control)
 
     def check_stop(self) -> None:
-        """TrainingStopped when a callback has asked for the end of the run, of a step that would be one of a round."""
+        """StoppedError when a callback has asked for the end of the run, of a step that would be one of a round."""
         if self.obeys_stop and self.processes.agreed(self.control.should_training_stop):
-            raise TrainingStopped
+            raise StoppedError
 
     def step_ended(self, loss: Tensor, grad_norm: Any, rate: float) -> None:
         """Count the step, tell the callbacks and, every logging_steps, what the steps came to."""

@@ -220,7 +220,7 @@ class LocalTraining:
             )
 
 
-class TrainingStopped(Exception):
+class StoppedError(Exception):
     """A callback has asked for the end, in the middle of a client's local steps."""
 
 
