@@ -282,7 +282,7 @@ class ClientTrainer(Trainer):
         loss = torch.zeros((), device=self.args.device)
         for inputs in micro_batches:
             if self.args.include_num_input_tokens_seen != "no":
-                self.state.num_input_tokens_seen += input_tokens(inputs, self.args.include_num_input_tokens_seen)
+                self.state.num_input_tokens_seen += input_tokens(inputs, str(self.args.include_num_input_tokens_seen))
             loss += self.training_step(self.model_wrapped, inputs, num_items)
         return loss
 

@@ -42,7 +42,7 @@ def computed_metrics(trainer: "Trainer", dataset: Any) -> dict[str, float]:
     found = nested_numpify(joined)
     more = {name: found[name] for name, asked in (("inputs", "inputs"), ("losses", "loss")) if asked in wanted}
     computed = compute(EvalPrediction(predictions=found.get("logits"), label_ids=found.get("labels"), **more))
-    return {name.removeprefix("eval_"): value for name, value in denumpify_detensorize(computed).items()}
+    return {name.removeprefix("eval_"): float(value) for name, value in denumpify_detensorize(computed).items()}
 
 
 def _of_batch(trainer: "Trainer", batch: dict[str, Any]) -> dict[str, Any]:
