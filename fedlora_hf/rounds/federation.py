@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from fedlora_hf.aggregation import aggregate
-from fedlora_hf.aggregation.method import Method
 from fedlora_hf.aggregation.partial import mean_of_trained
 from fedlora_hf.errors import ConfigError, RoundError
+from fedlora_hf.methods.method import Method
 from fedlora_hf.record.changes import component_changes
 from fedlora_hf.record.evidence import past_rounds
 from fedlora_hf.record.record import RunRecord

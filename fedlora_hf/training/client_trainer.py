@@ -22,7 +22,6 @@ from fedlora_hf.adapter.slot import (
     write_initial,
 )
 from fedlora_hf.adapter.slot import peft_config as described
-from fedlora_hf.aggregation import method_named
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.data.collate import Collator
 from fedlora_hf.data.prepare import ClientData, prepare_client
@@ -31,6 +30,7 @@ from fedlora_hf.launch.processes import Processes
 from fedlora_hf.launch.quantisation import keep_trainable
 from fedlora_hf.launch.schedule import shares
 from fedlora_hf.launch.zero import plain_launch
+from fedlora_hf.methods import method_named
 from fedlora_hf.privacy import Privacy
 from fedlora_hf.training.checks import check_construction
 from fedlora_hf.training.computed import computed_metrics
