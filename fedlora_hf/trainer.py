@@ -10,8 +10,11 @@ import numpy as np
 from torch import nn
 from transformers.trainer_utils import TrainOutput
 
+from fedlora_hf.adapter.base import base_by_name, base_facts
 from fedlora_hf.config import FederatedConfig
-from fedlora_hf.data.prepare import prepare_client
+from fedlora_hf.data.clients import named_clients, with_data_facts
+from fedlora_hf.data.prepare import prepare_client, wording_facts, wording_of
+from fedlora_hf.data.wording import save_tokenizer
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.hub import write_card
 from fedlora_hf.hub.publishing import Publisher
@@ -28,10 +31,13 @@ from fedlora_hf.update import ClientUpdate
 class FederatedTrainer(ClientTrainer):
     """Fine-tune one model together with many clients, none of which shows its data to another.
 
-    model: a causal LM or a sequence classifier, or a PeftModel that has its adapter already.
+    model: a causal LM or a sequence classifier, a PeftModel that has its adapter already, or a folder or Hub id of a
+        base, which is loaded as the options say, with its tokenizer unless processing_class is given.
     args: every option of the run.
-    client_datasets: {client id: Dataset, or {"train", "validation", "test"} of Datasets}, as
-        `data.clients.make_clients` gives them, or already tokenised (input_ids, labels).
+    client_datasets: {client: Dataset, or {"train", "validation", "test"} of Datasets}, as `data.clients.make_clients`
+        gives them, already tokenised (input_ids, labels), or in any schema that `fedlora train` reads; a path, a Hub id
+        or a stream too (see `prepare_client`). A name that cannot be a folder's stays the client's name; its id is
+        derived, and said.
     peft_config: the adapter; default made from `args` (adapter, lora_r, lora_alpha, target_modules ...).
     processing_class: the tokenizer; needed for text, and for ROUGE-L.
     server_dataset: data of the server's own, for the global stage of a pipeline (args.server_dataset says so).
@@ -46,7 +52,7 @@ class FederatedTrainer(ClientTrainer):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | str,
         args: FederatedConfig,
         client_datasets: Mapping[str, Any],
         *,
@@ -54,6 +60,13 @@ class FederatedTrainer(ClientTrainer):
         record: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        if isinstance(client_datasets, Mapping):
+            client_datasets, names = named_clients(client_datasets)
+        if isinstance(model, str):
+            args, base = base_by_name(model, args, client_datasets)
+            model = base.model
+            if kwargs.get("processing_class") is None:
+                kwargs["processing_class"] = base.tokenizer
         super().__init__(model, args, client_datasets, **kwargs)
         if (server_dataset is None) != (args.server_dataset is None):
             raise ConfigError("server_dataset: the data and args.server_dataset go together; pass both or neither")
@@ -64,13 +77,20 @@ class FederatedTrainer(ClientTrainer):
         self.publisher = Publisher(args, self.progress)
         self.store = RoundStore(f"{args.output_dir}/rounds", self.slot.config())
         self.federation = Federation(args, self.method, self.store, self.initial, self.rank)
+        known = {"model": base_facts(args, self.model.get_base_model()), "data": self._data_facts(), **(record or {})}
+        facts = with_data_facts(known, names, wording_facts(args, tokenizer, self.clients.values()))
         # Looked up when it is called, so that a subclass's `train_client` counts.
         transport = LocalTransport(
-            self, self.federation, lambda client, number: self.train_client(client, number), server, record or {}
+            self, self.federation, lambda client, number: self.train_client(client, number), server, facts
         )
         self.watcher = TrainerWatcher(self, self._steps_of, self._score_dataset)
         self.loop = RoundLoop(self.federation, transport, self.watcher, self.publisher, self.progress)
         self.watcher.loop = self.loop
+
+    def _data_facts(self) -> dict[str, Any]:
+        """What the record says of data that came from Python."""
+        examples = sum(data.train.num_examples for data in self.clients.values())
+        return {"num_clients": len(self.clients), "num_examples": examples}
 
     @property
     def run(self) -> Run:
@@ -182,6 +202,7 @@ class FederatedTrainer(ClientTrainer):
         if not self.watcher.began:
             check_untrained(folder)
         self.loop.write(folder)
+        save_tokenizer(self.processing_class, wording_of(self.args, self.processing_class), folder)
         if folder != self.args.output_dir:
             folders = ClientFolders(folder, self.store.config)
             folders.begin()

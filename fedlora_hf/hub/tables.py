@@ -49,6 +49,22 @@ def numbers(value: object) -> dict[str, float]:
     return {name: item for name, item in mapping(value).items() if is_number(item)}
 
 
+def texts(value: object) -> dict[str, str]:
+    """The entries of a mapping that are texts."""
+    return {name: item for name, item in mapping(value).items() if isinstance(item, str)}
+
+
+def wording(record: RunRecord) -> dict[str, str]:
+    """{"template": whose chat template worded the examples} or {"own": our own words for a question}; {} where the
+    record does not tell."""
+    said = texts(record.data.get("wording"))
+    if not said:
+        return {}
+    if said.get("chat_template", "none") != "none":
+        return {"template": said["chat_template"]}
+    return {"own": said["example"]} if said.get("example") else {}
+
+
 def number(value: object) -> str:
     """A number as shown in tables: four significant digits; a dash for what is missing."""
     if not is_number(value):

@@ -97,6 +97,12 @@ class Client:
     num_examples: float | None
     evidence: dict[str, Score]
     metrics: dict[str, Values]
+    name: str = ""
+
+    @property
+    def title(self) -> str:
+        """Its name in the data, and its id where that is another."""
+        return f"{self.name} ({self.id})" if self.name else self.id
 
 
 @dataclass(frozen=True)
@@ -179,6 +185,7 @@ def _evidence(value: Any) -> dict[str, Score]:
 def _clients(record: RunRecord) -> list[Client]:
     flagged = {str(client_id) for client_id in record.flagged}
     last = mapping(record.rounds[-1].get("evidence")) if record.rounds else {}
+    names = mapping(record.data.get("names"))
     found = []
     for client_id in {*record.clients, *flagged, *record.quarantined}:
         entry = record.clients.get(client_id, {})
@@ -193,6 +200,7 @@ def _clients(record: RunRecord) -> list[Client]:
                 num_examples=number(entry.get("num_examples")),
                 evidence=_evidence(entry.get("evidence")) or _evidence(last.get(client_id)),
                 metrics={view: values(item) for view, item in mapping(entry.get("metrics")).items()},
+                name=str(names.get(str(client_id), "")),
             )
         )
     return sorted(found, key=lambda client: (STATES.index(client.state), natural(client.id), client.id))

@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from fedlora_hf.config import FederatedConfig
+from fedlora_hf.data.prepare import ClientData
 from fedlora_hf.errors import ConfigError, DataError
 from fedlora_hf.util.names import unfit_reason
 
@@ -45,3 +46,16 @@ def _check_splits(client_id: str, data: Any) -> None:
         close = get_close_matches(odd[0], SPLITS, 1, 0.3)
         guess = f"; did you mean {close[0]!r}?" if close else ""
         raise DataError(f"client {client_id!r}: split {odd[0]!r} is none of {', '.join(SPLITS)}{guess}")
+
+
+def check_tokens(model: Any, clients: Mapping[str, ClientData]) -> None:
+    """DataError for a client with a token that the base has no embedding for: its first batch could not be run."""
+    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    rows: Any = getattr(embedding, "num_embeddings", None)
+    for client_id, data in clients.items() if isinstance(rows, int) else ():
+        largest = data.train.largest_id
+        if largest >= rows:
+            raise DataError(
+                f"client {client_id!r}: has the token id {largest}, and the model embeddings for {rows} tokens; give "
+                "the tokenizer that belongs to the model, or resize the model's token embeddings"
+            )

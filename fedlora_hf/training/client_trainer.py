@@ -6,24 +6,24 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig
 from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, Trainer
 
+from fedlora_hf.adapter.base import adapted
 from fedlora_hf.adapter.files import read_adapter
 from fedlora_hf.adapter.slot import (
     AdapterSlot,
-    check_config,
     own_adapter,
     set_frozen,
     slot_rank,
     slot_ranks,
-    with_adapter,
     write_initial,
 )
-from fedlora_hf.adapter.slot import peft_config as described
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.data.collate import Collator
+from fedlora_hf.data.labels import head_labels
+from fedlora_hf.data.packing import check_packing
 from fedlora_hf.data.prepare import ClientData, prepare_client
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.launch.processes import Processes
@@ -32,7 +32,7 @@ from fedlora_hf.launch.schedule import shares
 from fedlora_hf.launch.zero import plain_launch
 from fedlora_hf.methods import method_named
 from fedlora_hf.privacy import Privacy
-from fedlora_hf.training.checks import check_construction
+from fedlora_hf.training.checks import check_construction, check_tokens
 from fedlora_hf.training.computed import computed_metrics
 from fedlora_hf.training.local import LocalTraining, StoppedError, local_batches, num_local_steps
 from fedlora_hf.training.personal import Personal, best, candidates, given, with_kept, with_tuned
@@ -68,11 +68,15 @@ class ClientTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         check_construction(args, client_datasets, kwargs)
+        head = head_labels(getattr(model, "config", None))
         self.clients: dict[str, ClientData] = {
-            client_id: prepare_client(client_id, client_datasets[client_id], processing_class, args)
+            client_id: prepare_client(client_id, client_datasets[client_id], processing_class, args, head)
             for client_id in sorted(client_datasets)
         }
-        model = _with_adapter(model, peft_config, args)
+        if args.packing:
+            check_packing(model)
+        check_tokens(model, self.clients)
+        model = adapted(model, peft_config, args)
         if data_collator is None:
             pad = getattr(processing_class, "pad_token_id", None)
             data_collator = Collator(pad if pad is not None else 0, 8 if torch.cuda.is_available() else 1)
@@ -212,7 +216,8 @@ class ClientTrainer(Trainer):
             self.processes.check_same(self.slot.checksum(), f"the adapter of {name!r} after its local steps")
         facts = {"train_loss": result.train_loss, "steps": result.steps}
         # A factor that was not trained is the start's to the bit, which an adapter kept in other parts (dirmag) is not.
-        return ClientUpdate(name, with_kept(self.slot.read(), start, stage.untrained), len(data.train), facts)
+        state = with_kept(self.slot.read(), start, stage.untrained)
+        return ClientUpdate(name, state, data.train.num_examples, facts)
 
     def personal_adapter(
         self, client_id: str, global_state: AdapterState, own: AdapterState | None, refined: AdapterState | None
@@ -330,16 +335,6 @@ class ClientTrainer(Trainer):
                         found[client_id] |= computed_metrics(self, data.test)
                         found[client_id] |= self.scorer.answers(state, data.questions)
         return self.processes.gathered(found)
-
-
-def _with_adapter(model: nn.Module, config: PeftConfig | None, args: FederatedConfig) -> PeftModel:
-    """The model with the adapter to train: a new one, or the one it has."""
-    if not isinstance(model, PeftModel):
-        return with_adapter(model, config or described(args), args.seed)
-    if config is not None:
-        raise ConfigError("peft_config: the model has an adapter already; pass one of the two")
-    check_config(model.peft_config[own_adapter(model)], initialised=True)
-    return model
 
 
 @contextmanager

@@ -133,7 +133,8 @@ class _Order(Sampler[list[int]]):
             return SequentialSampler(self.dataset)
         if strategy == "group_by_length":
             size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-            lengths = [len(self.dataset[place]["input_ids"]) for place in range(len(self.dataset))]
+            lengths = getattr(self.dataset, "lengths", None)
+            lengths = lengths or [len(self.dataset[place]["input_ids"]) for place in range(len(self.dataset))]
             return LengthGroupedSampler(size, lengths=lengths, generator=generator)
         return RandomSampler(self.dataset, generator=generator)
 
