@@ -4,13 +4,13 @@
 import copy
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import datasets
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from fedlora_hf.adapter.base import Base, base_facts, load_base
+from fedlora_hf.adapter.base import Base, base_facts, load_base, load_tokenizer, longest_sequence
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.data.clients import client_names, deduplicate, told_names
 from fedlora_hf.data.formats import load_examples
@@ -82,7 +82,7 @@ def prepare(args: FederatedConfig) -> Job:
             "num_clients": len(clients),
             "num_examples": len(examples),
             "duplicates_removed": deduplicate(examples)[1],
-            "names": told_names({c: n for c, n in client_names(examples, rule).items() if c in clients}),
+            "names": told_names(names_of(args, loaded, clients)),
         },
     }
     if labels is not None:
@@ -95,6 +95,12 @@ def prepare(args: FederatedConfig) -> Job:
 def described(dataset: Any) -> str:
     """What the record calls the data: the one source as it was given, of several how many there are."""
     return dataset if isinstance(dataset, str) else f"{len(dataset)} sources"
+
+
+def names_of(args: FederatedConfig, loaded: Loaded, clients: Iterable[str]) -> dict[str, str]:
+    """{client id: the name it has in the data}, of clients that are a column's values."""
+    names = client_names(loaded.train, rule_of(args.partition_by, loaded.several))
+    return {client: names[client] for client in clients if client in names}
 
 
 def load_data(args: FederatedConfig) -> Loaded:
@@ -146,4 +152,14 @@ def _head(args: FederatedConfig) -> list[str] | None:
         return None
 
 
-__all__ = ["Base", "Job", "limited", "load_base", "load_data", "load_server_data", "prepare"]
+__all__ = [
+    "Base",
+    "Job",
+    "limited",
+    "load_base",
+    "load_data",
+    "load_server_data",
+    "load_tokenizer",
+    "longest_sequence",
+    "prepare",
+]

@@ -4,9 +4,10 @@
 import copy
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -44,24 +45,16 @@ def load_base(args: FederatedConfig, labels: Sequence[str] | None) -> Base:
     Raises ConfigError for a model that cannot be loaded, or a revision of a folder.
     """
     name = str(args.model_name_or_path)
-    if args.model_revision is not None and os.path.isdir(name):
-        raise ConfigError(
-            f"model_revision={args.model_revision}: has no effect on a folder, which has one revision; leave it out"
-        )
     check_no_adapter(name)
+    tokenizer = load_tokenizer(args)
     kind = AutoModelForCausalLM if labels is None else AutoModelForSequenceClassification
     more: dict[str, Any] = {"dtype": args.model_dtype, "revision": args.model_revision, **loading(args)}
     if labels is not None:
         more |= {"num_labels": len(labels), "id2label": dict(enumerate(labels))}
         more["label2id"] = {label: number for number, label in enumerate(labels)}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=args.model_revision)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(args.seed, "head"))
-            model = kind.from_pretrained(name, **more, **_fresh_head(name, args, labels))
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise ConfigError(f"model_name_or_path={name!r}: {reason}; give a folder or a Hub id of a model") from None
+    with _refused(name), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(args.seed, "head"))
+        model = kind.from_pretrained(name, **more, **_fresh_head(name, args, labels))
     _check_bare(model, name)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -69,6 +62,34 @@ def load_base(args: FederatedConfig, labels: Sequence[str] | None) -> Base:
     _check_vocabulary(model, tokenizer, name)
     longest = getattr(model.config, "max_position_embeddings", None)
     return Base(model, tokenizer, min(args.max_length, longest) if longest else args.max_length)
+
+
+def load_tokenizer(args: FederatedConfig) -> PreTrainedTokenizerBase:
+    """The base's tokenizer alone, as it is. ConfigError where there is none, or for a revision of a folder."""
+    name = str(args.model_name_or_path)
+    if args.model_revision is not None and os.path.isdir(name):
+        raise ConfigError(
+            f"model_revision={args.model_revision}: has no effect on a folder, which has one revision; leave it out"
+        )
+    with _refused(name):
+        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(name, revision=args.model_revision))
+
+
+def longest_sequence(args: FederatedConfig) -> int | None:
+    """The most tokens that the base takes, by its config; None where that does not say."""
+    with _refused(str(args.model_name_or_path)):
+        config = AutoConfig.from_pretrained(args.model_name_or_path, revision=args.model_revision)
+    return getattr(config, "max_position_embeddings", None)
+
+
+@contextmanager
+def _refused(name: str) -> Iterator[None]:
+    """What cannot be loaded is refused in one line."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ConfigError(f"model_name_or_path={name!r}: {reason}; give a folder or a Hub id of a model") from None
 
 
 def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:

@@ -66,7 +66,7 @@ def render_card(
             "dataset": _dataset_name(record),
             "local": None,
         },
-        names={**dict.fromkeys(record.clients), **tables.texts(record.data.get("names"))},
+        names=tables.texts(record.data.get("names")),
         wording=tables.wording(record),
         options={name: value for name, value in record.options.items() if name not in ("output_dir", "dataset")},
         folder=repo_id or "path/to/this/folder",

@@ -31,9 +31,9 @@ Plan = dict[str, Path | bytes]
 def make_plan(folder: Path, record: RunRecord, repo_id: str, with_clients: bool) -> Plan:
     """{path in the repository: file, or content} of the output folder `folder`.
 
-    The global adapter, the tokenizer, the record, a card rendered for `repo_id`, the report; client adapters only when asked, and
-    never one that was flagged or quarantined, whatever lies on the disk. Raises AdapterError or ConfigError for
-    links, pickled weights, a missing adapter, or an access token inside a text file.
+    The global adapter, the tokenizer, the record, a card rendered for `repo_id`, the report; client adapters only when
+    asked, and never one that was flagged or quarantined, whatever lies on the disk. Raises AdapterError or ConfigError
+    for links, pickled weights, a missing adapter, or an access token inside a text file.
     """
     root = folder.resolve()
     plan: Plan = dict(_adapter(root, PurePosixPath()))

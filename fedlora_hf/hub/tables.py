@@ -55,14 +55,10 @@ def texts(value: object) -> dict[str, str]:
 
 
 def wording(record: RunRecord) -> dict[str, str]:
-    """{"template": whose chat template worded the examples} or {"own": our own words for a question}; {} where the
-    record does not tell."""
+    """{"template": whose chat template worded the examples, "own": our own words for a question}, "" for neither."""
     said = texts(record.data.get("wording"))
-    if not said:
-        return {}
-    if said.get("chat_template", "none") != "none":
-        return {"template": said["chat_template"]}
-    return {"own": said["example"]} if said.get("example") else {}
+    template = said.get("chat_template", "none")
+    return {"template": template, "own": ""} if template != "none" else {"template": "", "own": said.get("example", "")}
 
 
 def number(value: object) -> str:
