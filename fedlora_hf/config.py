@@ -9,7 +9,6 @@ from typing import Any
 from transformers import TrainingArguments
 
 from fedlora_hf.errors import ConfigError
-from fedlora_hf.launch.arguments import check_arguments, fill_in
 from fedlora_hf.launch.quantisation import check_quantisation
 from fedlora_hf.launch.zero import plain_launch, zero_settings
 from fedlora_hf.methods import method_named
@@ -25,7 +24,9 @@ from fedlora_hf.options import (
     PrivacyOptions,
     RoundOptions,
 )
+from fedlora_hf.options.arguments import check_arguments, fill_in
 from fedlora_hf.options.facts import check_bounds, check_effects, facts_of
+from fedlora_hf.options.spelling import suggestion
 from fedlora_hf.privacy import Privacy
 
 # ---- what becomes of the options of TrainingArguments (those of our own say it in their field) -----------------------
@@ -65,11 +66,22 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
     """Every option of a run: the groups of options/, which are the manual, and `transformers.TrainingArguments`.
 
     The latter keep their meaning for a client's local training (optimizer, weight decay, gradient accumulation, bf16,
-    activation checkpointing, report_to ...), or are refused when they are set: launch/arguments.py says which, and
+    activation checkpointing, report_to ...), or are refused when they are set: options/arguments.py says which, and
     docs/trainer.md. Other defaults: `learning_rate` 2e-4, `lr_scheduler_type` "constant" (a schedule runs over one
     client's steps of one round, and would start again in every round), `remove_unused_columns` False (the clients' own
     collator picks the columns).
     """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "FederatedConfig":
+        """ConfigError, with what was meant, for the name of an option that there is not."""
+        known = cls.__dataclass_fields__
+        for name in kwargs:
+            if name not in known:
+                said = suggestion(name, known)
+                raise ConfigError(
+                    f"{name}: is no option{'; ' + said if said else ''}; see the groups of fedlora train --help"
+                )
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         check_arguments(self, [field.name for field in fields(TrainingArguments)])

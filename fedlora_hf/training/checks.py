@@ -1,13 +1,14 @@
 """What a trainer is given, looked at before anything is built: one line for whatever does not fit."""
 # SPDX-License-Identifier: Apache-2.0
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.data.prepare import ClientData
-from fedlora_hf.errors import ConfigError, DataError
+from fedlora_hf.errors import ConfigError, DataError, FedLoraError, one_line
 from fedlora_hf.util.names import unfit_reason
 
 SPLITS = ("train", "validation", "test")
@@ -38,6 +39,17 @@ def check_construction(args: Any, client_datasets: Any, given: Mapping[str, Any]
         if reason := unfit_reason(client_id):
             raise ConfigError(reason)
         _check_splits(client_id, data)
+
+
+@contextmanager
+def told_in_one_line() -> Iterator[None]:
+    """What Trainer complains of, over several lines, is a ConfigError of one: it is about what it was given."""
+    try:
+        yield
+    except (FedLoraError, NotImplementedError):
+        raise
+    except (ValueError, ImportError, KeyError, RuntimeError) as error:
+        raise ConfigError(one_line(error, 400)) from error
 
 
 def _check_splits(client_id: str, data: Any) -> None:

@@ -29,10 +29,10 @@ from fedlora_hf.errors import ConfigError
 from fedlora_hf.launch.processes import Processes
 from fedlora_hf.launch.quantisation import keep_trainable
 from fedlora_hf.launch.schedule import shares
-from fedlora_hf.launch.zero import plain_launch
+from fedlora_hf.launch.zero import plain_launch, without_deepspeed
 from fedlora_hf.methods import method_named
 from fedlora_hf.privacy import Privacy
-from fedlora_hf.training.checks import check_construction, check_tokens
+from fedlora_hf.training.checks import check_construction, check_tokens, told_in_one_line
 from fedlora_hf.training.computed import computed_metrics
 from fedlora_hf.training.local import LocalTraining, StoppedError, local_batches, num_local_steps
 from fedlora_hf.training.personal import Personal, best, candidates, given, with_kept, with_tuned
@@ -83,7 +83,10 @@ class ClientTrainer(Trainer):
         given = kwargs.pop("eval_dataset", None)
         # Trainer wants one where rounds are evaluated; clients have test splits of their own.
         more = {**kwargs, "eval_dataset": {} if given is None else given}
-        super().__init__(model=model, args=args, data_collator=data_collator, processing_class=processing_class, **more)
+        with told_in_one_line(), without_deepspeed(args.zero):
+            super().__init__(
+                model=model, args=args, data_collator=data_collator, processing_class=processing_class, **more
+            )
         self.eval_dataset = given
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)

@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 
 from fedlora_hf import FederatedConfig
 from fedlora_hf.errors import ConfigError
-from fedlora_hf.launch.arguments import ARGUMENTS, NOT_IN_ALL, check_arguments, with_table
+from fedlora_hf.options.arguments import ARGUMENTS, NOT_IN_ALL, check_arguments, with_table
 
 PAGE = Path(__file__).parents[2] / "docs" / "trainer.md"
 FIELDS = {field.name: field for field in dataclasses.fields(TrainingArguments)}
@@ -28,7 +28,7 @@ def test_every_field_of_training_arguments_is_in_the_table() -> None:
 
 def test_the_page_names_every_field_and_is_up_to_date() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    assert page == with_table(page), "run python -m fedlora_hf.launch.arguments docs/trainer.md"
+    assert page == with_table(page), "run python -m fedlora_hf.options.arguments docs/trainer.md"
     assert all(f"| `{name}` |" in page for name in FIELDS)
 
 

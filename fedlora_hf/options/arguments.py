@@ -2,7 +2,7 @@
 
 A federation trains many clients for a few steps each, so some of Trainer's fields have no meaning, or another one. None
 of them is accepted and then ignored. The table is total over the fields of every supported version (a test compares
-it), and docs/trainer.md is made from it: `python -m fedlora_hf.launch.arguments docs/trainer.md`.
+it), and docs/trainer.md is made from it: `python -m fedlora_hf.options.arguments docs/trainer.md`.
 """
 # SPDX-License-Identifier: Apache-2.0
 
@@ -228,7 +228,7 @@ def table() -> str:
     return "\n".join(lines)
 
 
-BEGIN, END = "<!-- made by fedlora_hf.launch.arguments -->", "<!-- end -->"
+BEGIN, END = "<!-- made by fedlora_hf.options.arguments -->", "<!-- end -->"
 
 
 def with_table(page: str) -> str:
