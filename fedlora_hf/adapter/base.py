@@ -77,8 +77,9 @@ def load_tokenizer(args: FederatedConfig) -> PreTrainedTokenizerBase:
 
 def longest_sequence(args: FederatedConfig) -> int | None:
     """The most tokens that the base takes, by its config; None where that does not say."""
-    with _refused(str(args.model_name_or_path)):
-        config = AutoConfig.from_pretrained(args.model_name_or_path, revision=args.model_revision)
+    name = str(args.model_name_or_path)
+    with _refused(name):
+        config = AutoConfig.from_pretrained(name, revision=args.model_revision)
     return getattr(config, "max_position_embeddings", None)
 
 

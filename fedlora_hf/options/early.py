@@ -3,6 +3,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -68,9 +69,12 @@ def _check_values(name: str, values: list[str]) -> None:
     if get_origin(kinds[0]) is Literal:
         choices = get_args(kinds[0])
         if text not in map(str, choices):
-            close = suggestion(text, map(str, choices))
+            close = get_close_matches(text, list(map(str, choices)), 1, 0.6)
             listing = ", ".join(map(str, choices))
-            raise ConfigError(f"{name}={one_line(text)}: must be one of {listing}; {close or 'choose one of these'}")
+            raise ConfigError(
+                f"{name}={one_line(text)}: must be one of {listing}; "
+                f"{f'did you mean {close[0]}?' if close else 'choose one of these'}"
+            )
     elif kinds[0] in (int, float):
         try:
             value = kinds[0](text)

@@ -1,4 +1,4 @@
-"""Names that users bring from TRL, transformers 4 and elsewhere: understood as ours, or answered with what was meant."""
+"""Names that users bring from TRL, transformers 4 and elsewhere: understood as ours, or answered with ours."""
 # SPDX-License-Identifier: Apache-2.0
 
 from collections.abc import Iterable
@@ -35,7 +35,7 @@ HINTS = {
     "lora_task_type": "say --task causal_lm or sequence_classification",
     "lora_modules_to_save": "pass peft_config=LoraConfig(modules_to_save=...) to FederatedTrainer in Python",
     "use_dora": "DoRA's magnitudes are no LoRA factors; say --adapter dirmag, or leave it out",
-    "dataset_text_field": "say --text_column for a classification; a causal LM reads prompt and completion, or messages",
+    "dataset_text_field": "say --text_column (classification); a causal LM reads prompt and completion, or messages",
     "trust_remote_code": "no code of a repository is run; leave it out",
     "attn_implementation": "load the model in Python and pass it to FederatedTrainer",
     "save_safetensors": "adapters are always safetensors; leave it out",

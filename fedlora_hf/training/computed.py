@@ -1,7 +1,7 @@
 """The metrics of a user's own `compute_metrics`, on one client's split."""
 # SPDX-License-Identifier: Apache-2.0
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.utils.data import DataLoader
@@ -49,7 +49,7 @@ def _of_batch(trainer: "Trainer", batch: dict[str, Any]) -> dict[str, Any]:
     inputs = batch.get(getattr(trainer.model, "main_input_name", "input_ids"))
     loss, logits, labels = trainer.prediction_step(trainer.model_wrapped, batch, False)
     if trainer.preprocess_logits_for_metrics is not None and logits is not None:
-        logits = trainer.preprocess_logits_for_metrics(logits, labels)
+        logits = trainer.preprocess_logits_for_metrics(logits, cast(Any, labels))
     rows = labels.shape[0] if isinstance(labels, torch.Tensor) else 1
     losses = None if loss is None else loss.reshape(1).repeat(rows)
     parts = {"logits": logits, "labels": labels, "inputs": inputs, "losses": losses}
