@@ -117,7 +117,8 @@ class FederatedTrainer(ClientTrainer):
     def train_client(self, client_id: str, number: int) -> ClientUpdate:
         """One client's local training in round `number`, from the state it starts that round with; its update."""
         start = self.federation.start(self.run, client_id)
-        return self.train_round(client_id, start.state, start.frozen, number)
+        moments = self.federation.moments(self.run.record, client_id) if self.args.keep_optimizer else b""
+        return self.train_round(client_id, start.state, start.frozen, number, moments)
 
     def _steps_of(self, number: int) -> int:
         """Optimizer steps of all who train in a round."""

@@ -82,6 +82,8 @@ def _check(args: FederatedConfig) -> None:
         raise ConfigError("model_name_or_path is missing: the server needs the base model's config; set it in the app")
     if args.task != "causal_lm" and args.labels is None:
         raise ConfigError(f"task={args.task!r} without labels: the server has no data; pass labels='first,second,...'")
+    if args.keep_optimizer:
+        raise ConfigError("keep_optimizer is set: nodes keep no optimizer between rounds; leave it out")
     if args.functional_judges:
         raise ConfigError(f"functional_judges={args.functional_judges}: clients' data are not here; leave it out")
     if (args.resume_from or "").startswith("hub:"):

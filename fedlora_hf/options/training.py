@@ -158,6 +158,9 @@ class RoundOptions:
         bound=at_least(0, "0 lets it end with nothing"),
         needs={"round_lr_scheduler": ("linear", "cosine")},
     )
+    keep_optimizer: bool = option(
+        False, "Each client's optimizer goes on with its moments of the client's last round; default: a fresh one."
+    )
     fedprox_mu: float = option(
         0.0,
         "FedProx: weight of half the squared distance to the round's start, added to a client's loss.",

@@ -100,6 +100,11 @@ class Federation:
         number = last_rounds(record).get(client_id)
         return None if number is None else self.store.kept(number, client_id)
 
+    def moments(self, record: RunRecord, client_id: str) -> bytes:
+        """The state of a client's optimizer after the last round it took part in."""
+        number = last_rounds(record).get(client_id)
+        return b"" if number is None else self.store.optimizer(number, client_id)
+
     def own(self, record: RunRecord, client_id: str) -> AdapterState | None:
         """A client's own whole adapter, as it left its last round; with what it stood on, where rounds restart."""
         last = self.last_update(record, client_id)

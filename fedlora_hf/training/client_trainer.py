@@ -55,6 +55,7 @@ class ClientTrainer(Trainer):
     processing_class: Any
     _decay_names: list[str] | None = None
     client_in_training = ""
+    moments = b""  # of the optimizer of the client that trained last, where they are kept
 
     def __init__(
         self,
@@ -158,12 +159,13 @@ class ClientTrainer(Trainer):
     # ---- one client --------------------------------------------------------------------------------------------------
 
     def train_round(
-        self, client_id: str, start: AdapterState, frozen: AdapterState | None, number: int
+        self, client_id: str, start: AdapterState, frozen: AdapterState | None, number: int, moments: bytes = b""
     ) -> ClientUpdate:
         """A client's part in round `number`: its local steps from `start`, and of what they give what leaves the client
         (all of it or, where the run asks for privacy, clipped and with noise).
 
         frozen: an adapter that stands frozen under the trained one, where the method restarts its rounds; None: none.
+        moments: state that its optimizer goes on with.
         """
         stage = round_stage(self.args, self.method.trains, number)
         seed = derive_seed(self.args.seed, "client", number, client_id)
@@ -176,6 +178,7 @@ class ClientTrainer(Trainer):
             seed,
             order=self.order_seed("client", number, client_id),
             timeout=self.args.client_timeout,
+            moments=moments,
         )
         return update if self.privacy is None else self.privacy.applied(update, start, stage.untrained, seed)
 
@@ -200,11 +203,12 @@ class ClientTrainer(Trainer):
         order: int | None = None,
         steps: int | None = None,
         timeout: float | None = None,
+        moments: bytes = b"",
     ) -> ClientUpdate:
         """The update of `name` after a stage's local steps on its training split, from `start`, which is in the model.
 
         order: seed of the order of examples, default `seed`. steps: default a round's.
-        timeout: seconds they may take, see `LocalTraining`.
+        timeout, moments: see `LocalTraining`.
         """
         self.slot.train_only(stage.parts)
         self.client_in_training = name
@@ -214,7 +218,7 @@ class ClientTrainer(Trainer):
         mu = self.args.fedprox_mu if stage.name is StageName.FEDERATED else 0.0
         steps = self.num_local_steps(data) if steps is None else steps
         with _learning_rate(self.args, stage.learning_rate):
-            result = LocalTraining(self, batches, steps, seed, proximal_mu=mu, timeout=timeout).run()
+            result = LocalTraining(self, batches, steps, seed, mu, timeout, moments).run()
         if self.processes.together:
             self.processes.check_same(self.slot.checksum(), f"the adapter of {name!r} after its local steps")
         facts = {"train_loss": result.train_loss, "steps": result.steps}

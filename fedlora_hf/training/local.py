@@ -25,6 +25,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from fedlora_hf.errors import ClientTimeoutError, one_line
 from fedlora_hf.training.metrics import IGNORED
+from fedlora_hf.training.moments import moments_of, restore
 from fedlora_hf.util.disk import is_disk_trouble
 from fedlora_hf.util.seeding import derive_seed
 
@@ -153,6 +154,7 @@ class LocalTraining:
     proximal_mu: FedProx (Li et al. 2020, arXiv 1812.06127), mu / 2 * |w - w_start|^2 added to the loss; its gradient
     mu * (w - w_start) is added directly, which is the same and costs no graph.
     timeout: seconds after which the client is given up, looked at after every step: ClientTimeoutError.
+    moments: state that the optimizer goes on with (moments.py); none is a fresh one.
     """
 
     trainer: "ClientTrainer"
@@ -161,6 +163,7 @@ class LocalTraining:
     seed: int
     proximal_mu: float = 0.0
     timeout: float | None = None
+    moments: bytes = b""
     began: float = field(default_factory=time.monotonic, init=False)
 
     def __post_init__(self) -> None:
@@ -179,11 +182,14 @@ class LocalTraining:
                 torch.random.fork_rng(_cuda_devices(device)),
                 _mode_set_once(trainer.model_wrapped),
             ):
+                if self.moments:
+                    restore(optimizer, self.moments)
                 torch.manual_seed(derive_seed(self.seed, "dropout", *([number] if number else [])))
                 for step in range(1, self.steps + 1):
                     trainer.check_stop()
                     total += self._step(optimizer, scheduler)
                     self._check_time(step)
+                trainer.moments = moments_of(optimizer) if trainer.args.keep_optimizer else b""
         finally:
             for parameter in self.parameters:
                 parameter.grad = None
