@@ -20,6 +20,7 @@ from fedlora_hf.record.lines import round_line
 from fedlora_hf.rounds.federation import Federation, Run
 from fedlora_hf.rounds.loop import RoundLoop
 from fedlora_hf.rounds.store import RoundStore
+from fedlora_hf.rounds.watching import scored_after
 from fedlora_hf.update import AdapterState
 from fedlora_hf.util.progress import Progress
 
@@ -68,7 +69,7 @@ class FlowerRun:
         """Nobody here waits for it."""
 
     def wants_scores(self, number: int) -> bool:
-        return bool(self.args.evaluate_rounds)
+        return scored_after(self.args, number)
 
     def best_round(self) -> int | None:
         return None
@@ -82,8 +83,9 @@ def _check(args: FederatedConfig) -> None:
         raise ConfigError("model_name_or_path is missing: the server needs the base model's config; set it in the app")
     if args.task != "causal_lm" and args.labels is None:
         raise ConfigError(f"task={args.task!r} without labels: the server has no data; pass labels='first,second,...'")
-    if args.keep_optimizer:
-        raise ConfigError("keep_optimizer is set: nodes keep no optimizer between rounds; leave it out")
+    for name in ("keep_optimizer", "load_best_model_at_end"):
+        if getattr(args, name):
+            raise ConfigError(f"{name} is set: not there on Flower, whose clients are elsewhere; leave it out")
     if args.functional_judges:
         raise ConfigError(f"functional_judges={args.functional_judges}: clients' data are not here; leave it out")
     if (args.resume_from or "").startswith("hub:"):

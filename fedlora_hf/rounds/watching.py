@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 _DEFAULT_SAVE_STEPS = 500  # TrainingArguments': of one long training, here every round
 
 
+def scored_after(args: Any, number: int) -> bool:
+    """Whether the global adapter is scored after round `number`, by eval_strategy, eval_steps and eval_delay."""
+    strategy = str(getattr(args.eval_strategy, "value", args.eval_strategy))
+    if strategy == "no" or number < args.eval_delay:
+        return False
+    return strategy == "epoch" or number % max(1, int(args.eval_steps or 1)) == 0
+
+
 class TrainerWatcher:
     """A `Watcher` that keeps a trainer's state.
 
@@ -78,10 +86,7 @@ class TrainerWatcher:
         self.trainer.tell("on_epoch_begin")
 
     def wants_scores(self, number: int) -> bool:
-        strategy = str(getattr(self.args.eval_strategy, "value", self.args.eval_strategy))
-        if strategy == "no" or number < self.args.eval_delay:
-            return False
-        return strategy == "epoch" or number % max(1, int(self.args.eval_steps or 1)) == 0
+        return scored_after(self.args, number)
 
     def round_ended(self, entry: dict[str, Any]) -> None:
         trainer, number = self.trainer, entry["round"]
