@@ -75,7 +75,7 @@ class LocalTransport:
         try:
             update = self.train_client(client_id, number)
             if self.processes.writes:
-                self.store.save(number, update, self.trainer.moments)
+                self.store.save(number, update, **({"optimizer": moments} if (moments := self.trainer.moments) else {}))
         except RoundError:  # the processes differ: not this client's failure
             raise
         except StoppedError:
