@@ -2,15 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import copy
+import dataclasses
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 import datasets
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from fedlora_hf.adapter.base import Base, base_facts, load_base, load_tokenizer, longest_sequence
+from fedlora_hf.adapter.base import Base, base_facts, load_base, load_tokenizer, longest_sequence, refused
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.data.clients import client_names, deduplicate, told_names
 from fedlora_hf.data.formats import load_examples
@@ -21,7 +23,7 @@ from fedlora_hf.data.several import Loaded, load_several
 from fedlora_hf.data.wording import is_tuned
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.launch.processes import missing_processes
-from fedlora_hf.trainer import FederatedTrainer
+from fedlora_hf.record.record import RunRecord
 
 
 class Job(NamedTuple):
@@ -34,18 +36,6 @@ class Job(NamedTuple):
     clients: dict[str, Any]
     facts: dict[str, Any]
     server: Any = None
-
-    def trainer(self, **kwargs: Any) -> FederatedTrainer:
-        """The trainer of this job; further arguments are FederatedTrainer's."""
-        return FederatedTrainer(
-            self.model,
-            self.args,
-            self.clients,
-            processing_class=self.tokenizer,
-            server_dataset=self.server,
-            record=self.facts,
-            **kwargs,
-        )
 
 
 def limited(args: FederatedConfig, max_length: int) -> FederatedConfig:
@@ -72,7 +62,7 @@ def prepare(args: FederatedConfig) -> Job:
     clients = divided(args, loaded, args.partition_by)
     labels = examples.features["label"].names if args.task == "sequence_classification" else None
     model, tokenizer, max_length = load_base(args, labels)
-    facts = {
+    facts: dict[str, dict[str, Any]] = {
         "model": base_facts(args, model),
         "data": {
             "dataset": described(args.dataset),
@@ -86,10 +76,44 @@ def prepare(args: FederatedConfig) -> Job:
         },
     }
     if labels is not None:
-        facts["data"]["classes"] = class_counts(examples)
-        if note := imbalance(facts["data"]["classes"]):
+        facts["data"]["classes"] = counts = class_counts(examples)
+        if note := imbalance(counts):
             say(note)
     return Job(limited(args, max_length), model, tokenizer, clients, facts, load_server_data(args, labels))
+
+
+def args_of_run(record: RunRecord, folder: str | os.PathLike[str], changes: Mapping[str, Any]) -> FederatedConfig:
+    """The options of a finished run in `folder`, as its record has them, with `changes`; set to go on from its end."""
+    if record.kind != "train":
+        raise ConfigError(f"{folder}: is of kind {record.kind!r}; only a run of fedlora train can be taken up again")
+    known = {item.name for item in dataclasses.fields(FederatedConfig) if item.init}
+    if odd := sorted(set(changes) - known):
+        meant = get_close_matches(odd[0], known, 1)
+        raise ConfigError(f"changes: {odd[0]!r} is no option of a run; did you mean {(meant or ['num_rounds'])[0]!r}?")
+    recorded = {name: value for name, value in record.options.items() if name in known}
+    options = {**recorded, "seed": record.seed, "resume_from": "last", **changes, "output_dir": os.fspath(folder)}
+    return FederatedConfig(**options)
+
+
+def facts_of_run(record: RunRecord) -> dict[str, Any]:
+    """What only the caller of a run knew, as its record has it."""
+    return {"model": dict(record.model), "data": dict(record.data)}
+
+
+def prepare_again(args: FederatedConfig, record: RunRecord, clients: Any) -> Job:
+    """As `prepare`, of a run that was; `clients`: its data where the options name none."""
+    for name, given, argument in (
+        ("model_name_or_path", args.model_name_or_path, "model"),
+        ("dataset", clients or args.dataset, "client_datasets"),
+    ):
+        if given is None:
+            raise ConfigError(f"{name}: the run's record names none; pass {argument}=")
+    if clients is None:
+        return prepare(args)
+    labels = record.model.get("labels")
+    model, tokenizer, max_length = load_base(args, labels if isinstance(labels, list) else None)
+    server = load_server_data(args, labels)
+    return Job(limited(args, max_length), model, tokenizer, clients, facts_of_run(record), server)
 
 
 def described(dataset: Any) -> str:
@@ -155,6 +179,8 @@ def _head(args: FederatedConfig) -> list[str] | None:
 __all__ = [
     "Base",
     "Job",
+    "args_of_run",
+    "facts_of_run",
     "limited",
     "load_base",
     "load_data",
@@ -162,4 +188,6 @@ __all__ = [
     "load_tokenizer",
     "longest_sequence",
     "prepare",
+    "prepare_again",
+    "refused",
 ]

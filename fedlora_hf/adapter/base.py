@@ -52,7 +52,7 @@ def load_base(args: FederatedConfig, labels: Sequence[str] | None) -> Base:
     if labels is not None:
         more |= {"num_labels": len(labels), "id2label": dict(enumerate(labels))}
         more["label2id"] = {label: number for number, label in enumerate(labels)}
-    with _refused(name), torch.random.fork_rng(devices=[]):
+    with refused(name), torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(args.seed, "head"))
         model = kind.from_pretrained(name, **more, **_fresh_head(name, args, labels))
     _check_bare(model, name)
@@ -71,24 +71,24 @@ def load_tokenizer(args: FederatedConfig) -> PreTrainedTokenizerBase:
         raise ConfigError(
             f"model_revision={args.model_revision}: has no effect on a folder, which has one revision; leave it out"
         )
-    with _refused(name):
+    with refused(name):
         return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(name, revision=args.model_revision))
 
 
 def longest_sequence(args: FederatedConfig) -> int | None:
     """The most tokens that the base takes, by its config; None where that does not say."""
     name = str(args.model_name_or_path)
-    with _refused(name):
+    with refused(name):
         config = AutoConfig.from_pretrained(name, revision=args.model_revision)
     return getattr(config, "max_position_embeddings", None)
 
 
 @contextmanager
-def _refused(name: str) -> Iterator[None]:
+def refused(name: str) -> Iterator[None]:
     """What cannot be loaded is refused in one line."""
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ConfigError(f"model_name_or_path={name!r}: {reason}; give a folder or a Hub id of a model") from None
 

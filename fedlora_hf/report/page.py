@@ -58,6 +58,7 @@ def render_page(run: Run, pictures: Mapping[str, tuple[bytes, bytes]]) -> str:
         tiles=_tiles(run),
         flagged=[(client.title, words.reason_of(run, client)) for client in run.having(FLAGGED)],
         quarantined=[(client.title, client.reason) for client in run.having(QUARANTINED)],
+        claims=[(client.title, client.outlier_claim) for client in run.clients if client.outlier_claim],
         sentences=sentences,
         numbers=numbers,
         figures=FIGURES,

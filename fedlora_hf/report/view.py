@@ -95,6 +95,8 @@ class Client:
     reason: str
     weight: float | None
     num_examples: float | None
+    claimed_weight: float | None
+    outlier_claim: str
     evidence: dict[str, Score]
     metrics: dict[str, Values]
     name: str = ""
@@ -198,6 +200,8 @@ def _clients(record: RunRecord) -> list[Client]:
                 reason=str(record.quarantined.get(client_id, "")),
                 weight=number(entry.get("weight")),
                 num_examples=number(entry.get("num_examples")),
+                claimed_weight=number(entry.get("claimed_weight")),
+                outlier_claim=str(entry.get("outlier_claim") or ""),
                 evidence=_evidence(entry.get("evidence")) or _evidence(last.get(client_id)),
                 metrics={view: values(item) for view, item in mapping(entry.get("metrics")).items()},
                 name=str(names.get(str(client_id), "")),

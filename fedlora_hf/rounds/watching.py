@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fedlora_hf.errors import ConfigError
-from fedlora_hf.record.lines import round_line, round_log
+from fedlora_hf.record.lines import claims_line, round_line, round_log
 from fedlora_hf.rounds.federation import Run
 
 if TYPE_CHECKING:
@@ -98,6 +98,8 @@ class TrainerWatcher:
                 logs["round_loss"] = logs.pop("loss")
             trainer.log(logs)
         trainer.progress.say(round_line(entry, self.loop.num_rounds))
+        if warning := claims_line(self.loop.run.record.rounds):
+            trainer.progress.say(warning)
         trainer.control.should_evaluate = trainer.control.should_save = False
         trainer.tell("on_epoch_end")
         is_best = False

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, Trainer
 
 from fedlora_hf.adapter.base import adapted
+from fedlora_hf.adapter.base_fingerprint import base_sha256
 from fedlora_hf.adapter.files import read_adapter
 from fedlora_hf.adapter.slot import (
     AdapterSlot,
@@ -96,6 +97,7 @@ class ClientTrainer(Trainer):
         self.processes = Processes(self.accelerator, together=together, lockstep=sharded)
         self.slot = AdapterSlot(self.model, own_adapter(self.model))
         self.slot.check_owns_all()
+        self.base_sha256 = base_sha256(self.model, {id(parameter) for parameter in self.slot.parameters()})
         # Never wrapped: `processes` adds up what a wrapper would, so any part of the adapter can be trained next.
         self.model_wrapped = prepared(self.accelerator, self.slot, together, args.zero)
         if sharded and (self.compute_loss_func or not self.model_accepts_loss_kwargs):
