@@ -190,3 +190,12 @@ def adapted(model: nn.Module, config: PeftConfig | None, args: FederatedConfig) 
         raise ConfigError("peft_config: the model has an adapter already; pass one of the two")
     check_config(model.peft_config[own_adapter(model)], initialised=True)
     return model
+
+
+def checkpoint_activations(model: PeftModel, args: FederatedConfig) -> None:
+    """Switch checkpointing on, as Trainer.train() would: a client's steps do not pass through it."""
+    base: Any = model.get_base_model()
+    if hasattr(base, "activation_checkpointing_enable"):  # transformers < 5.23 knows the older name alone
+        base.activation_checkpointing_enable(args.activation_checkpointing_kwargs)
+    else:
+        base.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)

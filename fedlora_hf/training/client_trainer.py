@@ -10,7 +10,7 @@ from peft import PeftConfig
 from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, Trainer
 
-from fedlora_hf.adapter.base import adapted
+from fedlora_hf.adapter.base import adapted, checkpoint_activations
 from fedlora_hf.adapter.base_fingerprint import base_sha256
 from fedlora_hf.adapter.files import read_adapter
 from fedlora_hf.adapter.slot import (
@@ -103,7 +103,7 @@ class ClientTrainer(Trainer):
         if sharded and (self.compute_loss_func or not self.model_accepts_loss_kwargs):
             raise ConfigError("a sharded base, and a loss not divided by num_items_in_batch: use the model's own loss")
         if args.gradient_checkpointing:
-            self._checkpoint_activations()
+            checkpoint_activations(self.model, args)
         if args.initial_adapter is not None:
             write_initial(self.slot, read_adapter(args.initial_adapter)[0], args.initial_adapter)
         keep_trainable(self.model)
@@ -127,14 +127,6 @@ class ClientTrainer(Trainer):
     def create_accelerator_and_postprocess(self) -> None:
         with plain_launch(self.args):
             super().create_accelerator_and_postprocess()
-
-    def _checkpoint_activations(self) -> None:
-        """Switch checkpointing on, as Trainer.train() would: a client's steps do not pass through it."""
-        base: Any = self.model.get_base_model()
-        if hasattr(base, "activation_checkpointing_enable"):  # transformers < 5.23 knows the older name alone
-            base.activation_checkpointing_enable(self.args.activation_checkpointing_kwargs)
-        else:
-            base.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
 
     # ---- who does what -----------------------------------------------------------------------------------------------
 

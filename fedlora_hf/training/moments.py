@@ -40,8 +40,8 @@ def restore(optimizer: Any, content: bytes) -> bool:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if sorted(state) != list(range(len(parameters))):
         return False
-    for place, parameter in enumerate(parameters):
-        if any(tensor.dim() and tensor.shape != parameter.shape for tensor in state[place].values()):
+    for number, parameter in enumerate(parameters):
+        if any(tensor.dim() and tensor.shape != parameter.shape for tensor in state[number].values()):
             return False
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return True
