@@ -203,7 +203,7 @@ def test_differing_bases_are_told_everywhere(tmp_path: Path, capsys: Any) -> Non
     bases = {"a": "meta-llama/Llama-2-7b-hf", "b": "lmsys/vicuna", "c": "meta-llama/Llama-2-7b-hf"}
     folders = [on_base(stock(tmp_path / n, ord(n)), base) for n, base in bases.items()]
     record = combined(tmp_path / "out", *folders, method="product_mean")
-    out = capsys.readouterr().out
+    out = capsys.readouterr().err
     assert "name 2 base models" in out
     assert "lmsys/vicuna: b" in out
     assert record["model"]["bases"] == {"meta-llama/Llama-2-7b-hf": ["a", "c"], "lmsys/vicuna": ["b"]}
@@ -227,7 +227,7 @@ def test_two_revisions_are_two_bases_and_one_base_says_nothing(tmp_path: Path, c
     same = [on_base(folder, "user/base") for folder in folders]
     record = combined(tmp_path / "out", *same, "--require_same_base", method="product_mean")
     assert "bases" not in record["model"]
-    assert "base models" not in capsys.readouterr().out
+    assert "base models" not in capsys.readouterr().err
 
 
 def test_weights_count_as_they_are_given(tmp_path: Path, capsys: Any) -> None:
@@ -251,7 +251,7 @@ def test_what_each_choice_for_partial_modules_costs_is_shown(tmp_path: Path, cap
     folders = [stock(tmp_path / f"site{seed}", seed) for seed in range(3)]
     folders.append(stock(tmp_path / "less", 9, target_modules=["q_proj"]))
     record = combined(tmp_path / "out", *folders, method="product_mean", partial_modules=choice, target_rank=8)
-    out = " ".join(capsys.readouterr().out.split())
+    out = " ".join(capsys.readouterr().err.split())
     assert "leaves out 1 clients (less)" in out
     assert "counts 2 missing modules as no change: 25% of what is averaged in 2 modules is zeros" in out
     costs = record["diagnosis"]["partial_modules"]
