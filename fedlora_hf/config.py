@@ -91,6 +91,8 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
     def _normalise(self) -> None:
         """One form for what may be written in several, and defaults that depend on other options."""
         self.target_modules, self.labels = _names(self.target_modules), _names(self.labels)
+        if self.partition_by is None and self.client_column is not None:
+            self.partition_by = "client"
         for name in ("dataset", "validation_dataset", "test_dataset"):
             setattr(self, name, _sources(name, getattr(self, name)))
         if self.pipeline == "fedlora_optimizer":

@@ -80,7 +80,7 @@ def prepare(args: FederatedConfig) -> Job:
     clients = divided(args, loaded, args.partition_by)
     labels = examples.features["label"].names if args.task == "sequence_classification" else None
     model, tokenizer, max_length = load_base(args, labels)
-    facts = {
+    facts: dict[str, dict[str, Any]] = {
         "model": {
             "name_or_path": args.model_name_or_path,
             "local": os.path.isdir(args.model_name_or_path),
@@ -102,8 +102,8 @@ def prepare(args: FederatedConfig) -> Job:
         },
     }
     if labels is not None:
-        facts["data"]["classes"] = class_counts(examples)
-        if note := imbalance(facts["data"]["classes"]):
+        facts["data"]["classes"] = counts = class_counts(examples)
+        if note := imbalance(counts):
             say(note)
     return Job(limited(args, max_length), model, tokenizer, clients, facts, load_server_data(args, labels))
 
@@ -241,7 +241,7 @@ def load_tokenizer(args: FederatedConfig) -> PreTrainedTokenizerBase:
 def longest_sequence(args: FederatedConfig) -> int | None:
     """The most tokens that the base takes, by its config; None where that does not say."""
     with refused(str(args.model_name_or_path)):
-        config = AutoConfig.from_pretrained(args.model_name_or_path, revision=args.model_revision)
+        config = AutoConfig.from_pretrained(str(args.model_name_or_path), revision=args.model_revision)
     return getattr(config, "max_position_embeddings", None)
 
 
@@ -257,7 +257,8 @@ def refused(name: str) -> Iterator[None]:
 
 def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """ConfigError for a tokenizer with a token that the base has no embedding for: a batch with it could not be run."""
-    rows = model.get_input_embeddings().weight.shape[0]
+    embeddings: Any = model.get_input_embeddings()
+    rows = int(embeddings.weight.shape[0])
     if len(tokenizer) <= rows:
         return
     odd = [(number, token) for token, number in tokenizer.get_vocab().items() if number >= rows]

@@ -50,9 +50,11 @@ class Reading:
 
     def features(self) -> datasets.Features:
         """The columns of the examples; a label is a text here still, and numbered when all are known."""
-        own = {"text": _TEXT, "label": _TEXT} if self.schema is None else dict(_CAUSAL)
-        own |= {"chat": _TEXT} if self.turns else {}
-        return datasets.Features({**own, **{name: _TEXT for name in ("group", "client") if name in self.columns}})
+        own: dict[str, Any] = {"text": _TEXT, "label": _TEXT} if self.schema is None else dict(_CAUSAL)
+        if self.turns:
+            own["chat"] = _TEXT
+        own |= {name: _TEXT for name in ("group", "client") if name in self.columns}
+        return datasets.Features(own)
 
     def worded(self, records: Sequence[Record], start: int) -> dict[str, list[Any]]:
         """The columns of so many examples, whose first is record number `start` + 1."""
@@ -66,7 +68,7 @@ class Reading:
         if self.schema is None:
             row = Row(record, number)
             label = self.columns["label"]
-            found = {"text": self._name(row, self.columns["text"])}
+            found: dict[str, Any] = {"text": self._name(row, self.columns["text"])}
             found["label"] = label_of(row, label, self.class_names.get(label))
         else:
             needs = f"every record of the schema {self.schema.name} needs {', '.join(self.schema.needs)}"

@@ -113,7 +113,7 @@ def load_several(
         groups[kind] = _examples(sources, many, split=wanted, **reading)
     made = _numbered(groups, labels, head, reading) if reading.get("task") == "sequence_classification" else groups
     joined = {kind: _joined([examples for _, examples in found]) for kind, found in made.items()}
-    return Loaded(joined["train"], joined["validation"], joined["test"], several)  # type: ignore[arg-type]
+    return Loaded(joined["train"], joined["validation"], joined["test"], several)
 
 
 def _examples(
@@ -202,7 +202,7 @@ def _expanded(source: Any) -> list[Part]:
     if not files and not folders:
         return [Part(_path(path), (str(source),))]
     if splits := _splits(files):
-        own = [Part(_path(path), **splits)]
+        own = [_with_splits(path, splits)]
     else:
         own = [Part(_path(file), (str(file),)) for file in files]
     return own + [_whole(folder) for folder in folders]
@@ -216,7 +216,11 @@ def _whole(source: Any, name: str = "") -> Part:
     if is_saved_dataset(path) or task_files(path):
         return Part(_path(path), (str(path),))
     files = sorted(file for file in path.rglob("*") if file.is_file() and file.name[0] != "." and suffix_of(file))
-    return Part(_path(path), **(_splits(files) or {"train": tuple(map(str, files)) or (str(path),)}))
+    return _with_splits(path, _splits(files) or {"train": tuple(map(str, files)) or (str(path),)})
+
+
+def _with_splits(path: Path, splits: Mapping[str, tuple[str, ...]]) -> Part:
+    return Part(_path(path), splits["train"], splits.get("validation", ()), splits.get("test", ()))
 
 
 def _splits(files: Sequence[Path]) -> dict[str, tuple[str, ...]] | None:

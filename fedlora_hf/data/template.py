@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -79,14 +79,16 @@ class Template:
 
     def _rendered(self, turns: Sequence[Turn], tools: Sequence[Any] | None, asked: bool = False) -> tuple[str, Spans]:
         try:
-            texts, marks = render_jinja_template(  # type: ignore[misc]  # its annotation forgets the marks
+            # Its annotation says text, and forgets the marks.
+            rendered: Any = render_jinja_template(
                 conversations=[list(turns)],
                 tools=list(tools) if tools else None,
                 chat_template=self.text,
                 return_assistant_tokens_mask=self.wording.has_marks,
                 add_generation_prompt=asked,
-                **self.specials,
+                **cast(Any, self.specials),
             )
+            texts, marks = rendered
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             raise DataError(
                 f"the chat template refuses a chat of {', '.join(str(turn['role']) for turn in turns[:8])}: "

@@ -69,8 +69,9 @@ def said(turn: Turn) -> str:
 
 
 def _turn(turn: Turn, where: str) -> Turn:
-    role = as_text(turn["role"] if "role" in turn and turn["role"] is not None else turn.get("from"))
-    if role is None:
+    given = turn.get("role") if turn.get("role") is not None else turn.get("from")
+    role = given if isinstance(given, str) else None
+    if not role:
         raise DataError(f"{where}: a turn has no role; every turn needs one, complete or remove the record")
     key = next((name for name in ("content", "value", "text") if not is_missing(turn.get(name))), None)
     kept = {k: _without_none(v) for k, v in turn.items() if k not in ("role", "from", key) and v is not None}

@@ -178,7 +178,8 @@ def _own_clients(items: Items, name: str) -> dict[str, Any]:
     """{name: splits} of the node's own dataset, as `fedlora train --partition_by client` splits that client's."""
     args, _ = _options(items)
     loaded = _examples(args)
-    return divided(args, Loaded(*(_named(part, name) for part in loaded[:3]), several=False), "client")
+    train, validation, test = (_named(part, name) for part in loaded[:3])
+    return divided(args, Loaded(train, validation, test, several=False), "client")
 
 
 def _named(examples: Any, name: str) -> Any:

@@ -6,6 +6,7 @@ it is used: after each commit the loop goes on from what it reads back.
 """
 # SPDX-License-Identifier: Apache-2.0
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,6 +27,8 @@ from fedlora_hf.training.stages import total_rounds
 from fedlora_hf.util.disk import sweep
 from fedlora_hf.util.lock import one_writer
 from fedlora_hf.util.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 
 class RoundLoop:
@@ -89,7 +92,8 @@ class RoundLoop:
                 now.clients = now.clients or earlier.clients  # over a network they are not known before they answer
                 check_same_run(earlier, now)
         if damage is not None:
-            self.progress.say(f"going on from round {number}, the last that is whole: {damage}")
+            # Not by way of the bar, which may be switched off: rounds that were done are lost.
+            logger.warning("going on from round %s, the last that is whole: %s", number, damage)
         with self.processes.all_or_none():
             if self.processes.first:
                 self._clear(number, new=earlier is None)

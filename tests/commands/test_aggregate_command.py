@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from fedlora_hf import cli
 from fedlora_hf.adapter.files import WEIGHTS, read_adapter
+from fedlora_hf.record.record import RunRecord
 
 # A handful of random adapters agree on nothing, which clair says.
 pytestmark = [
@@ -176,21 +177,22 @@ def refused(capsys: Any, *arguments: str | Path) -> str:
     return str(line)
 
 
-def test_one_adapter_twice_is_refused(tmp_path: Path, capsys: Any) -> None:
-    one = stock(tmp_path / "a" / "site")
-    line = refused(capsys, one, one, "--output_dir", tmp_path / "out")
+def test_adapters_of_one_name_are_told_apart_by_their_path(tmp_path: Path, capsys: Any) -> None:
+    folders = [stock(tmp_path / f"hospital_{name}" / "checkpoint-100") for name in "abc"]
+    out = tmp_path / "out"
+    assert cli.main(["aggregate", *map(str, folders), "--output_dir", str(out), "--method", "product_mean"]) == 0
+    assert sorted(RunRecord.load(out).clients) == ["hospital_a", "hospital_b", "hospital_c"]
+    line = refused(capsys, folders[0], folders[0], "--output_dir", tmp_path / "twice")
     assert "is given twice; name every adapter once" in line
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "twice").exists()
 
 
-def test_checkpoints_are_named_by_the_parents_that_tell_them_apart(tmp_path: Path, capsys: Any) -> None:
-    folders = [stock(tmp_path / f"hospital_{n}" / "checkpoint-100", n) for n in range(3)]
-    record = combined(tmp_path / "out", *folders, method="product_mean")
-    assert sorted(record["clients"]) == ["hospital_0", "hospital_1", "hospital_2"]
+def test_a_table_has_no_column_without_a_value(tmp_path: Path, capsys: Any) -> None:
+    combined(tmp_path / "out", *(stock(tmp_path / name, ord(name)) for name in "ab"), method="product_mean")
     shown = capsys.readouterr().out
-    assert "one shot, 3 clients" in shown
-    assert "personal " not in shown.splitlines()[1]  # no column without a value
+    assert "one shot, 2 clients" in shown
     assert "before" not in shown
+    assert "on each one's test data" not in shown
 
 
 def on_base(folder: Path, base: str, revision: str | None = None) -> Path:
