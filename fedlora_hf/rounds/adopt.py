@@ -13,9 +13,9 @@ from fedlora_hf.rounds.output import check_overwrite
 def adopted(source: str, federation: Federation, processes: Processes, now: RunRecord) -> str:
     """Take the run that `source` ("hub:user/name") names as the last committed round here; that round's number.
 
-    now: the record of the run that is about to begin. What a push leaves out of a record (paths, names) is taken from it.
-    ConfigError for a method whose clients keep what is not on the Hub, for a run that was pushed without what it says of
-    its clients, and where an unfinished run would be lost.
+    now: the record of the run that is about to begin: what a push leaves out (paths, names) is taken from it.
+    ConfigError for a method whose clients keep what is not on the Hub, for a run that was pushed without what it says
+    of its clients, and where an unfinished run would be lost.
     """
     args, method, store = federation.args, federation.method, federation.store
     with processes.all_or_none():
