@@ -20,6 +20,7 @@ from fedlora_hf.errors import FedLoraError, one_line
 from fedlora_hf.flower.exchange import Reply, exchange
 from fedlora_hf.flower.replies import check, config, metrics, received
 from fedlora_hf.flower.roster import Roster, addressed
+from fedlora_hf.flower.roster_file import read_roster
 from fedlora_hf.flower.settings import Settings
 from fedlora_hf.flower.share import check_rank, travelling
 from fedlora_hf.flower.wire import holds, put, take, tensor_bytes
@@ -51,7 +52,8 @@ class FlowerTransport:
         self.grid, self.settings, self.slot, self.federation, self.method = grid, settings, slot, federation, method
         self.args, self.store, self.processes = federation.args, federation.store, Processes()
         self.shapes = expected_shapes([], slot.read(), "quarantine")
-        self.roster = Roster(grid)
+        bound = read_roster(settings.roster) if settings.roster else None
+        self.roster = Roster(grid, bound, anew=settings.names_anew)
         self._online: list[str] = []  # clients whose nodes were connected when the round under way began
         self._final: dict[str, dict[str, dict[str, float]]] = {}
 
