@@ -51,9 +51,8 @@ def _pairs(path: str) -> list[tuple[str, str]]:
         tree = yaml.compose(content.decode("utf-8"), yaml.SafeLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"roster={path!r}: not readable ({one_line(error, 120)}); {_SHAPE}") from None
-    plain = isinstance(tree, yaml.MappingNode) and all(
+    if not isinstance(tree, yaml.MappingNode) or not all(
         isinstance(part, yaml.ScalarNode) for pair in tree.value for part in pair
-    )
-    if not plain:
+    ):
         raise ConfigError(f"roster={path!r}: is something else; {_SHAPE}")
     return [(key.value, value.value) for key, value in tree.value]

@@ -20,9 +20,9 @@ class Settings:
     min_nodes: clients that must have answered before the first round. wait_seconds: how long they are waited for.
     round_seconds: how long replies of a round are waited for; who has not answered is left out of it.
     wire_dtype: float that clients send their updates in; what the server sends is always exact.
-    roster: file {node id: client id}, JSON or YAML: only these nodes take part, each as that client. names_anew: where a
-    run goes on, nodes that were not there before may take the names of those that are gone (all of them, after a
-    simulation): whoever names a client first is it.
+    roster: file {node id: client id}, JSON or YAML: only these nodes take part, each as that client.
+    names_anew: where a run goes on, nodes that were not there before may take the names of those that are gone (all of
+    them, after a simulation): whoever names a client first is it.
     flags: further flags of `fedlora train`, as on its command line.
     """
 
