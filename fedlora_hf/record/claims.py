@@ -12,6 +12,7 @@ from fedlora_hf.errors import UpdateError, one_line
 # Nats. A guess among a million tokens costs 14; exp(700) is the last perplexity that is a float [our choice].
 LARGEST_LOSS = 700.0
 LARGEST_COUNT = 2**53 - 1  # beyond it floats are no whole numbers any more
+LARGEST_OTHER = 1e9  # of a metric whose name says nothing to us [our choice]
 SELF_REPORTED = "self-reported by the clients"
 
 # {metric: (smallest, largest)}: all that a client's scores may hold.
@@ -53,6 +54,14 @@ def losses(said: Mapping[str, object]) -> Found:
     """(validation losses of the adapters that a client chose from, why something was dropped)."""
     found, dropped = _within(said, dict.fromkeys(said, SCORES["loss"]))
     return found, _first(dropped)
+
+
+def plausible(said: Mapping[str, object], counted: str) -> dict[str, float]:
+    """What may enter a mean of metrics whose names are somebody else's: finite numbers, within the ranges where the
+    name is known. counted: the name of the number of examples, which must be above 0; {} where it is not."""
+    ranges = dict.fromkeys(said, (-LARGEST_OTHER, LARGEST_OTHER)) | SCORES | {counted: (1.0, float(LARGEST_COUNT))}
+    found = _within(said, ranges)[0]
+    return found if counted in found else {}
 
 
 def count(said: object) -> int:
