@@ -242,7 +242,7 @@ def test_an_adapter_without_lora_is_refused_at_the_start() -> None:
         strategy.configure_train(
             1, ArrayRecord([np.zeros(3)]), ConfigRecord(), LocalGrid(NODES, {}, app=foreign_app.app)
         )
-    with pytest.raises(UpdateError, match="has rank 0|needs"):
+    with pytest.raises(UpdateError, match=r"has rank 0|needs"):
         read_arrays(ArrayRecord({"m.lora_A.weight": Array(np.zeros((0, 3)))}), LORA)
 
 
