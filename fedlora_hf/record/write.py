@@ -102,6 +102,10 @@ def add_round(
             "flagged": list(combined.flagged),
             "quarantined": dict(quarantined),
             "weights": dict(combined.weights),
+            "influence": dict(combined.influence),
+            "suspicious": {
+                client: {"kind": kind, "of_line": share} for client, (kind, share) in combined.suspicious.items()
+            },
             "train_loss": {u.client_id: u.metrics["train_loss"] for u in updates if "train_loss" in u.metrics},
             "update_norm": norms,
             "evidence": with_functional(_plain(combined.this_round or combined.evidence), functional or {}),
@@ -130,11 +134,15 @@ def judge(record: RunRecord) -> None:
     """Set flagged, quarantined and every client's standing from the last round that each client took part in."""
     flagged: set[str] = set()
     quarantined: dict[str, str] = {}
+    suspicious: dict[str, dict[str, Any]] = {}
     for entry in record.rounds:
         for client in entry["cohort"]:
             facts = record.clients[client]
             flagged.discard(client)
             quarantined.pop(client, None)
+            suspicious.pop(client, None)
+            if client in entry.get("suspicious", {}):
+                suspicious[client] = entry["suspicious"][client]
             if client in entry["quarantined"]:
                 quarantined[client] = entry["quarantined"][client]
             elif client in entry["flagged"]:
@@ -142,9 +150,12 @@ def judge(record: RunRecord) -> None:
             if not entry.get("thinned"):  # else they stand as they were found then
                 facts["weight"] = entry["weights"].get(client, 0.0)
                 facts["evidence"] = entry["combined_evidence"].get(client, {})
+                if client in entry.get("influence", {}):
+                    facts["influence"] = entry["influence"][client]
     for client, facts in record.clients.items():
         facts["collaborative"] = client not in flagged and client not in quarantined
     record.flagged, record.quarantined = sorted(flagged), dict(sorted(quarantined.items()))
+    record.suspicious = dict(sorted(suspicious.items()))
 
 
 def collaborative(record: RunRecord) -> list[str]:
