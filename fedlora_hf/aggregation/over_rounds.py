@@ -21,6 +21,7 @@ Found = Mapping[str, Mapping[str, Evidence]]
 MEMORY = 8
 # Share of its threshold below which the combined evidence on a flagged client must fall before it is taken back in.
 CLEARED = 0.5
+BOTH = ("subspace", "direction")
 # Share of its threshold from which evidence is named, though nobody is flagged on it.
 NEAR = 0.5
 # How much further from the core than in its own past, in scores (1: from the core to a stranger, or 5 times the norm),
@@ -112,15 +113,22 @@ def _last_flagged(cohort: Cohort, client: str) -> bool:
 
 
 def _telling(found: Found) -> dict[str, dict[str, Evidence]]:
-    """A round's evidence without the kinds that told opposition alone: there a stranger, who scores 1, is not seen."""
+    """A round's evidence without the kinds that told opposition alone: there a stranger, who scores 1, is not seen.
+
+    A client near the core in both kinds at once was seen, though each then raises the other's threshold for it.
+    """
     return {
         client: {
             kind: evidence
             for kind, evidence in kinds.items()
-            if kind not in ("subspace", "direction") or evidence.threshold is None or evidence.threshold < 1
+            if kind not in BOTH or evidence.threshold is None or evidence.threshold < 1 or _near_the_core(kinds)
         }
         for client, kinds in found.items()
     }
+
+
+def _near_the_core(kinds: Mapping[str, Evidence]) -> bool:
+    return all(_usable(kinds, kind) and kinds[kind].score < CLEARED for kind in BOTH)
 
 
 def _lingers(evidence: Evidence) -> bool:
