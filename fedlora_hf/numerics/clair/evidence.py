@@ -98,7 +98,7 @@ def judge(
     chance = chance_agreement(null, members)
     aligned, direction = _direction(agreed, chance)
     against = opposition(similarity, fit.kept)
-    opposed = direction is None and against > max(AGREEMENT, ERRORS * typical(null[members][:, members]))
+    opposed = direction is None and against > max(AGREEMENT, ERRORS * typical(null))
     joint = common_use(modules, fit)
     shared, subspace, level = _subspace(fit, modules)
     if joint <= JOINT or opposed:
