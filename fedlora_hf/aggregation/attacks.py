@@ -23,7 +23,7 @@ Rule = Callable[[Mapping[str, AdapterState]], AdapterState]
 
 LITTLE = 1.5  # standard deviations off the mean
 NOISE = 0.2  # of an update's norm: what makes every copy of it another one
-LINE = 0.8  # of the way to a stranger, where the line of a flag is at 0.85
+LINE = 0.8  # of the way to an unrelated client, where the line of a flag is at 0.85
 LARGE = 4.9  # times the typical norm, where the line of a flag is at 5
 MIXED = 0.4  # share of the wrong update in an honest one
 BACKDOOR = 2.0  # times the typical norm, of rank 1
@@ -89,7 +89,7 @@ class Known:
         return {name: max(float(torch.tensor(found).median()), 1e-12) for name, found in norms.items()}
 
     def score(self, change: Change) -> float:
-        """How far a change is from the honest: 0 as their core, 1 a stranger (clair's direction)."""
+        """How far a change is from the honest: 0 as their core, 1 unrelated (clair's direction)."""
         head = unit(self.scaled(change))
         return 1 - sum(inner(head, other) for other in self.heads) / len(self.heads) / max(self.agreement, 1e-9)
 
@@ -192,7 +192,7 @@ def turned(known: Known, cosine: float, size: float) -> Change:
 
 
 def near_line(known: Known, size: float = 1.0) -> dict[str, AdapterState]:
-    """The wrong direction, turned towards the core until LINE of the way to a stranger. size: in typical norms."""
+    """The wrong direction, turned towards the core until LINE of the way to an unrelated client."""
     low, high = 0.0, 1.0
     for _ in range(12):
         middle = (low + high) / 2

@@ -9,18 +9,14 @@ import torch
 from torch import Tensor
 
 from fedlora_hf.aggregation.cohort import Cohort
-from fedlora_hf.aggregation.method import Method
-from fedlora_hf.aggregation.over_rounds import accumulated, combined, found_in, suspicion, verdict
+from fedlora_hf.aggregation.over_rounds import combined, found_in, speaks_now, suspicion, verdict
+from fedlora_hf.methods.clair import ClairOptions
 from fedlora_hf.numerics import clair as numerics
 from fedlora_hf.numerics import lowrank
 from fedlora_hf.numerics.clair.blocks import stack
-from fedlora_hf.numerics.clair.estimator import LEAST_CLIENTS
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, LoraFactors
 
-ClairOptions = numerics.ClairOptions
 Pair = tuple[Tensor, Tensor]
-
-__all__ = ["METHOD", "ClairOptions", "CohortSource", "Refiner", "accumulated", "clair"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,14 +57,14 @@ class CohortSource:
 
 def clair(cohort: Cohort, options: ClairOptions) -> Aggregate:
     """Global adapter: weighted mean over the collaborative clients, re-factored to the cohort's rank. Personalised: the
-    refined adapters of these clients, computed when asked for; tensors trained whole stay each client's own [our
-    choice]. Evidence is taken on the change since `cohort.reference`, refinement acts on the whole adapter.
+    refined adapters of these clients, computed when asked for; PEFT's modules_to_save tensors stay each client's
+    own [our choice]. Evidence is taken on the change since `cohort.reference`, refinement acts on the whole adapter.
 
     Raises UpdateError for fewer than 3 usable clients.
     """
     source = CohortSource(cohort)
     shares = torch.tensor([cohort.weights[client] for client in cohort.ids], dtype=torch.float64)
-    solution = numerics.solve(source, shares, cohort.target_rank, options, partial(verdict, cohort))
+    solution = numerics.solve(source, shares, cohort.target_rank, options, partial(verdict, cohort), speaks_now(cohort))
     weights = dict(zip(cohort.ids, solution.shares.tolist(), strict=True))
     state, modules, written = {}, {}, {}
     for module, fit in solution.fits.items():
@@ -86,8 +82,8 @@ def clair(cohort: Cohort, options: ClairOptions) -> Aggregate:
             },
         }
     flagged = [client for client, bad in zip(cohort.ids, solution.flagged.tolist(), strict=True) if bad]
-    this_round = found_in(cohort, solution.judgement)
-    evidence = combined(cohort, this_round) if cohort.past else this_round
+    this_round, several = found_in(cohort, solution.judgement), bool(cohort.past or cohort.functional)
+    evidence = combined(cohort, this_round) if several else this_round
     personalised = {u.client_id: u for u in cohort.updates if u.client_id not in flagged and options.refine != "none"}
     refiner = Refiner(solution, options, written)
     return Aggregate(
@@ -98,7 +94,7 @@ def clair(cohort: Cohort, options: ClairOptions) -> Aggregate:
         flagged=tuple(flagged),
         suspicious=suspicion(flagged, this_round, evidence),
         evidence=evidence,
-        this_round=this_round if cohort.past else {},
+        this_round=this_round if several else {},
         modules=modules,
         diagnosis=solution.judgement.described(cohort.ids),
         n_iter=solution.n_iter,
@@ -129,15 +125,3 @@ class Refiner:
         """The refined update of one module with the energy that re-factoring it discards."""
         pair = state[module].pair(torch.float64)
         return numerics.refined(self.solution.fits[module], pair, self.options, self.written[module][0])
-
-
-METHOD = Method(
-    name="clair",
-    title="Collaborative low-rank alignment and identifiable recovery",
-    paper="arXiv 2605.21217, He, Chen, Feng 2026",
-    averages="product",
-    rule=clair,
-    options=ClairOptions,
-    robust=True,
-    least_clients=LEAST_CLIENTS,
-)

@@ -2,13 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from fedlora_hf.update import AdapterState, ClientUpdate, Evidence, LoraFactors
+from fedlora_hf.numerics.evidence import Evidence
+from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Cohort:
     None: the largest rank among the clients. reference: the adapter the clients started the round from (None: they
     started from nothing, so their updates are what they learned).
     past: what earlier rounds found, oldest first, for methods that combine evidence over rounds.
+    functional: {client id: what its update does to others' losses}, of this round, where that was measured.
     """
 
     updates: tuple[ClientUpdate, ...]
@@ -36,6 +38,7 @@ class Cohort:
     target_rank: int | None = None
     reference: AdapterState | None = None
     past: tuple[PastRound, ...] = ()
+    functional: Mapping[str, Evidence] = field(default_factory=dict)
 
     @cached_property
     def weights(self) -> Mapping[str, float]:
@@ -48,7 +51,7 @@ class Cohort:
 
     @property
     def extras(self) -> tuple[str, ...]:
-        """Sorted names of the tensors trained whole (a classification head), the same in every update."""
+        """Sorted names of PEFT's modules_to_save tensors (a classification head), the same in every update."""
         return tuple(sorted(self.updates[0].state.extras))
 
     def factors(self, module: str) -> list[LoraFactors]:
@@ -74,7 +77,7 @@ class Cohort:
         return replace(self, updates=tuple(update for update in self.updates if update.client_id in kept))
 
     def mean_extras(self, weights: Mapping[str, float] | None = None) -> dict[str, Tensor]:
-        """Weighted mean of the tensors trained whole, summed in float64 in client order, given back in float32."""
+        """Weighted mean of the modules_to_save tensors, summed in float64 in client order, given back in float32."""
         weights = self.weights if weights is None else weights
         kept = [update for update in self.updates if weights.get(update.client_id)]
         means = {}

@@ -1,4 +1,4 @@
-"""ffa: A is frozen and common to all, only B is trained and meaned, so the mean of the factors is exact."""
+"""ffa: A is frozen and common to all, only B is trained and averaged, so the mean of the factors is exact."""
 # SPDX-License-Identifier: Apache-2.0
 
 from collections.abc import Iterable, Mapping
@@ -7,9 +7,9 @@ from torch import Tensor
 
 from fedlora_hf.aggregation.cohort import Cohort
 from fedlora_hf.aggregation.fedavg import mean_factors
-from fedlora_hf.aggregation.method import Method, NoOptions
 from fedlora_hf.aggregation.shared import fitted
 from fedlora_hf.errors import UpdateError
+from fedlora_hf.methods.method import NoOptions
 from fedlora_hf.update import AdapterState, Aggregate, LoraFactors
 
 
@@ -18,15 +18,15 @@ def ffa(cohort: Cohort, options: NoOptions) -> Aggregate:
 
     UpdateError when no client has the round's A or, in a cohort that started from nothing, no two have the same.
     """
-    strangers = other_factors(cohort)
-    kept = cohort.subset([client for client in cohort.ids if client not in strangers]) if strangers else cohort
+    unlike = other_factors(cohort)
+    kept = cohort.subset([client for client in cohort.ids if client not in unlike]) if unlike else cohort
     state, modules = {}, {}
     for module in cohort.modules:
         A = (cohort.reference or kept.updates[0].state)[module].A
         mean = mean_factors(kept, module)
         state[module], modules[module] = fitted(LoraFactors(A.float(), mean.B, mean.scale), cohort.target_rank)
     means = AdapterState(state, kept.mean_extras())
-    return Aggregate(means, weights=dict(kept.weights), modules=modules, quarantined=strangers)
+    return Aggregate(means, weights=dict(kept.weights), modules=modules, quarantined=unlike)
 
 
 def other_factors(cohort: Cohort) -> dict[str, str]:
@@ -67,13 +67,3 @@ def same(A: Tensor, other: Tensor) -> bool:
     """Equal, entry by entry, in the narrower of the two dtypes: one client may send bfloat16, another float32."""
     narrow = min(A.dtype, other.dtype, key=lambda dtype: dtype.itemsize)
     return A.shape == other.shape and bool((A.to(narrow) == other.to(A.device, narrow)).all())
-
-
-METHOD = Method(
-    name="ffa",
-    title="Frozen A, averaged B",
-    paper="FFA-LoRA, Sun et al. 2024 (arXiv 2403.12313)",
-    averages="product",
-    rule=ffa,
-    trains=("B",),
-)

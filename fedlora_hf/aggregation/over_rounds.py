@@ -13,7 +13,7 @@ from torch import Tensor
 from fedlora_hf.aggregation.cohort import Cohort
 from fedlora_hf.numerics import clair as numerics
 from fedlora_hf.numerics.clair.evidence import Judgement
-from fedlora_hf.update import Evidence
+from fedlora_hf.numerics.evidence import Evidence, Kind
 
 Found = Mapping[str, Mapping[str, Evidence]]
 # Rounds that are remembered of a client, for each kind of evidence those in which it could tell: after so many honest
@@ -21,23 +21,38 @@ Found = Mapping[str, Mapping[str, Evidence]]
 MEMORY = 8
 # Share of its threshold below which the combined evidence on a flagged client must fall before it is taken back in.
 CLEARED = 0.5
-BOTH = ("subspace", "direction")
+BOTH = (Kind.SUBSPACE, Kind.DIRECTION)
 # Share of its threshold from which evidence is named, though nobody is flagged on it.
 NEAR = 0.5
-# How much further from the core than in its own past, in scores (1: from the core to a stranger, or 5 times the norm),
-# a client is said to have turned.
+# How much further from the core than in its own past, in scores (1: from the core to an unrelated client, or 5 times
+# the norm), a client is said to have turned.
 TURNED = 0.5
 
 
 def found_in(cohort: Cohort, judgement: Judgement) -> dict[str, dict[str, Evidence]]:
-    """{client: {kind: Evidence}} of this round, with "drift" for clients that have a past: no threshold, so it flags
-    nobody."""
-    found = {client: _evidence(judgement.of(k)) for k, client in enumerate(cohort.ids)}
+    """{client: {kind: Evidence}} of this round's updates, with DRIFT for clients that have a past: it has no threshold,
+    so it flags nobody."""
+    found = {client: judgement.of(k) for k, client in enumerate(cohort.ids)}
     for client, kinds in found.items():
         past = [entry.evidence[client] for entry in cohort.past if client in entry.evidence]
         if (moved := drift(kinds, past)) is not None:
-            kinds["drift"] = Evidence(moved, None)
+            kinds[Kind.DRIFT] = Evidence(moved, None)
     return found
+
+
+def _rounds(cohort: Cohort, this_round: Found) -> list[Found]:
+    """What every round found, this one last, with its functional evidence where that was taken."""
+    now = {
+        client: {**kinds, Kind.FUNCTIONAL: cohort.functional[client]} if client in cohort.functional else kinds
+        for client, kinds in this_round.items()
+    }
+    return [*(past.evidence for past in cohort.past), now]
+
+
+def speaks_now(cohort: Cohort) -> Tensor:
+    """(K,) bool: the functional evidence of this round alone is above its threshold."""
+    found = [cohort.functional.get(client) for client in cohort.ids]
+    return torch.tensor([item is not None and item.flagged for item in found])
 
 
 def drift(now: Mapping[str, Evidence], past: Iterable[Mapping[str, Evidence]]) -> float | None:
@@ -47,7 +62,7 @@ def drift(now: Mapping[str, Evidence], past: Iterable[Mapping[str, Evidence]]) -
     Scores are taken against the core of their own round, so a federation that moves together drifts nowhere.
     """
     past, moved = list(past), []
-    for kind in ("direction", "scale"):
+    for kind in (Kind.DIRECTION, Kind.SCALE):
         seen = [kinds[kind].score for kinds in past if _usable(kinds, kind)][-MEMORY:]
         if seen and _usable(now, kind):
             moved.append(now[kind].score - sum(seen) / len(seen))
@@ -60,7 +75,7 @@ def _usable(kinds: Mapping[str, Evidence], kind: str) -> bool:
 
 def combined(cohort: Cohort, this_round: Found) -> dict[str, dict[str, Evidence]]:
     """Evidence on the clients of this round, with what earlier rounds found of them."""
-    everything = accumulated([*(past.evidence for past in cohort.past), this_round])
+    everything = accumulated(_rounds(cohort, this_round))
     return {client: everything[client] for client in cohort.ids}
 
 
@@ -70,7 +85,7 @@ def accumulated(rounds: Iterable[Found], decay: float = 1.0) -> dict[str, dict[s
     Per client and kind the mean of score / threshold, each held to [-4, 4], against 1, over its last MEMORY rounds in
     which something could be said. A pure function: keep the rounds' evidence and ask again after each.
     """
-    return {client: _evidence(kinds) for client, kinds in numerics.accumulate(list(rounds), decay, MEMORY).items()}
+    return numerics.accumulate(list(rounds), decay, MEMORY)
 
 
 def verdict(cohort: Cohort, judgement: Judgement) -> Tensor:
@@ -81,16 +96,17 @@ def verdict(cohort: Cohort, judgement: Judgement) -> Tensor:
     have flagged a stranger, has fallen below CLEARED of its threshold: once left out, a contaminated client is measured
     against a federation it no longer shapes, and rounds that tell little should not let it back in [our choice].
     """
-    if not cohort.past:
+    if not (cohort.past or cohort.functional):
         return judgement.flagged
     this_round = found_in(cohort, judgement)
     suspects = {client for client in cohort.ids if _last_flagged(cohort, client)}
     everything = combined(cohort, this_round)
-    telling = accumulated([_telling(found) for found in (*(past.evidence for past in cohort.past), this_round)])
+    rounds = _rounds(cohort, this_round)
+    telling = accumulated([_telling(found) for found in rounds])
     return torch.tensor(
         [
             any(e.flagged for e in everything[client].values())
-            or _twice(cohort, client, this_round[client])
+            or _twice(cohort, client, rounds[-1][client])
             or (client in suspects and any(map(_lingers, (*everything[client].values(), *telling[client].values()))))
             for client in cohort.ids
         ]
@@ -113,7 +129,7 @@ def _last_flagged(cohort: Cohort, client: str) -> bool:
 
 
 def _telling(found: Found) -> dict[str, dict[str, Evidence]]:
-    """A round's evidence without the kinds that told opposition alone: there a stranger, who scores 1, is not seen.
+    """A round's evidence without the kinds that could flag opposition alone: there an unrelated client passes.
 
     A client near the core in both kinds at once was seen, though each then raises the other's threshold for it.
     """
@@ -143,17 +159,13 @@ def suspicion(flagged: Collection[str], this_round: Found, evidence: Found) -> d
         if client in flagged:
             continue
         shares = [(kind, _share(found)) for kinds in (kinds, evidence[client]) for kind, found in sorted(kinds.items())]
-        if "drift" in kinds and kinds["drift"].score > TURNED:
-            shares.append(("drift", kinds["drift"].score / TURNED))
+        if Kind.DRIFT in kinds and kinds[Kind.DRIFT].score > TURNED:
+            shares.append((Kind.DRIFT, kinds[Kind.DRIFT].score / TURNED))
         kind, share = max(shares, key=lambda item: item[1], default=("", 0.0))
         if share > NEAR:
-            named[client] = (kind, share)
+            named[client] = (str(kind), share)
     return named
 
 
 def _share(evidence: Evidence) -> float:
     return evidence.score / evidence.threshold if evidence.threshold else 0.0
-
-
-def _evidence(kinds: Mapping[str, numerics.Score]) -> dict[str, Evidence]:
-    return {kind: Evidence(*score) for kind, score in kinds.items()}

@@ -28,7 +28,7 @@ def print_summary(record: RunRecord, folder: str, console: Console | None = None
             console.print(Text(f"{when}, {kind} adapter: {_numbers(means)}"), soft_wrap=True)
     verdict = record.diagnosis.get("summary")
     if verdict:
-        console.print(Text(f"what the clients share: {verdict}"), soft_wrap=True)
+        console.print(Text(verdict), soft_wrap=True)
     run = Run.of(record)
     if run.suspicious:
         named = "; ".join(f"{client.id}: {suspicion_of(client)}" for client in run.suspicious[:MAX_SUSPICIOUS])

@@ -13,26 +13,23 @@ from typing import Any
 
 from flwr.app import ConfigRecord, Context, MetricRecord, RecordDict
 
-from fedlora_hf.adapter import slot as adapters
 from fedlora_hf.adapter.files import write_adapter
-from fedlora_hf.aggregation import method_named
-from fedlora_hf.aggregation.method import Method
-from fedlora_hf.commands.train import load_base, load_data
-from fedlora_hf.config import FederatedConfig
+from fedlora_hf.adapter.slot import AdapterSlot, peft_config, with_adapter
+from fedlora_hf.config import SERVER_SIDE, FederatedConfig
 from fedlora_hf.data.prepare import divided
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.flower.settings import Settings, Value, read
 from fedlora_hf.flower.share import KEPT, changed, remember, travelling, with_remembered
 from fedlora_hf.flower.wire import DTYPES, holds, in_rank, put, take
+from fedlora_hf.loading import limited, load_base, load_data
+from fedlora_hf.methods import method_named
+from fedlora_hf.methods.method import Method
 from fedlora_hf.training.client_trainer import ClientTrainer
 from fedlora_hf.training.stages import round_stage
 from fedlora_hf.update import AdapterState
-from fedlora_hf.util.seeding import derive_seed
 
 # Keys of a node's own configuration that are no flag; every other key overrides the run's flag of that name.
 NODE_KEYS = ("client_id", "personal_dir", "keep_personal", "partition-id", "num-partitions")
-# What concerns the server alone.
-_SERVERS = ("output_dir", "push_to_hub", "resume_from", "report_to", "initial_adapter")
 Items = tuple[tuple[str, Value], ...]
 
 
@@ -49,7 +46,7 @@ def client_id(run: Mapping[str, Value], node: Mapping[str, Value]) -> str:
 
 
 def train(content: RecordDict, context: Context) -> RecordDict:
-    """One client's local training in a round. content: "start", maybe "carry", and {"round", "score"}; the reply has
+    """One client's local training in a round. content: "start", maybe "frozen", and {"round", "score"}; the reply has
     "update", {"train_loss", "steps", "num_examples"} and, if asked to score, the start's metrics.
 
     The update has the factors that were trained and are shared; {"fresh"} says whether the client's own were not here.
@@ -61,13 +58,8 @@ def train(content: RecordDict, context: Context) -> RecordDict:
     _stays(context.node_config, method)  # said now rather than at the end
     start = with_remembered(fit(take(content, "start"), trainer), context.state, method.keeps)
     before = trainer.test_metrics({name: start}).get(name, {}) if order["score"] else {}
-    adapters.set_carry(trainer.model, take(content, "carry") if holds(content, "carry") else None)
-    trainer.slot.write(start)
-    stage = round_stage(trainer.args, method.trains, int(order["round"]))
-    seed = derive_seed(trainer.args.seed, "client", int(order["round"]), name)
-    steps, limit = trainer.num_steps(name), trainer.args.client_timeout
-    update = trainer.trained(name, trainer.clients[name], start, stage, steps, seed, timeout=limit)
-    update = trainer.outgoing(update, start, stage, seed)
+    frozen, number = take(content, "frozen") if holds(content, "frozen") else None, int(order["round"])
+    update, stage = trainer.train_round(name, start, frozen, number), round_stage(trainer.args, method.trains, number)
     if method.keeps:
         remember(context.state, update.state, method.keeps)
     put(reply, "update", update.state, DTYPES[settings.wire_dtype], travelling(stage, method.keeps))
@@ -94,10 +86,11 @@ def evaluate(content: RecordDict, context: Context) -> RecordDict:
             with_remembered(take(content, kind), context.state, method.keeps) if holds(content, kind) else None
             for kind in ("own", "refined")
         )
-        choice, state, losses = trainer.personal(name, global_state, own, refined)
+        found = trainer.personal(name, global_state, own, refined)
+        state = found.state
         factors = changed(state, global_state)
-        reply["config"] = ConfigRecord({"client_id": name, "choice": choice, "factors": "".join(factors)})
-        reply["losses"] = MetricRecord(dict(losses))
+        reply["config"] = ConfigRecord({"client_id": name, "choice": str(found.choice), "factors": "".join(factors)})
+        reply["losses"] = MetricRecord({**found.losses_by_name()})
         reply["personalised"] = MetricRecord(dict(trainer.test_metrics({name: state}).get(name, {})))
         if "personal_dir" in node:
             write_adapter(Path(str(node["personal_dir"])), state.in_memory(), trainer.slot.config())
@@ -142,7 +135,8 @@ def _at_work(run: Mapping[str, Value], node: Mapping[str, Value]) -> tuple[str, 
     """(client, its trainer, settings); the base model is loaded once a process, the trainer made for each message."""
     name, items = client_id(run, node), _items(run, node)
     args, settings = _options(items)
-    model, tokenizer, initial = _model(items)
+    model, tokenizer, initial, max_length = _model(items)
+    args = limited(args, max_length)
     splits = _own_clients(items, name) if "client_id" in node else _clients(items)
     trainer = ClientTrainer(model, args, {name: splits[name]}, processing_class=tokenizer)
     trainer.initial = initial  # what is in the model now, an earlier message has left there
@@ -151,9 +145,9 @@ def _at_work(run: Mapping[str, Value], node: Mapping[str, Value]) -> tuple[str, 
 
 def _items(run: Mapping[str, Value], node: Mapping[str, Value]) -> Items:
     """The configuration a node works by, as a key of caches: the run's, without the server's, under the node's own."""
-    mine = {name: value for name, value in node.items() if name not in NODE_KEYS}
-    theirs = {name: value for name, value in run.items() if name not in _SERVERS}
-    return tuple(sorted({**theirs, **mine}.items()))
+    own = {name: value for name, value in node.items() if name not in NODE_KEYS}
+    theirs = {name: value for name, value in run.items() if name not in SERVER_SIDE}
+    return tuple(sorted({**theirs, **own}.items()))
 
 
 @lru_cache(maxsize=1)
@@ -163,12 +157,12 @@ def _options(items: Items) -> tuple[FederatedConfig, Settings]:
 
 
 @lru_cache(maxsize=1)
-def _model(items: Items) -> tuple[Any, Any, AdapterState]:
-    """The model with its adapter, the tokenizer, and the adapter as it was made."""
+def _model(items: Items) -> tuple[Any, Any, AdapterState, int]:
+    """The model with its adapter, the tokenizer, the adapter as it was made, and the longest sequence in tokens."""
     args, _ = _options(items)
-    base, tokenizer = load_base(args, args.labels if args.task == "sequence_classification" else None)
-    model = adapters.with_adapter(base, adapters.peft_config(args), args.seed)
-    return model, tokenizer, adapters.AdapterSlot(model).read()
+    base, tokenizer, max_length = load_base(args, args.labels if args.task == "sequence_classification" else None)
+    model = with_adapter(base, peft_config(args), args.seed)
+    return model, tokenizer, AdapterSlot(model).read(), max_length
 
 
 @lru_cache(maxsize=1)

@@ -6,7 +6,7 @@ gradient is one small message a step, and another part of it may be trained from
 """
 # SPDX-License-Identifier: Apache-2.0
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import count as counting
 from typing import Any, TypeVar
@@ -27,10 +27,16 @@ class Processes:
     """The processes of a run, seen from one of them. Alone, each method is the identity and costs nothing.
 
     number, count: of this process, and of all. together: they train each client together. lockstep: the base model is
-    sharded over them, so all must go through it equally often.
+    sharded over them, so all must go through it equally often. Without an accelerator: one process by itself.
     """
 
-    def __init__(self, accelerator: Accelerator, *, together: bool = False, lockstep: bool = False) -> None:
+    def __init__(
+        self, accelerator: Accelerator | None = None, *, together: bool = False, lockstep: bool = False
+    ) -> None:
+        self.together, self.lockstep = False, False
+        self.number, self.count = (0, 1)
+        if accelerator is None:
+            return
         self.number, self.count = accelerator.process_index, accelerator.num_processes
         dist = torch.distributed
         started = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -182,3 +188,16 @@ class Processes:
 
 def _zeros(parameter: nn.Parameter) -> Tensor:
     return torch.zeros(parameter.numel(), device=parameter.device)
+
+
+def missing_processes(environ: Mapping[str, str], world_size: int) -> str | None:
+    """One line when `accelerate launch --cpu --num_processes N` was asked for N > 1 and started one, else None.
+
+    Without mpirun its launcher starts a single process and says nothing; the address it sets for N > 1 gives it away.
+    """
+    if world_size > 1 or environ.get("ACCELERATE_USE_CPU", "").lower() != "true" or "MASTER_ADDR" not in environ:
+        return None
+    return (
+        "fedlora: accelerate launch --cpu started 1 process though more were asked for; torchrun --nproc_per_node N "
+        "starts N; one process is slower, and a step of --client_parallel data is smaller with it"
+    )

@@ -1,6 +1,6 @@
 """What local differential privacy costs: benign accuracy of the demo's federation under clipping and noise.
 
-    python scripts/experiments/privacy_cost.py --output_dir docs/results/privacy --seeds 0 1 2
+    python -m scripts.experiments.privacy_cost --output_dir docs/results/privacy --seeds 0 1 2
 
 One base model of the demo's (of the first seed), three federations of its clients, FedAvg, four rounds; every client
 clips the change of its trained factors and adds its own noise. Personal adapters are the clients' own last updates.
@@ -23,7 +23,7 @@ from fedlora_hf.commands import demo
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.privacy import DELTA, epsilon
 from fedlora_hf.rounds import output
-from fedlora_hf.util.progress import Steps
+from fedlora_hf.util.progress import Progress
 
 COLUMNS = ("method", "clip", "noise_multiplier", "epsilon", "seed", "global_accuracy", "personal_accuracy")
 ROUNDS = 4
@@ -73,7 +73,7 @@ def main() -> None:
     bounds, rows = cells(args.clip, args.multipliers), []
     folder = args.output_dir / "scratch"
     if not (folder / "base").exists():
-        base = demo.copying_model(demo.letter_tokenizer(), args.seeds[0], Steps(enabled=False))
+        base = demo.copying_model(demo.letter_tokenizer(), args.seeds[0], Progress(enabled=False))
         base.save_pretrained(folder / "base")
     for method, (clip, z), seed in itertools.product(args.methods, bounds, args.seeds):
         shutil.rmtree(folder / "run", ignore_errors=True)

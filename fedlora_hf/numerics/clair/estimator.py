@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from fedlora_hf.errors import ConfigError, ConvergenceWarning, UpdateError
+from fedlora_hf.methods.clair import LEAST_CLIENTS, ClairOptions
 from fedlora_hf.numerics import lowrank
 from fedlora_hf.numerics.clair import admm, refine
 from fedlora_hf.numerics.clair.blocks import Blocks, affinity, flat, summarise
 from fedlora_hf.numerics.clair.consensus import consensus, cosines, counted_once, independent
 from fedlora_hf.numerics.clair.evidence import Judgement, judge, unjudged
 from fedlora_hf.numerics.clair.influence import influence
-from fedlora_hf.numerics.clair.options import ClairOptions
 from fedlora_hf.numerics.clair.refine import ModuleFit, Pair
 from fedlora_hf.numerics.clair.subspace import (
     MAX_RANK,
@@ -28,7 +28,6 @@ from fedlora_hf.numerics.clair.subspace import (
     shared_rank,
 )
 
-LEAST_CLIENTS = 3
 # A norm below this share of the typical one is a zero update.
 NOTHING = 1e-6
 
@@ -69,7 +68,7 @@ class Solution:
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """The first pass: per module blocks (all clients), inner products of the clients and of strangers, scaled to the
+    """The first pass: per module blocks (all clients), inner products of the clients and by chance, scaled to the
     module's typical norm."""
 
     blocks: list[Blocks]
@@ -89,9 +88,11 @@ def solve(
     target_rank: int | None,
     options: ClairOptions,
     verdict: Callable[[Judgement], Tensor] | None = None,
+    against: Tensor | None = None,
 ) -> Solution:
     """CLAIR on K clients. shares: (K,) weights in the mean, summing to 1. target_rank: of the global update; None: the
-    factors' own. verdict: (K,) bool, who is flagged on this evidence; default the judgement's own flags.
+    factors' own. verdict: (K,) bool, who is flagged on this evidence; default the judgement's own flags. against: (K,)
+    bool, whom evidence of another kind speaks against in this round: they count for nothing in it.
 
     Raises UpdateError for fewer than 3 clients and for values that are not finite, ConfigError for a rank that the
     cohort cannot carry. Warns (ConvergenceWarning) when the solver stops at `max_iter` and clients are judged by it.
@@ -106,10 +107,11 @@ def solve(
     judgement, fit = _judged(seen, inner, alive, options)
     flagged = judgement.flagged if verdict is None else verdict(judgement)
     collaborative = alive & ~flagged
-    if not bool(collaborative.any()):  # every update is zero, or too few are not: nothing speaks against anyone
+    if not bool(collaborative.any()):  # every update is zero, or too few are not: there is no evidence on anyone
         collaborative = torch.ones_like(alive)
     # Whoever its own evidence of this round speaks against counts for nothing in it, whatever its past says.
     counted = collaborative & ~judgement.flagged
+    counted = counted if against is None else counted & ~against
     counted = counted if bool(counted.any()) else collaborative
     weights = _weights(fit, alive, counted) * counted_once(cosines(inner))
     counts = influence(shares, counted, judgement, seen.inner, options)

@@ -1,7 +1,7 @@
 """What the updates say of each client: three kinds of evidence, all cross-fitted, if there is a majority at all.
 
-A flag says "a stranger to what the majority shares", and where two kinds can tell either may speak for the client: one
-that is different in one way is not flagged for it.
+A flag says "unrelated to what the majority shares". Where both kinds are usable, a client is flagged only if neither
+clears it: one that differs in a single way is not flagged for it.
 
 subspace   how little of the majority's subspace the client uses, next to what the majority uses of it.
 direction  how little the client points where the consensus core points.
@@ -15,23 +15,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedlora_hf.numerics.clair.blocks import Blocks, strangers
+from fedlora_hf.numerics.clair.blocks import Blocks, by_chance
 from fedlora_hf.numerics.clair.consensus import Consensus, chance_agreement, copies, cosines, opposition, typical
 from fedlora_hf.numerics.clair.flagging import (
     ERRORS,
     EXACT,
     EXACT_GUARD,
-    KINDS,
     OPPOSED_CAP,
-    Score,
     opposed_threshold,
     scale_scores,
     stranger_threshold,
 )
 from fedlora_hf.numerics.clair.subspace import Fit, common_use
+from fedlora_hf.numerics.evidence import OF_UPDATES, Evidence
 
 # Least agreement, and least energy beyond chance shared by a majority, that count as common structure. From FAINT on an
-# agreement counts if it is BEYOND times that of strangers: in large layers chance is near 0.01, and clients with little
+# agreement counts if it is BEYOND times that of chance: in large layers chance is near 0.01, and clients with little
 # data agree to 0.09 without a fault in their order. Clients with one unrelated task each were seen to agree to 0.07.
 AGREEMENT, FAINT, BEYOND, SHARED = 0.1, 0.08, 3.0, 0.1
 # Of what clients that use the subspace at random overlap in it, what those of a majority do; rank-one clients reach the
@@ -45,7 +44,7 @@ HALF = 0.5  # of what the kept clients share, what each client of a majority mus
 # constant outputs had half of it.
 INSIDE = 0.3
 FEW = 6
-LEAST_STRANGERS = 3  # of the core, for the agreement by chance
+LEAST_MEMBERS = 3  # of the core, for the agreement by chance
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,20 +60,20 @@ class Judgement:
     @property
     def flagged(self) -> Tensor:
         """(K,) bool: some score above its threshold (no score is above NaN)."""
-        return torch.stack([self.scores[kind] > self.thresholds[kind] for kind in KINDS]).any(0)
+        return torch.stack([self.scores[kind] > self.thresholds[kind] for kind in OF_UPDATES]).any(0)
 
     def described(self, ids: Sequence[str]) -> dict[str, object]:
         """The diagnosis with clients by name."""
         copies = [[ids[k] for k in group] for group in self.copies]
         return {**self.diagnosis, "copies": copies}
 
-    def of(self, k: int) -> dict[str, Score]:
+    def of(self, k: int) -> dict[str, Evidence]:
         """The evidence on client k."""
-        return {kind: _score(self.scores[kind][k], self.thresholds[kind][k]) for kind in KINDS}
+        return {kind: _score(self.scores[kind][k], self.thresholds[kind][k]) for kind in OF_UPDATES}
 
 
-def _score(score: Tensor, threshold: Tensor) -> Score:
-    return Score(float(score), None if bool(threshold.isnan()) else float(threshold))
+def _score(score: Tensor, threshold: Tensor) -> Evidence:
+    return Evidence(float(score), None if bool(threshold.isnan()) else float(threshold))
 
 
 def judge(
@@ -88,9 +87,9 @@ def judge(
 ) -> Judgement:
     """Scores and thresholds of every client.
 
-    inner: (K, K) products pooled over modules, of clients in any state; null: those of strangers. alive: (K,) bool,
+    inner: (K, K) products pooled over modules, of clients in any state; null: the same by chance. alive: (K,) bool,
     clients whose update is not zero; `agreed` (their consensus in direction), `fit` and `modules` are of these alone.
-    centered: a common component was taken out of `modules`; a stranger then has its negative in the subspace.
+    centered: a common component was taken out of `modules`; an unrelated client then has its negative in the subspace.
     """
     index = alive.nonzero().squeeze(1)
     similarity, null = cosines(inner)[index][:, index], cosines(null)
@@ -139,10 +138,10 @@ def judge(
 
 
 def _of_core(core: Tensor, K: int, count: int) -> Tensor:
-    """Indices, among the `count` strangers drawn of K clients (`blocks.strangers`), of the members of the core; of all
-    where those are too few to tell."""
-    members = torch.isin(torch.arange(K)[strangers(K)], core).nonzero().squeeze(1)
-    return members if len(members) >= LEAST_STRANGERS else torch.arange(count)
+    """Indices, among the `count` of K clients that are compared by chance (`blocks.by_chance`), of the members of the
+    core; of all where those are too few to tell."""
+    members = torch.isin(torch.arange(K)[by_chance(K)], core).nonzero().squeeze(1)
+    return members if len(members) >= LEAST_MEMBERS else torch.arange(count)
 
 
 def unjudged(inner: Tensor, alive: Tensor) -> Judgement:
@@ -155,11 +154,11 @@ def unjudged(inner: Tensor, alive: Tensor) -> Judgement:
         "weak_evidence": True,
         "summary": f"{int(alive.sum())} of {len(alive)} updates are not zero: too few to judge any client",
     }
-    return Judgement(dict.fromkeys(KINDS, zero), dict.fromkeys(KINDS, never), [], found)
+    return Judgement(dict.fromkeys(OF_UPDATES, zero), dict.fromkeys(OF_UPDATES, never), [], found)
 
 
 def _direction(agreed: Consensus, chance: float) -> tuple[Tensor, Tensor | None]:
-    """(scores, thresholds), both (K,); None where the core agrees no more than strangers would."""
+    """(scores, thresholds), both (K,); None where the core agrees no more than by chance."""
     if agreed.agreement <= 0:
         return torch.zeros_like(agreed.to_core), None
     aligned = 1 - agreed.to_core / agreed.agreement
@@ -180,7 +179,7 @@ def _subspace(fit: Fit, modules: Sequence[Blocks]) -> tuple[Tensor, Tensor | Non
 
 
 def _vouched(shared: Tensor, subspace: Tensor, aligned: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """Thresholds after each kind has spoken for clients the other would flag.
+    """Thresholds after each kind has cleared clients that the other would flag.
 
     A client that points where the core points has another use for the rest of its rank: its subspace alone never
     flags it. One that lives in the majority's subspace is flagged for its direction only when that is opposed. Both
@@ -216,9 +215,9 @@ def _spread(values: Tensor | None, index: Tensor, alive: Tensor) -> Tensor:
 
 
 def shared_energy(fit: Fit, modules: Sequence[Blocks]) -> tuple[Tensor, Tensor, float]:
-    """((K,) held-out energy in the subspace beyond chance, its standard error for a stranger, the kept half's median).
+    """((K,) held-out energy in the subspace beyond chance, its standard error by chance, the kept half's median).
 
-    A stranger's block of effective rank rho puts Beta(p / 2, (out - p) / 2) of each of its rho directions into a
+    An unrelated block of effective rank rho puts Beta(p / 2, (out - p) / 2) of each of its rho directions into a
     rank-p subspace; modules add up.
     """
     gain = fit.gains.sum(0)
@@ -233,22 +232,22 @@ def shared_energy(fit: Fit, modules: Sequence[Blocks]) -> tuple[Tensor, Tensor, 
 def summary(found: Mapping[str, float | bool | str], K: int) -> str:
     """The diagnosis in words."""
     if found["direction_usable"] and found["subspace_usable"]:
-        text = "the majority shares a direction and a subspace"
+        text = "common structure: shared subspace yes, common direction yes"
     elif found["direction_usable"]:
-        text = "the majority shares a direction; the subspace tells nothing"
+        text = "common structure: shared subspace not usable, common direction yes"
     elif found["subspace_usable"] and found["identifiable"]:
-        text = "the majority shares a subspace but no direction"
+        text = "common structure: shared subspace yes, common direction no"
     elif found["subspace_usable"]:
         text = (
-            "the majority shares a part of a subspace and no direction: who is a stranger to that part is flagged, but "
-            "different and contaminated clients cannot be told apart"
+            "common structure: shared subspace in part, common direction no; who is unrelated to that part is flagged, "
+            "but honest and contaminated clients within it cannot be told apart"
         )
     elif found["opposed_majority"]:
-        text = "several groups: clients that share a subspace point against each other; flags on scale alone"
-    else:
-        text = "no common structure: different and contaminated clients cannot be told apart; flags on scale alone"
-    if found["flagged_agree"]:
-        text += (
-            "; the flagged agree with each other: colluding, or an honest group that shares nothing with the majority"
+        text = (
+            "common structure: not usable, clients that share a subspace point against each other; flags on scale alone"
         )
+    else:
+        text = "common structure: none, so honest and contaminated clients cannot be told apart; flags on scale alone"
+    if found["flagged_agree"]:
+        text += "; the flagged agree with each other: they collude, or are honest and share nothing with the majority"
     return text if K >= FEW else f"{text}; evidence is weak with {K} clients (below {FEW})"

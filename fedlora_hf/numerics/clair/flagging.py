@@ -1,21 +1,21 @@
 """From scores to flags: robust spread, guards on the size of the effect, and evidence combined over rounds.
 
 Every score says how far a client is FROM THE MAJORITY. A client is flagged when one score exceeds its threshold; a
-threshold of None says that the kind of evidence tells nothing here. How the constants were set: docs/clair.md.
+threshold of None says that the kind of evidence is not usable here. How the constants were set: docs/clair.md.
 """
 # SPDX-License-Identifier: Apache-2.0
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-KINDS = ("subspace", "direction", "scale")
-# A client is flagged when it is a stranger to the majority: when it has less than 15 % of what the core shares, or
-# no more than chance explains (a stranger scores 1 give or take its standard error). Being an outlier is not enough:
-# honest minorities are outliers. Where ERRORS of these errors leave less than LEAST_CAP, only opposition is told.
+from fedlora_hf.numerics.evidence import Evidence
+
+# A client is flagged when it is unrelated to the majority: when it has less than 15 % of what the core shares, or
+# no more than chance explains (an unrelated client scores 1, give or take its error). Being an outlier is not enough:
+# honest minorities are outliers. Where ERRORS of these errors leave less than LEAST_CAP, only opposition is flagged.
 CAP, LEAST_CAP, ERRORS = 0.85, 0.7, 3.0
 # Where no client of the core has more than EXACT of its energy outside the subspace, the model holds to the last digit,
 # and a client is flagged with this much less than the core has inside.
@@ -31,17 +31,6 @@ SCALE_CAP = 1.25
 ZERO = math.log(1e6)
 
 
-class Score(NamedTuple):
-    """Evidence of one kind: flagged when `score` > `threshold` (None: not usable here)."""
-
-    score: float
-    threshold: float | None
-
-    @property
-    def flagged(self) -> bool:
-        return self.threshold is not None and self.score > self.threshold
-
-
 def shorth(x: Tensor) -> tuple[float, float]:
     """(centre, spread) from the shortest half of x: breaks down only when half of it is bad. Spread is scaled to the
     standard deviation of a normal sample."""
@@ -55,14 +44,14 @@ def shorth(x: Tensor) -> tuple[float, float]:
 
 def critical_z(n: int) -> float:
     """Robust z that a clean client exceeds with probability of about 1 / 1000 in a normal sample of n: the shorth of
-    few is often far too short. Fitted to simulations (scripts/calibrate_flags.py)."""
+    few is often far too short. Fitted to simulations (scripts/experiments/calibrate_flags.py)."""
     return 3.4 + 60.0 / n
 
 
 def stranger_threshold(scores: Tensor, errors: Tensor) -> Tensor:
-    """(K,) thresholds of a score that is 0 at the core, 1 for a stranger and 2 for the core's negative.
+    """(K,) thresholds of a score that is 0 at the core, 1 for an unrelated client and 2 for the core's negative.
 
-    errors: (K,) standard errors of a stranger's score.
+    errors: (K,) standard errors of an unrelated client's score.
     """
     cap = (1 - ERRORS * errors).clamp_max(CAP)
     return torch.where(cap >= LEAST_CAP, cap, torch.maximum(1 + ERRORS * errors, opposed_threshold(scores)))
@@ -86,8 +75,8 @@ def accumulate(
     rounds: Sequence[Mapping[str, Mapping[str, tuple[float, float | None]]]],
     decay: float = 1.0,
     memory: int | None = None,
-) -> dict[str, dict[str, Score]]:
-    """Evidence over rounds: {client: {kind: Score}} from a list of the same, oldest first.
+) -> dict[str, dict[str, Evidence]]:
+    """Evidence over rounds: {client: {kind: Evidence}} from a list of the same, oldest first.
 
     The combined score is the mean over the rounds in which the kind was usable for the client of score / threshold,
     each held to [-4, 4] so that no single round can condemn or clear for good; its threshold is 1. `decay` < 1 gives a
@@ -105,6 +94,6 @@ def accumulate(
                     total[0] += decay**age * min(max(score / threshold, -4.0), 4.0)
                     total[1] += decay**age
     return {
-        client: {kind: Score(s / w, 1.0) if w else Score(0.0, None) for kind, (s, w, _) in sorted(kinds.items())}
+        client: {kind: Evidence(s / w, 1.0) if w else Evidence(0.0, None) for kind, (s, w, _) in sorted(kinds.items())}
         for client, kinds in sorted(sums.items())
     }

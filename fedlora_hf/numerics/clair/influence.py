@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedlora_hf.methods.clair import ClairOptions
 from fedlora_hf.numerics.clair.consensus import cosines, counted_once
 from fedlora_hf.numerics.clair.evidence import Judgement
 from fedlora_hf.numerics.clair.flagging import CAP
-from fedlora_hf.numerics.clair.options import ClairOptions
 
 # A client counts in full up to FULL of the flags' line, and not at all from NOTHING of it on. A wider fall (from 0.5)
 # lets colluders through.
@@ -43,7 +43,7 @@ class Influence:
 
 
 def taper(scores: Tensor) -> Tensor:
-    """(K,) weights in [0, 1] from direction scores (0: like the core, 1: a stranger): half a cosine from FULL to
+    """(K,) weights in [0, 1] from direction scores (0: like the core, 1: unrelated to it): half a cosine from FULL to
     NOTHING of the flags' line."""
     fall = ((scores / CAP - FULL) / (NOTHING - FULL)).clamp(0, 1)
     return 0.5 * (1 + torch.cos(math.pi * fall))
