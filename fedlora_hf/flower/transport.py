@@ -15,7 +15,6 @@ from flwr.app import ConfigRecord, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedlora_hf.adapter.slot import AdapterSlot, slot_facts
-from fedlora_hf.aggregation.method import Method
 from fedlora_hf.aggregation.screening import expected_shapes
 from fedlora_hf.errors import FedLoraError, one_line
 from fedlora_hf.flower.exchange import Reply, exchange
@@ -26,6 +25,7 @@ from fedlora_hf.flower.share import check_rank, travelling
 from fedlora_hf.flower.wire import holds, put, take, tensor_bytes
 from fedlora_hf.launch.processes import Processes
 from fedlora_hf.loading import limited, load_base, load_server_data
+from fedlora_hf.methods.method import Method
 from fedlora_hf.numerics.evidence import Evidence
 from fedlora_hf.record.record import RunRecord
 from fedlora_hf.record.standing import last_rounds
