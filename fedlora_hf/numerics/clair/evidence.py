@@ -97,7 +97,8 @@ def judge(
     index = alive.nonzero().squeeze(1)
     similarity, null = cosines(inner)[index][:, index], cosines(null)
     members = _of_core(index[agreed.core], len(alive), len(null))
-    chance = chance_agreement(null, members)
+    # Near-copies outside the core raise the one, a core that is all alike the other; neither may hide an agreement.
+    chance = min(chance_agreement(null), chance_agreement(null, members))
     aligned, direction = _direction(agreed, chance)
     against = opposition(similarity, fit.kept)
     opposed = direction is None and against > max(AGREEMENT, ERRORS * typical(null))
