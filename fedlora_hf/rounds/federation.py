@@ -121,6 +121,7 @@ class Federation:
             updates,
             self.args.aggregation,
             weight_by=self.args.weight_by,
+            weight_cap=self.args.weight_cap,
             target_rank=None if self.method.restarts else self.rank,
             reference=None if self.method.restarts else start,
             past=past_rounds(record, number),
