@@ -73,7 +73,7 @@ class DataOptions:
     )
     client_column: str | None = option(
         None,
-        "Column that names the client; with it, partition_by client is the default.",
+        "Column that names the client, for partition_by client, which it is the default with.",
         needs={"partition_by": ("client",)},
     )
     partition_by: Literal["category", "task", "dirichlet", "iid", "client"] | None = option(
@@ -147,6 +147,21 @@ class RoundOptions:
         resumable=True,
         nargs="?",
         const=True,
+    )
+    round_lr_scheduler: Literal["constant", "linear", "cosine"] = option(
+        "constant", "Schedule of the learning rate over the rounds; a client's own schedule starts from it."
+    )
+    round_lr_warmup: int = option(
+        0, "Rounds over which the learning rate rises first.", bound=at_least(0, "0 starts with the whole rate")
+    )
+    round_lr_min: float = option(
+        0.0,
+        "Learning rate of the last round, for round_lr_scheduler linear and cosine.",
+        bound=at_least(0, "0 lets it end with nothing"),
+        needs={"round_lr_scheduler": ("linear", "cosine")},
+    )
+    keep_optimizer: bool = option(
+        False, "Each client's optimizer goes on with its moments of the client's last round; default: a fresh one."
     )
     fedprox_mu: float = option(
         0.0,
