@@ -128,6 +128,10 @@ def _train(arguments: list[str]) -> None:
 
         print(manual(), end="")  # noqa: T201
     else:
+        from fedlora_hf.options.early import checked
+
+        arguments = checked(arguments)  # before torch is imported, which takes seconds
+
         from fedlora_hf.commands.train import train
 
         train(arguments)

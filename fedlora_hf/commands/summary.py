@@ -26,7 +26,8 @@ def print_summary(record: RunRecord, folder: str, console: Console | None = None
     for when, kind in (("before", "global"), ("after", "global"), ("after", "personalised")):
         means = record.metrics.get(when, {}).get(kind)
         if means:
-            console.print(Text(f"{when}, {kind} adapter: {_numbers(means)}"), soft_wrap=True)
+            told = f" ({record.data['metrics']})" if record.data.get("metrics") else ""
+            console.print(Text(f"{when}, {kind} adapter{told}: {_numbers(means)}"), soft_wrap=True)
     verdict = record.diagnosis.get("summary")
     if verdict:
         console.print(Text(verdict), soft_wrap=True)

@@ -73,7 +73,7 @@ class DataOptions:
     )
     client_column: str | None = option(
         None,
-        "Column that names the client, for partition_by client, which it is the default with.",
+        "Column that names the client; with it, partition_by client is the default.",
         needs={"partition_by": ("client",)},
     )
     partition_by: Literal["category", "task", "dirichlet", "iid", "client"] | None = option(
