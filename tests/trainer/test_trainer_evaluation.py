@@ -250,7 +250,8 @@ def test_a_trial_and_an_unknown_split_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_the_learning_rate_over_rounds(tmp_path: Path, scheduler: str, warmup: int, expected: list[float]) -> None:
-    changes = {"round_lr_scheduler": scheduler, "round_lr_warmup": warmup, "round_lr_min": 1.0, "learning_rate": 4.0}
+    changes = {"round_lr_scheduler": scheduler, "round_lr_warmup": warmup, "learning_rate": 4.0}
+    changes |= {} if scheduler == "constant" else {"round_lr_min": 1.0}
     trainer = models.federation(tmp_path, num_rounds=5, **changes)
     assert [round_learning_rate(trainer.args, number) for number in range(1, 6)] == pytest.approx(expected)
 
