@@ -10,22 +10,30 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import torch
 
 from fedlora_hf.aggregation import (
+    bulyan,
+    centred_clipping,
     clair,
+    dare,
     dirmag_mean,
     fedavg,
+    fedex,
     fedsa,
     ffa,
+    fltrust,
     geometric_median,
     local,
     median,
     multikrum,
+    norm_clipping,
     product_mean,
+    rolora,
     stacking,
+    ties,
     trimmed_mean,
 )
 from fedlora_hf.aggregation.cohort import Cohort, PastRound
 from fedlora_hf.aggregation.method import Method
-from fedlora_hf.aggregation.screening import PartialModules, screen
+from fedlora_hf.aggregation.screening import PartialModules, checked_server, screen
 from fedlora_hf.errors import ConfigError, UpdateError
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate
 
@@ -35,13 +43,21 @@ METHODS: dict[str, Method] = {
     "fedavg": fedavg.METHOD,
     "product_mean": product_mean.METHOD,
     "stacking": stacking.METHOD,
+    "fedex": fedex.METHOD,
     "ffa": ffa.METHOD,
+    "rolora": rolora.METHOD,
     "fedsa": fedsa.METHOD,
     "dirmag_mean": dirmag_mean.METHOD,
     "median": median.METHOD,
     "trimmed_mean": trimmed_mean.METHOD,
     "multikrum": multikrum.METHOD,
     "geometric_median": geometric_median.METHOD,
+    "norm_clipping": norm_clipping.METHOD,
+    "centred_clipping": centred_clipping.METHOD,
+    "bulyan": bulyan.METHOD,
+    "fltrust": fltrust.METHOD,
+    "ties": ties.METHOD,
+    "dare": dare.METHOD,
 }
 
 
@@ -76,6 +92,7 @@ def aggregate(
     reference: AdapterState | None = None,
     partial_modules: PartialModules = "quarantine",
     past: Sequence[PastRound] = (),
+    server: AdapterState | None = None,
     **options: Any,
 ) -> Aggregate:
     """Combine clients' updates into one global adapter and, where the method refines, personalised ones.
@@ -91,6 +108,7 @@ def aggregate(
     partial_modules: "quarantine" clients that lack modules, or aggregate the "common" ones alone, those that all sound
         clients have; `Aggregate.diagnosis` then lists what was left out.
     past: what earlier rounds found, oldest first; clair combines their evidence with this round's.
+    server: an adapter trained on the server's own data from the same start; fltrust compares with it.
 
     Raises ConfigError for a bad argument, UpdateError when no usable update is left or ids repeat.
     """
@@ -109,7 +127,8 @@ def aggregate(
             raise UpdateError(f"0 usable updates: at least one is needed; check the clients ({reasons or 'none came'})")
         if not found.modules:
             raise UpdateError("0 modules that all clients have: at least one is needed; train the same target modules")
-        cohort = Cohort(found.usable, weight_by, found.modules, target_rank, reference, tuple(past))
+        trusted = None if server is None else checked_server(server, found.usable[0], found.modules)
+        cohort = Cohort(found.usable, weight_by, found.modules, target_rank, reference, tuple(past), trusted)
         result = chosen.rule(cohort, settings)
     left_out = {"modules_left_out": list(found.left_out)} if found.left_out else {}
     quarantined = dict(sorted({**found.quarantined, **result.quarantined}.items()))

@@ -28,6 +28,7 @@ class Cohort:
     None: the largest rank among the clients. reference: the adapter the clients started the round from (None: they
     started from nothing, so their updates are what they learned).
     past: what earlier rounds found, oldest first, for methods that combine evidence over rounds.
+    server: an update trained on the server's own data from the same start, for methods that compare with it.
     """
 
     updates: tuple[ClientUpdate, ...]
@@ -36,6 +37,7 @@ class Cohort:
     target_rank: int | None = None
     reference: AdapterState | None = None
     past: tuple[PastRound, ...] = ()
+    server: AdapterState | None = None
 
     @cached_property
     def weights(self) -> Mapping[str, float]:

@@ -22,11 +22,13 @@ class Method:
         means), "product" when the updates B A themselves are.
     rule: (cohort, options) -> Aggregate, a pure function.
     options: the frozen dataclass of its options; its fields are the keyword arguments of `aggregate`.
-    trains: the factors a client trains; keeps: the factors a client keeps for itself between rounds.
+    trains: the factors a client trains; turns: those of round 1, 2 ... in turn, where they change.
+    keeps: the factors a client keeps for itself between rounds.
     restarts: clients start every round from fresh factors on top of the frozen aggregate.
     robust: made to withstand contaminated clients.
     weighted: the global adapter is a mean with `Aggregate.weights` (a coordinate-wise median is not).
     least_clients: fewest usable updates it can work with.
+    needs_server: compares clients with an update trained on the server's own data.
     """
 
     name: str
@@ -36,8 +38,14 @@ class Method:
     rule: Callable[[Cohort, Any], Aggregate]
     options: type = NoOptions
     trains: tuple[str, ...] = ("A", "B")
+    turns: tuple[tuple[str, ...], ...] = ()
     keeps: tuple[str, ...] = ()
     restarts: bool = False
     robust: bool = False
     weighted: bool = True
     least_clients: int = 1
+    needs_server: bool = False
+
+    def trained(self, number: int) -> tuple[str, ...]:
+        """The factors that clients train in a round (rounds count from 1)."""
+        return self.turns[(number - 1) % len(self.turns)] if self.turns else self.trains

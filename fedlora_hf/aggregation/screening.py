@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from math import isfinite
 from numbers import Integral
@@ -102,6 +102,18 @@ def examine(update: ClientUpdate) -> Shapes | str:
     except Exception as error:  # whatever reading a client's file raises, it is that client who cannot be used
         return f"cannot be read: {str(error) or type(error).__name__}"
     return shapes if len(update.state) else "no LoRA modules in the update"
+
+
+def checked_server(server: AdapterState, client: ClientUpdate, modules: Container[str]) -> AdapterState:
+    """The server's own update, of the modules that the clients have; UpdateError when it cannot be compared."""
+    kept = server.restricted({*(module for module in server if module in modules), *client.state.extras})
+    found = examine(ClientUpdate("server", kept))
+    expected: dict[str, tuple[int, ...]] = {module: client.state[module].shape for module in client.state}
+    expected |= {name: tuple(tensor.shape) for name, tensor in client.state.extras.items()}
+    reason = found if isinstance(found, str) else mismatch(found, expected, "quarantine")
+    if reason:
+        raise UpdateError(f"the server's own update: {one_line(reason, 400)}; train it from the clients' start")
+    return kept
 
 
 def unsound_state(state: AdapterState) -> str | None:

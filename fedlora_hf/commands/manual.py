@@ -20,13 +20,21 @@ METHODS = {
     "fedavg": "Federated averaging of the LoRA factors",
     "product_mean": "Exact mean of the products, re-factored",
     "stacking": "Stacked factors",
+    "fedex": "Mean of the factors plus the exact residual",
     "ffa": "Frozen A, averaged B",
+    "rolora": "B and A trained in turn, round by round",
     "fedsa": "Shared A, own B",
     "dirmag_mean": "Component-wise mean of magnitudes and directions",
     "median": "Coordinate-wise median of the products",
     "trimmed_mean": "Coordinate-wise trimmed mean of the products",
     "multikrum": "Multi-Krum on the products",
     "geometric_median": "Geometric median of the products",
+    "norm_clipping": "Mean of the changes, each clipped to a norm",
+    "centred_clipping": "Centred clipping of the changes",
+    "bulyan": "Bulyan on the products",
+    "fltrust": "Weights by the cosine with the server's own update",
+    "ties": "TIES merging of the products",
+    "dare": "DARE: random entries of the products dropped, the mean rescaled",
 }
 # Flags of TrainingArguments that most runs need, in our words.
 BORROWED = {
