@@ -13,7 +13,8 @@ def fltrust(cohort: Cohort, options: NoOptions) -> Aggregate:
     """W_0 + sum_k t_k (||D_s|| / ||D_k||) D_k / sum_k t_k with trust t_k = max(0, cos(D_k, D_s)).
 
     D_k is a client's change from the round's start, D_s the server's, to whose length every change is brought.
-    Numbers of examples do not count, as in the paper. A client of trust 0 is left out and not flagged: the server's few examples may be what differs.
+    Numbers of examples do not count, as in the paper. A client of trust 0 is left out and not flagged: the server's few
+    examples may be what differs.
     ConfigError without the server's update, RoundError when nobody is trusted.
     """
     if cohort.server is None:
