@@ -1,8 +1,8 @@
 """Every averaging method on real instructions: one round of the same clients' updates, attacked and not.
 
-Ten clients with iid shares of four Natural Instructions tasks, three of them contaminated, and a server with data of its
-own. Each seed trains every client once (and the contaminated ones once more on each kind of wrong data); every method
-then combines the same updates, and the global adapter is tested on the benign clients' test examples.
+Ten clients with iid shares of four Natural Instructions tasks, three of them contaminated, and a server with data of
+its own. Each seed trains every client once (and the contaminated ones once more on each kind of wrong data); every
+method then combines the same updates, and the global adapter is tested on the benign clients' test examples.
 
 python scripts/experiments/methods_table.py --base MODEL --data NATURAL_INSTRUCTIONS/tasks --seeds 3
 Rows already in the csv are not made again.
