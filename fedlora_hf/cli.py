@@ -125,9 +125,9 @@ def _report(folder: str) -> None:
 
 def _push(folder: str, **options: Any) -> None:
     from fedlora_hf.hub import push_folder
-    from fedlora_hf.util.progress import Steps
+    from fedlora_hf.util.progress import Progress
 
-    print(push_folder(folder, **options, steps=Steps()))  # noqa: T201
+    print(push_folder(folder, **options, progress=Progress()))  # noqa: T201
 
 
 def _name_and_value(text: str) -> tuple[str, Any]:

@@ -8,13 +8,14 @@ much. Ranks and scales may differ from client to client.
 
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedlora_hf.errors import UpdateError
 from fedlora_hf.numerics import lowrank
+from fedlora_hf.numerics.evidence import Evidence
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,17 +220,6 @@ class ClientUpdate:
             object.__setattr__(self, "state", AdapterState(self.state))
 
 
-class Evidence(NamedTuple):
-    """One kind of evidence against one client: flagged when `score` > `threshold` (None: kind not usable here)."""
-
-    score: float
-    threshold: float | None
-
-    @property
-    def flagged(self) -> bool:
-        return self.threshold is not None and self.score > self.threshold
-
-
 @dataclass(frozen=True, eq=False)
 class Aggregate:
     """What a round's aggregation gives back.
@@ -239,7 +229,7 @@ class Aggregate:
         nothing (a client then keeps its own update). May be lazy: an adapter is computed when it is asked for.
     weights: {client id: weight in the global adapter}, summing to 1; 0 for a client left out.
     flagged: sound but judged contaminated. quarantined: {client id: reason}, unusable. Both sorted.
-    evidence: {client id: {kind: Evidence}} that the flags rest on; kinds are "subspace", "direction", "scale".
+    evidence: {client id: {kind: Evidence}} that the flags rest on; see `numerics.evidence.Kind`.
     this_round: the same of this round alone, where `evidence` combines several; empty where it does not.
     modules: {module: {"rank", "spectrum", "discarded_energy", ...}}, plain numbers.
     diagnosis: what the method has to say about the whole cohort (identifiability, agreement), plain values.

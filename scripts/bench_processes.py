@@ -38,6 +38,7 @@ from transformers.utils import logging
 import fedlora_hf.rounds.output
 from fedlora_hf import FederatedConfig, FederatedTrainer
 from fedlora_hf.launch.schedule import shares
+from fedlora_hf.update import ClientUpdate
 
 Plan = list[list[str]]
 WAYS = ("one process", "two, in turns", "two, longest first")
@@ -69,21 +70,22 @@ class Rounds(FederatedTrainer):
         clients = uneven_clients(case)
         super().__init__(model(case), args, clients, callbacks=[(times := RoundTimes())])
         self.seconds = times.seconds
-        self.costs = {client: float(self.num_steps(client)) for client in clients}
+        self.costs = {client: float(self.num_local_steps(self.clients[client])) for client in clients}
         self.alone: dict[str, list[float]] = {client: [] for client in clients}
 
-    def taken(self, clients: Iterable[str]) -> Iterator[str]:
+    def claim(self, clients: Iterable[str]) -> Iterator[str]:
         way = self.order[self.run.round] if self.run.round < len(self.order) else WAYS[0]
         if way == "two, longest first":
-            return super().taken(clients)
+            return super().claim(clients)
         plan = planned(way, self.costs)
         return iter(plan[self.processes.number] if self.processes.number < len(plan) else [])
 
-    def _train_into_store(self, client_id: str, number: int) -> None:
+    def train_client(self, client_id: str, number: int) -> ClientUpdate:
         began = time.perf_counter()
-        super()._train_into_store(client_id, number)
+        update = super().train_client(client_id, number)
         if number > 1 and self.order[number - 1] == WAYS[0]:
             self.alone[client_id].append(time.perf_counter() - began)
+        return update
 
 
 class RoundTimes(TrainerCallback):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fedlora_hf.config import FederatedConfig
 
 DEFAULT = "default"
-CARRY = "carry"
+FROZEN = "frozen"
 _TASKS = {"causal_lm": TaskType.CAUSAL_LM, "sequence_classification": TaskType.SEQ_CLS}
 
 
@@ -207,13 +207,13 @@ def slot_facts(slot: AdapterSlot, kind: str) -> dict[str, Any]:
     }
 
 
-def set_carry(model: PeftModel, state: Mapping[str, LoraFactors] | None, name: str = DEFAULT) -> None:
+def set_frozen(model: PeftModel, state: Mapping[str, LoraFactors] | None, name: str = DEFAULT) -> None:
     """Keep `state` as a second, frozen adapter under the trained one (None: take it away).
 
     Its rank may be anything, so an exact aggregate of growing rank can stand under fresh factors of the usual rank.
     """
-    if CARRY in model.peft_config:
-        model.delete_adapter(CARRY)
+    if FROZEN in model.peft_config:
+        model.delete_adapter(FROZEN)
         model.set_adapter(name)
     if state is None:
         return
@@ -221,15 +221,15 @@ def set_carry(model: PeftModel, state: Mapping[str, LoraFactors] | None, name: s
     rank = max(factors.rank for factors in state.values())
     plain = LoraConfig(r=rank, lora_alpha=rank, target_modules=sorted(state), task_type=config.task_type)
     with _peft_quiet():
-        model.add_adapter(CARRY, plain)
-    AdapterSlot(model, CARRY).write(AdapterState(state, {}))
-    carried = AdapterSlot(model, CARRY)
-    for layer in carried.layers.values():  # the layers alone: a head that is trained whole takes one adapter at a time
-        layer.set_adapter([CARRY, name])
-        layer.lora_A[CARRY].requires_grad_(False)
-        layer.lora_B[CARRY].requires_grad_(False)
-    for wrapper in carried.wrappers.values():
-        wrapper.modules_to_save[CARRY].requires_grad_(False)
+        model.add_adapter(FROZEN, plain)
+    AdapterSlot(model, FROZEN).write(AdapterState(state, {}))
+    under = AdapterSlot(model, FROZEN)
+    for layer in under.layers.values():  # the layers alone: a head that is trained whole takes one adapter at a time
+        layer.set_adapter([FROZEN, name])
+        layer.lora_A[FROZEN].requires_grad_(False)
+        layer.lora_B[FROZEN].requires_grad_(False)
+    for wrapper in under.wrappers.values():
+        wrapper.modules_to_save[FROZEN].requires_grad_(False)
 
 
 @contextmanager

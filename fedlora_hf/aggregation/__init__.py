@@ -1,7 +1,7 @@
 """Aggregation: one method, one file, one pure function; `aggregate` is the door they share."""
 # SPDX-License-Identifier: Apache-2.0
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from numbers import Integral, Real
 from types import UnionType
@@ -35,6 +35,7 @@ from fedlora_hf.aggregation.cohort import Cohort, PastRound
 from fedlora_hf.aggregation.method import Method
 from fedlora_hf.aggregation.screening import PartialModules, checked_server, screen
 from fedlora_hf.errors import ConfigError, UpdateError
+from fedlora_hf.numerics.evidence import Evidence
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate
 
 METHODS: dict[str, Method] = {
@@ -92,6 +93,7 @@ def aggregate(
     reference: AdapterState | None = None,
     partial_modules: PartialModules = "quarantine",
     past: Sequence[PastRound] = (),
+    functional: Mapping[str, Evidence] | None = None,
     server: AdapterState | None = None,
     **options: Any,
 ) -> Aggregate:
@@ -108,6 +110,7 @@ def aggregate(
     partial_modules: "quarantine" clients that lack modules, or aggregate the "common" ones alone, those that all sound
         clients have; `Aggregate.diagnosis` then lists what was left out.
     past: what earlier rounds found, oldest first; clair combines their evidence with this round's.
+    functional: {client: evidence} of this round from other clients' losses, where it was taken; clair counts it too.
     server: an adapter trained on the server's own data from the same start; fltrust compares with it.
 
     Raises ConfigError for a bad argument, UpdateError when no usable update is left or ids repeat.
@@ -128,7 +131,16 @@ def aggregate(
         if not found.modules:
             raise UpdateError("0 modules that all clients have: at least one is needed; train the same target modules")
         trusted = None if server is None else checked_server(server, found.usable[0], found.modules)
-        cohort = Cohort(found.usable, weight_by, found.modules, target_rank, reference, tuple(past), trusted)
+        cohort = Cohort(
+            found.usable,
+            weight_by,
+            found.modules,
+            target_rank,
+            reference,
+            tuple(past),
+            functional or {},
+            server=trusted,
+        )
         result = chosen.rule(cohort, settings)
     left_out = {"modules_left_out": list(found.left_out)} if found.left_out else {}
     quarantined = dict(sorted({**found.quarantined, **result.quarantined}.items()))

@@ -15,10 +15,12 @@ from fedlora_hf.numerics import lowrank
 from fedlora_hf.numerics.clair.blocks import stack
 from fedlora_hf.numerics.clair.estimator import LEAST_CLIENTS
 from fedlora_hf.numerics.clair.evidence import Judgement
-from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, Evidence, LoraFactors
+from fedlora_hf.numerics.evidence import Evidence, Kind
+from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, LoraFactors
 
 ClairOptions = numerics.ClairOptions
 Pair = tuple[Tensor, Tensor]
+Kinds = Mapping[str, Evidence]
 # Share of its threshold below which the combined evidence on a flagged client must fall before it is taken back in.
 CLEARED = 0.5
 
@@ -82,7 +84,7 @@ def clair(cohort: Cohort, options: ClairOptions) -> Aggregate:
             },
         }
     flagged = [client for client, bad in zip(cohort.ids, solution.flagged.tolist(), strict=True) if bad]
-    this_round = _this_round(cohort, solution.judgement)
+    this_round, several = _this_round(cohort, solution.judgement), bool(cohort.past or cohort.functional)
     personalised = {u.client_id: u for u in cohort.updates if u.client_id not in flagged and options.refine != "none"}
     refiner = Refiner(solution, options, written)
     return Aggregate(
@@ -90,8 +92,8 @@ def clair(cohort: Cohort, options: ClairOptions) -> Aggregate:
         personalised=numerics.LazyMapping(tuple(personalised), partial(refiner.adapter, personalised)),
         weights=weights,
         flagged=tuple(flagged),
-        evidence=_combined(cohort, this_round) if cohort.past else this_round,
-        this_round=this_round if cohort.past else {},
+        evidence=_combined(cohort, this_round) if several else this_round,
+        this_round=this_round if several else {},
         modules=modules,
         diagnosis=solution.judgement.described(cohort.ids),
         n_iter=solution.n_iter,
@@ -124,18 +126,23 @@ class Refiner:
         return numerics.refined(self.solution.fits[module], pair, self.options, self.written[module][0])
 
 
-def _evidence(kinds: Mapping[str, numerics.Score]) -> dict[str, Evidence]:
-    return {kind: Evidence(*score) for kind, score in kinds.items()}
-
-
 def _this_round(cohort: Cohort, judgement: Judgement) -> dict[str, dict[str, Evidence]]:
-    return {client: _evidence(judgement.of(k)) for k, client in enumerate(cohort.ids)}
+    return {client: judgement.of(k) for k, client in enumerate(cohort.ids)}
 
 
 def _combined(cohort: Cohort, this_round: Mapping[str, Mapping[str, Evidence]]) -> dict[str, dict[str, Evidence]]:
     """Evidence on the clients of this round, with what earlier rounds found of them."""
-    everything = accumulated([*(past.evidence for past in cohort.past), this_round])
+    everything = accumulated(_rounds(cohort, this_round))
     return {client: everything[client] for client in cohort.ids}
+
+
+def _rounds(cohort: Cohort, this_round: Mapping[str, Mapping[str, Evidence]]) -> list[Mapping[str, Kinds]]:
+    """What every round found, this one last, with its functional evidence where that was taken."""
+    now = {
+        client: {**kinds, Kind.FUNCTIONAL: cohort.functional[client]} if client in cohort.functional else kinds
+        for client, kinds in this_round.items()
+    }
+    return [*(past.evidence for past in cohort.past), now]
 
 
 def _verdict(cohort: Cohort, judgement: Judgement) -> Tensor:
@@ -144,11 +151,11 @@ def _verdict(cohort: Cohort, judgement: Judgement) -> Tensor:
     threshold: once left out, a contaminated client is measured against a federation it no longer shapes, and rounds
     that tell little should not let it back in [our choice]."""
     this_round = _this_round(cohort, judgement)
-    if not cohort.past:
+    if not (cohort.past or cohort.functional):
         return judgement.flagged
     suspects = {client for client in cohort.ids if _last_flagged(cohort, client)}
     combined = _combined(cohort, this_round)
-    telling = accumulated([_telling(found) for found in (*(past.evidence for past in cohort.past), this_round)])
+    telling = accumulated([_telling(found) for found in _rounds(cohort, this_round)])
     return torch.tensor(
         [
             any(e.flagged for e in combined[client].values())
@@ -170,7 +177,7 @@ def _telling(found: Mapping[str, Mapping[str, Evidence]]) -> dict[str, dict[str,
         client: {
             kind: evidence
             for kind, evidence in kinds.items()
-            if kind not in ("subspace", "direction") or evidence.threshold is None or evidence.threshold < 1
+            if kind not in (Kind.SUBSPACE, Kind.DIRECTION) or evidence.threshold is None or evidence.threshold < 1
         }
         for client, kinds in found.items()
     }
@@ -188,7 +195,7 @@ def accumulated(
     Per client and kind the mean over rounds of score / threshold, each held to [-4, 4], against 1; kinds and rounds in
     which nothing could be said are left out. A pure function: keep the rounds' evidence and ask again after each.
     """
-    return {client: _evidence(kinds) for client, kinds in numerics.accumulate(list(rounds), decay).items()}
+    return numerics.accumulate(list(rounds), decay)
 
 
 METHOD = Method(

@@ -2,13 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from fedlora_hf.update import AdapterState, ClientUpdate, Evidence, LoraFactors
+from fedlora_hf.numerics.evidence import Evidence
+from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Cohort:
     None: the largest rank among the clients. reference: the adapter the clients started the round from (None: they
     started from nothing, so their updates are what they learned).
     past: what earlier rounds found, oldest first, for methods that combine evidence over rounds.
+    functional: {client id: what its update does to others' losses}, of this round, where that was measured.
     server: an update trained on the server's own data from the same start, for methods that compare with it.
     """
 
@@ -37,6 +39,7 @@ class Cohort:
     target_rank: int | None = None
     reference: AdapterState | None = None
     past: tuple[PastRound, ...] = ()
+    functional: Mapping[str, Evidence] = field(default_factory=dict)
     server: AdapterState | None = None
 
     @cached_property

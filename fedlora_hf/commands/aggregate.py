@@ -12,11 +12,13 @@ from fedlora_hf.aggregation.screening import PartialModules
 from fedlora_hf.commands.summary import print_summary
 from fedlora_hf.errors import AdapterError, ConfigError
 from fedlora_hf.hub import Source, fetch_adapter, parse_source
-from fedlora_hf.record import write as bookkeeping
 from fedlora_hf.record.record import RunRecord
+from fedlora_hf.record.standing import collaborative
+from fedlora_hf.record.write import add_round, opening
 from fedlora_hf.rounds import output
+from fedlora_hf.training.stages import StageName
 from fedlora_hf.update import ClientUpdate
-from fedlora_hf.util.progress import Steps
+from fedlora_hf.util.progress import Progress
 
 
 def aggregate_adapters(
@@ -35,8 +37,8 @@ def aggregate_adapters(
     """
     options = options or {}
     chosen = method_named(method)
-    steps, updates, configs, unreadable = Steps(), [], [], {}
-    for client_id, source in steps.over(_named(adapters).items(), "reading adapters"):
+    progress, updates, configs, unreadable = Progress(), [], [], {}
+    for client_id, source in progress.over(_named(adapters).items(), "reading adapters"):
         try:
             state, config = read_adapter(fetch_adapter(source))
         except AdapterError as error:
@@ -58,11 +60,11 @@ def aggregate_adapters(
     record = _record(chosen, {**options, "target_rank": target_rank}, [*quarantined, *(u.client_id for u in usable)])
     record.model = {"name_or_path": config.get("base_model_name_or_path"), "task": _task(config)}
     cohort = sorted(record.clients)
-    bookkeeping.add_round(record, 1, cohort, usable, combined, quarantined, None, {}, stage="aggregate")
+    add_round(record, 1, cohort, usable, combined, quarantined, None, {}, stage=StageName.AGGREGATE)
     folders = output.ClientFolders(output_dir, config)
     folders.begin()
     own = {update.client_id: update.state for update in usable}
-    for client_id in steps.over(bookkeeping.collaborative(record), "personal adapter"):
+    for client_id in progress.over(collaborative(record), "personal adapter"):
         folders.write(client_id, combined.personalised.get(client_id, own[client_id]))
     folders.publish()
     output.write_run(output_dir, combined.state, config, record)
@@ -84,7 +86,7 @@ def _named(adapters: Sequence[str]) -> dict[str, Source]:
 
 def _record(method: Method, options: dict[str, Any], clients: list[str]) -> RunRecord:
     args = SimpleNamespace(seed=0, changed=lambda: {name: v for name, v in options.items() if v is not None})
-    return bookkeeping.opening(args, method, {"kind": "aggregate"}, dict.fromkeys(sorted(clients)), {})
+    return opening(args, method, {"kind": "aggregate"}, dict.fromkeys(sorted(clients)), {})
 
 
 def _task(config: dict[str, Any]) -> str:

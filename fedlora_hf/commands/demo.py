@@ -25,7 +25,7 @@ from fedlora_hf.data.collate import Collator
 from fedlora_hf.data.tokenize import tokenize_examples
 from fedlora_hf.record.record import RunRecord
 from fedlora_hf.trainer import FederatedTrainer
-from fedlora_hf.util.progress import Steps
+from fedlora_hf.util.progress import Progress
 from fedlora_hf.util.seeding import derive_seed
 
 NUM_CLIENTS, NUM_CONTAMINATED = 12, 4
@@ -39,17 +39,17 @@ BASELINES = {"local": "every client alone", "fedavg": "FedAvg of the factors", "
 def demo(output_dir: str, seed: int = 0) -> dict[str, RunRecord]:
     """Run the demo, print what came out, leave CLAIR's output folder and the baselines' below it; the three records."""
     disable_progress_bar()  # of saving and loading a few kilobytes
-    steps = Steps()
+    progress = Progress()
     folder = Path(output_dir)
-    steps.say("1/2  a small Transformer learns to copy lines of letters")
+    progress.say("1/2  a small Transformer learns to copy lines of letters")
     tokenizer = letter_tokenizer()
-    base = copying_model(tokenizer, seed, steps)
+    base = copying_model(tokenizer, seed, progress)
     base.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     clients = federation(seed)
     records = {}
     for method, title in BASELINES.items():
-        steps.say(f"2/2  {NUM_CLIENTS} clients, {NUM_CONTAMINATED} of them contaminated: {title}")
+        progress.say(f"2/2  {NUM_CLIENTS} clients, {NUM_CONTAMINATED} of them contaminated: {title}")
         place = folder if method == "clair" else folder / "baselines" / method
         args = _config(str(place), method, seed)
         facts = {
@@ -114,7 +114,7 @@ def federation(seed: int) -> dict[str, DatasetDict]:
     return clients
 
 
-def copying_model(tokenizer: PreTrainedTokenizerFast, seed: int, steps: Steps) -> LlamaForCausalLM:
+def copying_model(tokenizer: PreTrainedTokenizerFast, seed: int, progress: Progress) -> LlamaForCausalLM:
     """A two-layer Llama trained until it copies lines of letters."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "base"))
@@ -134,7 +134,7 @@ def copying_model(tokenizer: PreTrainedTokenizerFast, seed: int, steps: Steps) -
         rng = np.random.default_rng(derive_seed(seed, "base"))
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
         collate = Collator(int(tokenizer.pad_token_id))
-        for _ in steps.over(range(PRETRAINING), "copying"):
+        for _ in progress.over(range(PRETRAINING), "copying"):
             batch = tokenize_examples(examples(rng, 64, {}), tokenizer, max_length=32)
             loss = model(**collate(list(batch))).loss
             optimizer.zero_grad()

@@ -13,8 +13,8 @@ from typing import Any
 
 from flwr.app import ConfigRecord, Context, MetricRecord, RecordDict
 
-from fedlora_hf.adapter import slot as adapters
 from fedlora_hf.adapter.files import write_adapter
+from fedlora_hf.adapter.slot import AdapterSlot, peft_config, with_adapter
 from fedlora_hf.aggregation import method_named
 from fedlora_hf.aggregation.method import Method
 from fedlora_hf.commands.train import load_base, load_data
@@ -27,7 +27,6 @@ from fedlora_hf.flower.wire import DTYPES, holds, in_rank, put, take
 from fedlora_hf.training.client_trainer import ClientTrainer
 from fedlora_hf.training.stages import round_stage
 from fedlora_hf.update import AdapterState
-from fedlora_hf.util.seeding import derive_seed
 
 # Keys of a node's own configuration that are no flag; every other key overrides the run's flag of that name.
 NODE_KEYS = ("client_id", "personal_dir", "keep_personal", "partition-id", "num-partitions")
@@ -49,7 +48,7 @@ def client_id(run: Mapping[str, Value], node: Mapping[str, Value]) -> str:
 
 
 def train(content: RecordDict, context: Context) -> RecordDict:
-    """One client's local training in a round. content: "start", maybe "carry", and {"round", "score"}; the reply has
+    """One client's local training in a round. content: "start", maybe "frozen", and {"round", "score"}; the reply has
     "update", {"train_loss", "steps", "num_examples"} and, if asked to score, the start's metrics.
 
     The update has the factors that were trained and are shared; {"fresh"} says whether the client's own were not here.
@@ -61,13 +60,8 @@ def train(content: RecordDict, context: Context) -> RecordDict:
     _stays(context.node_config, method)  # said now rather than at the end
     start = with_remembered(fit(take(content, "start"), trainer), context.state, method.keeps)
     before = trainer.test_metrics({name: start}).get(name, {}) if order["score"] else {}
-    adapters.set_carry(trainer.model, take(content, "carry") if holds(content, "carry") else None)
-    trainer.slot.write(start)
-    stage = round_stage(trainer.args, method.trains, int(order["round"]))
-    seed = derive_seed(trainer.args.seed, "client", int(order["round"]), name)
-    steps, limit = trainer.num_steps(name), trainer.args.client_timeout
-    update = trainer.trained(name, trainer.clients[name], start, stage, steps, seed, timeout=limit)
-    update = trainer.outgoing(update, start, stage, seed)
+    frozen, number = take(content, "frozen") if holds(content, "frozen") else None, int(order["round"])
+    update, stage = trainer.train_round(name, start, frozen, number), round_stage(trainer.args, method.trains, number)
     if method.keeps:
         remember(context.state, update.state, method.keeps)
     put(reply, "update", update.state, DTYPES[settings.wire_dtype], travelling(stage, method.keeps))
@@ -94,10 +88,11 @@ def evaluate(content: RecordDict, context: Context) -> RecordDict:
             with_remembered(take(content, kind), context.state, method.keeps) if holds(content, kind) else None
             for kind in ("own", "refined")
         )
-        choice, state, losses = trainer.personal(name, global_state, own, refined)
+        found = trainer.personal(name, global_state, own, refined)
+        state = found.state
         factors = changed(state, global_state)
-        reply["config"] = ConfigRecord({"client_id": name, "choice": choice, "factors": "".join(factors)})
-        reply["losses"] = MetricRecord(dict(losses))
+        reply["config"] = ConfigRecord({"client_id": name, "choice": str(found.choice), "factors": "".join(factors)})
+        reply["losses"] = MetricRecord(found.losses_by_name())
         reply["personalised"] = MetricRecord(dict(trainer.test_metrics({name: state}).get(name, {})))
         if "personal_dir" in node:
             write_adapter(Path(str(node["personal_dir"])), state.in_memory(), trainer.slot.config())
@@ -167,8 +162,8 @@ def _model(items: Items) -> tuple[Any, Any, AdapterState]:
     """The model with its adapter, the tokenizer, and the adapter as it was made."""
     args, _ = _options(items)
     base, tokenizer = load_base(args, args.labels if args.task == "sequence_classification" else None)
-    model = adapters.with_adapter(base, adapters.peft_config(args), args.seed)
-    return model, tokenizer, adapters.AdapterSlot(model).read()
+    model = with_adapter(base, peft_config(args), args.seed)
+    return model, tokenizer, AdapterSlot(model).read()
 
 
 @lru_cache(maxsize=1)

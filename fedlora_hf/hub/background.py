@@ -13,7 +13,7 @@ from fedlora_hf.hub.plan import Plan, make_plan
 from fedlora_hf.hub.push import push_plan, warn_of_clients
 from fedlora_hf.hub.talk import check_repo_id
 from fedlora_hf.record.record import RunRecord
-from fedlora_hf.util.progress import Steps
+from fedlora_hf.util.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class BackgroundPusher:
 
     A round that ends while the last push is still under way is skipped unless always=True (then it waits in line), as
     `TrainingArguments.hub_always_push` says. A push that fails is reported and does not stop the training: the next
-    push holds everything anyway. `steps`, where given, gets a line for each that has arrived.
+    push holds everything anyway. `progress`, where given, gets a line for each that has arrived.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class BackgroundPusher:
         token: str | bool | None = None,
         revision: str | None = None,
         always: bool = False,
-        steps: Steps | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self._repo_id = check_repo_id(repo_id)
         self._private, self._with_clients, self._always = private, with_clients, always
@@ -43,7 +43,7 @@ class BackgroundPusher:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hub-push")
         self._pushes: list[Future[str | None]] = []
         self._warned = False
-        self._steps = steps or Steps(enabled=False)
+        self._progress = progress or Progress(enabled=False)
 
     def submit(self, folder: str | os.PathLike[str], tag: str | None = None, commit_message: str | None = None) -> bool:
         """Copy what is to be pushed of `folder` and queue it; False when skipped because a push is under way.
@@ -79,7 +79,7 @@ class BackgroundPusher:
                 commit_message=message,
             )
             # One line, not a bar: the terminal belongs to the training.
-            self._steps.say(f"pushed in the background: {message}, {url}")
+            self._progress.say(f"pushed in the background: {message}, {url}")
             return url
         except FedLoraError as error:
             logger.warning("push in the background failed: %s", error)

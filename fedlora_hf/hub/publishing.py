@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.hub import BackgroundPusher, push_folder
-from fedlora_hf.util.progress import Steps
+from fedlora_hf.util.progress import Progress
 
 if TYPE_CHECKING:
     from fedlora_hf.config import FederatedConfig
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 class Publisher:
     """The pushes of one run, as `TrainingArguments` asks for them: push_to_hub, hub_model_id, hub_strategy,
-    hub_private_repo, hub_token, hub_revision, hub_always_push; and hub_with_clients, our own. `steps` shows them."""
+    hub_private_repo, hub_token, hub_revision, hub_always_push; and hub_with_clients, our own. `progress` shows them."""
 
-    def __init__(self, args: "FederatedConfig", steps: Steps) -> None:
-        self.args, self.steps = args, steps
+    def __init__(self, args: "FederatedConfig", progress: Progress) -> None:
+        self.args, self._progress = args, progress
         self._background: BackgroundPusher | None = None
 
     def repo_id(self) -> str:
@@ -51,7 +51,7 @@ class Publisher:
                 token=self.args.hub_token,
                 revision=self.args.hub_revision,
                 always=bool(self.args.hub_always_push),
-                steps=self.steps,
+                progress=self._progress,
             )
         self._background.submit(self.args.output_dir, tag=f"round-{number}", commit_message=f"Round {number}")
 
@@ -72,7 +72,7 @@ class Publisher:
             token=token or self.args.hub_token,
             revision=revision or self.args.hub_revision,
             commit_message=message,
-            steps=self.steps,
+            progress=self._progress,
         )
 
     @property

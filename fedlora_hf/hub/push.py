@@ -18,11 +18,11 @@ from fedlora_hf.errors import ConfigError, RecordError
 from fedlora_hf.hub.plan import make_plan, stale
 from fedlora_hf.hub.talk import check_repo_id, check_revision, hub_errors, with_retries
 from fedlora_hf.record.record import RunRecord
-from fedlora_hf.util.progress import Steps
+from fedlora_hf.util.progress import Progress
 
 logger = logging.getLogger(__name__)
 MAX_REMOTE_FILES = 100_000
-# Files that are sent together, between two steps of the progress: few requests, and a bar that moves.
+# Files that are sent together, between two steps of the bar: few requests, and a bar that moves.
 BATCH_FILES, BATCH_BYTES = 32, 32 << 20
 
 
@@ -37,7 +37,7 @@ def push_folder(
     tag: str | None = None,
     commit_message: str | None = None,
     attempts: int = 5,
-    steps: Steps | None = None,
+    progress: Progress | None = None,
 ) -> str:
     """Push the output folder of train, demo or aggregate to `repo_id`; returns the address of the commit.
 
@@ -45,7 +45,7 @@ def push_folder(
     public one is refused unless private=False. with_clients: also the adapters of the collaborative clients; never
     those of flagged or quarantined ones, which are taken out of the repository if an earlier push had put them there.
     revision: branch to commit to (default main; made when missing). tag: name given to the commit; moved when it
-    exists. attempts: tries of each step when the Hub is unreachable, busy, or others commit in between. steps: shows
+    exists. attempts: tries of each step when the Hub is unreachable, busy, or others commit in between. progress: shows
     the upload; default nothing.
     A push that dies can be repeated: files already uploaded are not sent again, a commit that got through is not
     made twice. Raises ConfigError, RecordError or AdapterError, one line each; nothing is visible half-done.
@@ -64,7 +64,7 @@ def push_folder(
         tag=tag,
         commit_message=message,
         attempts=attempts,
-        steps=steps,
+        progress=progress,
     )
 
 
@@ -78,17 +78,17 @@ def push_plan(
     tag: str | None,
     commit_message: str,
     attempts: int = 5,
-    steps: Steps | None = None,
+    progress: Progress | None = None,
 ) -> str:
     """Commit `plan` as `push_folder` does."""
     branch = check_revision(revision or "main")
     if tag is not None:
         check_revision(tag)
-    api, steps = HfApi(token=token), steps or Steps(enabled=False)
+    api, progress = HfApi(token=token), progress or Progress(enabled=False)
     with hub_errors(ConfigError, repo_id, revision):
         with_retries(lambda: _prepare(api, repo_id, private, branch), repo_id, attempts)
         additions = _additions(plan)
-        with steps.transfer(f"uploading to {repo_id}", len(additions), _size(additions)) as arrived, _hub_bars_off():
+        with progress.transfer(f"uploading to {repo_id}", len(additions), _size(additions)) as arrived, _hub_bars_off():
             for batch in _batches(additions):
                 with_retries(partial(_upload, api, repo_id, branch, batch), repo_id, attempts)
                 arrived(len(batch), _size(batch))

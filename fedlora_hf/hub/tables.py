@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 from fedlora_hf.hub.text import markdown
+from fedlora_hf.numerics.evidence import Kind
 from fedlora_hf.record.record import RunRecord
 
 MAX_ROWS = 50
-EVIDENCE = ("subspace", "direction", "scale")
 _STATES = {
     ("before", "global"): "before",
     ("after", "local"): "each client alone",
@@ -98,7 +98,7 @@ def _evidence(value: object) -> str:
     """Each kind's score against its threshold, as inert Markdown."""
     evidence = mapping(value)
     parts = []
-    for kind in [*EVIDENCE, *sorted(set(evidence) - set(EVIDENCE))]:
+    for kind in [*Kind, *sorted(set(evidence) - set(Kind))]:
         score, threshold = (mapping(evidence.get(kind)).get(name) for name in ("score", "threshold"))
         if not is_number(score):
             continue

@@ -27,10 +27,16 @@ class Processes:
     """The processes of a run, seen from one of them. Alone, each method is the identity and costs nothing.
 
     number, count: of this process, and of all. together: they train each client together. lockstep: the base model is
-    sharded over them, so all must go through it equally often.
+    sharded over them, so all must go through it equally often. Without an accelerator: one process by itself.
     """
 
-    def __init__(self, accelerator: Accelerator, *, together: bool = False, lockstep: bool = False) -> None:
+    def __init__(
+        self, accelerator: Accelerator | None = None, *, together: bool = False, lockstep: bool = False
+    ) -> None:
+        self.together, self.lockstep = False, False
+        self.number, self.count = (0, 1)
+        if accelerator is None:
+            return
         self.number, self.count = accelerator.process_index, accelerator.num_processes
         dist = torch.distributed
         started = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -18,7 +18,7 @@ class StageCost:
     """One stage, or consecutive rounds of one. parts: what was trained, as far as recorded.
 
     up, down: bytes of all its rounds, stored: bytes of one, each the mean over clients; None where not recorded.
-    moved: {part: mean over the rounds (personal: over the clients)} of `bookkeeping.component_changes`.
+    moved: {part: mean over the rounds (personal: over the clients)} of `changes.component_changes`.
     """
 
     stage: str

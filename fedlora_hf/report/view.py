@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from fedlora_hf.numerics.evidence import Kind
 from fedlora_hf.record.record import RunRecord
 
-KINDS = ("subspace", "direction", "scale")
 VIEWS = ("before", "global", "personalised", "local")
 COLLABORATIVE, LEFT_OUT, FLAGGED, QUARANTINED = "collaborative", "left out", "flagged", "quarantined"
 STATES = (COLLABORATIVE, LEFT_OUT, FLAGGED, QUARANTINED)
@@ -139,7 +139,7 @@ class Run:
     def kinds(self) -> list[str]:
         """The kinds of evidence that anybody has a score of, the three known ones first."""
         found = {kind for client in self.clients for kind in client.evidence}
-        return [kind for kind in KINDS if kind in found] + sorted(found - set(KINDS))
+        return [kind for kind in Kind if kind in found] + sorted(found - set(Kind))
 
     def mean_metric(self, entry: Round, view: str, metric: str) -> float | None:
         """Mean over the clients that were not flagged (all of them, where only the cohort's number is known)."""

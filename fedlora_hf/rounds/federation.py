@@ -15,11 +15,14 @@ from fedlora_hf.aggregation import aggregate
 from fedlora_hf.aggregation.method import Method
 from fedlora_hf.aggregation.partial import mean_of_trained
 from fedlora_hf.errors import ConfigError, RoundError
-from fedlora_hf.record import write as bookkeeping
+from fedlora_hf.record.changes import component_changes
+from fedlora_hf.record.evidence import past_rounds
 from fedlora_hf.record.record import RunRecord
+from fedlora_hf.record.standing import last_rounds, needed_updates
+from fedlora_hf.record.write import add_round
 from fedlora_hf.rounds.store import RoundStore
-from fedlora_hf.training import personal as personalise
-from fedlora_hf.training.stages import Stage, personal_bytes, personal_stage, round_stage
+from fedlora_hf.training.personal import Choice, with_kept
+from fedlora_hf.training.stages import Stage, StageName, personal_stage, round_stage
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, compressed, state_sum
 from fedlora_hf.util.seeding import derive_seed
 
@@ -41,10 +44,26 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """What a client starts a round from. carry: an adapter that stands frozen under the trained one (None: nothing)."""
+    """What a client starts a round from. frozen: an adapter that stands frozen under the trained one (None: none)."""
 
     state: AdapterState
-    carry: AdapterState | None = None
+    frozen: AdapterState | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a round's updates come to, before anything is changed.
+
+    state: the next global adapter. start: the adapter that the clients' updates are compared with. usable: the updates
+    it rests on, flagged ones among them. quarantined: {client: reason}, those that failed included.
+    """
+
+    state: AdapterState
+    start: AdapterState
+    combined: Aggregate
+    usable: Sequence[ClientUpdate]
+    quarantined: Mapping[str, str]
+    seconds: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,11 +93,11 @@ class Federation:
             # A head has no sum to stand on: it goes on from the mean.
             return Start(AdapterState(self.initial, run.state.extras), run.state if run.round else None)
         own = self.last_update(run.record, client_id) if self.method.keeps else None
-        return Start(run.state if own is None else personalise.with_kept(run.state, own.state, self.method.keeps))
+        return Start(run.state if own is None else with_kept(run.state, own.state, self.method.keeps))
 
     def last_update(self, record: RunRecord, client_id: str) -> ClientUpdate | None:
         """The client's update of the last round it took part in, read from disk; None if there is none."""
-        number = bookkeeping.last_rounds(record).get(client_id)
+        number = last_rounds(record).get(client_id)
         return None if number is None else self.store.kept(number, client_id)
 
     def own(self, record: RunRecord, client_id: str) -> AdapterState | None:
@@ -86,7 +105,7 @@ class Federation:
         last = self.last_update(record, client_id)
         if last is None:
             return None
-        number = bookkeeping.last_rounds(record)[client_id]
+        number = last_rounds(record)[client_id]
         if not self.method.restarts or number == 1:
             return last.state
         return state_sum(self.store.state(number - 1), last.state)
@@ -104,26 +123,14 @@ class Federation:
             weight_by=self.args.weight_by,
             target_rank=None if self.method.restarts else self.rank,
             reference=None if self.method.restarts else start,
-            past=bookkeeping.past_rounds(record, number, self.store.functional(number)),
+            past=past_rounds(record, number),
+            functional=self.store.functional(number),
             **cast(dict[str, Any], self.args.aggregation_options),
         )
 
-    def close(
-        self,
-        run: Run,
-        number: int,
-        cohort: Sequence[str],
-        *,
-        seconds: float,
-        message_bytes: int | None = None,
-        facts: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Aggregate the open round and commit it; nothing is changed when too few updates can be used.
-
-        seconds: that training took. message_bytes: what a client sends and is sent. facts: more for the round's entry
-        in the record.
-        """
-        began, stage = time.perf_counter(), self.stage(number)
+    def outcome(self, run: Run, number: int, cohort: Sequence[str]) -> Outcome:
+        """What the open round's updates come to; RoundError when too few of them can be used."""
+        began = time.perf_counter()
         combined = self.combined(run.record, number, cohort)
         failures = {client: reason for client in cohort if (reason := self.store.failure(number, client))}
         quarantined = dict(sorted({**failures, **combined.quarantined}.items()))
@@ -133,47 +140,69 @@ class Federation:
                 f"round {number}: {len(usable)} usable updates, server_min_clients={self.args.server_min_clients}; "
                 "nothing was changed; lower server_min_clients, or mend the clients and pass --resume_from last"
             )
+        combined = self._in_stage(run, number, combined, usable)
         state, start = combined.state, run.state
-        if stage.name == "global" and self.method.weighted:
-            means = mean_of_trained(usable, combined.weights, start, stage.parts)
-            state = AdapterState(means, combined.state.extras)
-            combined = replace(combined, state=state)
         if self.method.restarts:
             start = self.initial
             if run.round:
                 state = compressed(state_sum(run.state, combined.state))
-        bookkeeping.add_round(
+        return Outcome(state, start, combined, usable, quarantined, time.perf_counter() - began)
+
+    def _in_stage(self, run: Run, number: int, combined: Aggregate, usable: Sequence[ClientUpdate]) -> Aggregate:
+        """The aggregate; in the global stage only of the parts that are trained, with the method's weights."""
+        stage = self.stage(number)
+        if stage.name is not StageName.GLOBAL or not self.method.weighted:
+            return combined
+        means = mean_of_trained(usable, combined.weights, run.state, stage.parts)
+        return replace(combined, state=AdapterState(means, combined.state.extras))
+
+    def commit(
+        self,
+        run: Run,
+        number: int,
+        cohort: Sequence[str],
+        outcome: Outcome,
+        *,
+        seconds: float,
+        message_bytes: int | None,
+        facts: Mapping[str, Any],
+    ) -> None:
+        """Write the round's entry into the record and commit the round.
+
+        seconds: that training took. message_bytes: what a client sends and is sent. facts: more for the round's entry.
+        """
+        add_round(
             run.record,
             number,
             cohort,
-            usable,
-            combined,
-            quarantined,
-            start,
-            {"train": seconds, "aggregate": time.perf_counter() - began},
-            stage=stage.name,
+            outcome.usable,
+            outcome.combined,
+            outcome.quarantined,
+            outcome.start,
+            {"train": seconds, "aggregate": outcome.seconds},
+            stage=self.stage(number).name,
             message_bytes=message_bytes,
             functional=self.store.functional(number),
         )
-        run.record.rounds[-1] |= dict(facts or {})
-        self.store.commit(number, state, run.record)
-        needed = bookkeeping.needed_updates(run.record, self.args.keep_rounds)
+        run.record.rounds[-1] |= dict(facts)
+        self.store.commit(number, outcome.state, run.record)
+        needed = needed_updates(run.record, self.args.keep_rounds)
         # What a client learned stands on the global adapter of the round before, where rounds restart.
         bases = {n - 1 for n, _ in needed} if self.method.restarts else set()
         self.store.prune(self.args.keep_rounds, needed, bases)
 
-    def close_on_server(
+    def commit_on_server(
         self, run: Run, number: int, update: ClientUpdate, *, seconds: float, facts: Mapping[str, Any]
     ) -> None:
         """Commit a round that was trained on the server's own data: the update is the new global adapter.
 
-        seconds, facts: as for `close`.
+        seconds, facts: as for `commit`.
         """
         combined = Aggregate(update.state, modules=run.record.modules, diagnosis=run.record.diagnosis)
         name, times = self.stage(number).name, {"train": seconds}
-        bookkeeping.add_round(run.record, number, [], [update], combined, {}, run.state, times, stage=name)
+        add_round(run.record, number, [], [update], combined, {}, run.state, times, stage=name)
         run.record.rounds[-1] |= {"bytes_up": {}, **facts}
-        self.store.begin(number)
+        self.store.open(number)
         self.store.commit(number, update.state, run.record)
 
     def stage_facts(
@@ -183,21 +212,25 @@ class Federation:
         parts = self.stage(number).parts
         return {"parts": list(parts), "bytes_stored": dict.fromkeys(clients, part_bytes(parts))}
 
-    def personal_facts(self, run: Run, choice: str, state: AdapterState, part_bytes: int) -> dict[str, Any]:
+    def personal_facts(self, run: Run, choice: Choice, state: AdapterState, part_bytes: int) -> dict[str, Any]:
         """For a client's entry in the record: what it trained for itself, what that moved, and the bytes to keep.
 
         part_bytes: of what the personal stage trains.
         """
         return {
-            "parts": list(personal_stage(self.args).parts) if choice.endswith(", tuned") else [],
-            "changed": bookkeeping.component_changes(run.state, state),
-            "bytes_stored": personal_bytes(choice, part_bytes, state.nbytes()),
+            "parts": list(personal_stage(self.args).parts) if choice.tuned else [],
+            "changed": component_changes(run.state, state),
+            "bytes_stored": choice.bytes_stored(part_bytes, state.nbytes()),
         }
 
-    def has_updates(self, number: int, cohort: Sequence[str]) -> bool:
-        """Whether a round left clients' updates here: not before the first, on the server, or on the Hub."""
-        came = [client for client in cohort if number and not self.store.failure(number, client)]
-        return any(self.store.kept(number, client) is not None for client in came)
+    def refined(self, run: Run) -> Mapping[str, AdapterState]:
+        """{client: the adapter that the method refined for it} after the last round; empty where it refines nothing."""
+        cohort = run.record.rounds[-1]["cohort"] if run.round else []
+        # No updates are here before the first round, after one on the server, and of a round that came from the Hub.
+        came = [client for client in cohort if not self.store.failure(run.round, client)]
+        if all(self.store.kept(run.round, client) is None for client in came):
+            return {}
+        return self.combined(run.record, run.round, cohort).personalised
 
 
 def check_cohort(args: "FederatedConfig", method: Method, clients: int) -> None:

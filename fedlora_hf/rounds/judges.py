@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedlora_hf.update import AdapterState, ClientUpdate, Evidence
+from fedlora_hf.numerics.evidence import Evidence
+from fedlora_hf.update import AdapterState, ClientUpdate
 from fedlora_hf.util.seeding import derive_seed
 
 if TYPE_CHECKING:

@@ -16,8 +16,9 @@ from typing import Any
 from fedlora_hf.adapter.files import read_adapter, write_adapter
 from fedlora_hf.aggregation.screening import unsound_state
 from fedlora_hf.errors import AdapterError, ConfigError, FedLoraError, RecordError, one_line
+from fedlora_hf.numerics.evidence import Evidence
 from fedlora_hf.record.record import RunRecord, check_complete
-from fedlora_hf.update import AdapterState, ClientUpdate, Evidence
+from fedlora_hf.update import AdapterState, ClientUpdate
 from fedlora_hf.util.disk import read_json, remove_tree, sweep, sync, within, write_atomically
 
 UPDATE, FAILURE, FUNCTIONAL = "update.json", "failure.json", "functional.json"
@@ -65,7 +66,7 @@ class RoundStore:
                 return number, reason
             reason = reason or damage
         if reason is not None:
-            raise RecordError(f"{reason}; nor can an earlier round be gone on from: run again without --resume_from")
+            raise RecordError(f"{reason}; no earlier round can be resumed either: run again without --resume_from")
         return 0, None
 
     def resumed(self, resume: str) -> tuple[int, str | None]:
@@ -139,17 +140,17 @@ class RoundStore:
 
     def adopt(self, number: int, state: AdapterState, record: RunRecord) -> None:
         """Commit a round that was run elsewhere."""
-        self.begin(number)
+        self.open(number)
         self.commit(number, state, record)
 
-    def begin(self, number: int, record: RunRecord | None = None) -> None:
-        """Make sure that the open round's folder is there. record: of the run so far, kept in it; see `begun`."""
+    def open(self, number: int, record: RunRecord | None = None) -> None:
+        """Make sure that the open round's folder is there. record: of the run so far, for `open_round_record`."""
         self._open(number).mkdir(parents=True, exist_ok=True)
         if record is not None:
             record.save(self._open(number))
 
-    def begun(self, number: int) -> RunRecord | None:
-        """The record that the open round `number` was begun with; None when there is no such round, or none readable.
+    def open_round_record(self, number: int) -> RunRecord | None:
+        """The record that the open round `number` was opened with; None when there is no such round, or none readable.
 
         A first round has no committed one before it that would tell which run its updates belong to."""
         try:

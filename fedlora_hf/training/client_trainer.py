@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
-from torch import nn
+from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, Trainer
 
-from fedlora_hf.adapter import slot as adapters
 from fedlora_hf.adapter.files import read_adapter
+from fedlora_hf.adapter.slot import AdapterSlot, set_frozen, slot_rank, with_adapter
+from fedlora_hf.adapter.slot import peft_config as described
+from fedlora_hf.aggregation import method_named
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.data.collate import Collator
 from fedlora_hf.data.prepare import ClientData, prepare_client
@@ -21,14 +23,14 @@ from fedlora_hf.launch.quantisation import keep_trainable
 from fedlora_hf.launch.schedule import shares
 from fedlora_hf.launch.zero import plain_launch
 from fedlora_hf.privacy import Privacy
-from fedlora_hf.training import personal as personalise
-from fedlora_hf.training.local import local_batches, num_local_steps, train_locally
+from fedlora_hf.training.local import LocalTraining, local_batches, num_local_steps
+from fedlora_hf.training.personal import Personal, best, candidates, given, with_kept, with_tuned
 from fedlora_hf.training.scorer import Scorer
 from fedlora_hf.training.sharding import is_sharded, prepared
-from fedlora_hf.training.stages import Stage, personal_stage
+from fedlora_hf.training.stages import Stage, StageName, personal_stage, round_stage
 from fedlora_hf.update import AdapterState, ClientUpdate, fitted
 from fedlora_hf.util.names import unfit_reason
-from fedlora_hf.util.progress import Steps
+from fedlora_hf.util.progress import Progress
 from fedlora_hf.util.seeding import derive_seed
 
 Metrics = dict[str, float]
@@ -37,7 +39,7 @@ _UNUSED = ("neftune_noise_alpha", "use_liger_kernel", "fp16_full_eval", "bf16_fu
 
 
 class ClientTrainer(Trainer):
-    """A `transformers.Trainer` whose training data are many clients'; the floor under `FederatedTrainer`."""
+    """A `transformers.Trainer` whose training data are many clients'; the layer under `FederatedTrainer`."""
 
     args: FederatedConfig
     model: Any
@@ -61,7 +63,7 @@ class ClientTrainer(Trainer):
             for client_id in sorted(client_datasets)
         }
         if not isinstance(model, PeftModel):
-            model = adapters.with_adapter(model, peft_config or adapters.peft_config(args), args.seed)
+            model = with_adapter(model, peft_config or described(args), args.seed)
         if data_collator is None:
             pad = getattr(processing_class, "pad_token_id", None)
             data_collator = Collator(pad if pad is not None else 0, 8 if torch.cuda.is_available() else 1)
@@ -72,10 +74,10 @@ class ClientTrainer(Trainer):
             raise ConfigError("optimizers=(...): every client needs a fresh one; pass optimizer_cls_and_kwargs instead")
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
-        self.steps = Steps(enabled=not args.disable_tqdm and self.is_world_process_zero())
+        self.progress = Progress(enabled=not args.disable_tqdm and self.is_world_process_zero())
         together, sharded = args.client_parallel == "data", is_sharded(self.accelerator, args.zero)
         self.processes = Processes(self.accelerator, together=together, lockstep=sharded)
-        self.slot = adapters.AdapterSlot(self.model)
+        self.slot = AdapterSlot(self.model)
         # Never wrapped: `processes` adds up what a wrapper would, so any part of the adapter can be trained next.
         self.model_wrapped = prepared(self.accelerator, self.slot, together, args.zero)
         if sharded and (self.compute_loss_func or not self.model_accepts_loss_kwargs):
@@ -83,7 +85,7 @@ class ClientTrainer(Trainer):
         if args.gradient_checkpointing:
             self._checkpoint_activations()
         if args.initial_adapter is not None:
-            self.slot.write(fitted(read_adapter(args.initial_adapter)[0], adapters.slot_rank(self.slot)))
+            self.slot.write(fitted(read_adapter(args.initial_adapter)[0], slot_rank(self.slot)))
         keep_trainable(self.model)
         if self.processes.count > 1 and (odd := self.processes.differing(self.slot.checksum())) is not None:
             raise ConfigError(
@@ -91,6 +93,7 @@ class ClientTrainer(Trainer):
                 "make it, or seed all processes alike"
             )
         self.initial = self.slot.read()
+        self.method = method_named(args.aggregation)
         self.privacy = Privacy.of(args)
         self.scorer = Scorer(
             self.model_wrapped, self.slot, self.data_collator, self.processing_class, args, self.processes
@@ -108,94 +111,154 @@ class ClientTrainer(Trainer):
         else:
             base.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
 
-    def mine(self, clients: Iterable[str]) -> list[str]:
+    # ---- who does what -----------------------------------------------------------------------------------------------
+
+    def assigned(self, clients: Iterable[str]) -> list[str]:
         """Those of the clients that this process evaluates; all, where processes work together."""
         costs = {client: len(self.clients[client].test or ()) for client in clients}
         number, count = (0, 1) if self.processes.together else (self.processes.number, self.processes.count)
         return shares(costs, count)[number]
 
-    def taken(self, clients: Iterable[str]) -> Iterator[str]:
+    def claim(self, clients: Iterable[str]) -> Iterator[str]:
         """Those of the clients that this process trains: the longest first, each by whichever process is free next."""
-        costs = {client: self.num_steps(client) * self.clients[client].train.mean_length for client in clients}
+        costs = {c: self.num_local_steps(self.clients[c]) * self.clients[c].train.mean_length for c in clients}
         return self.processes.taken(shares(costs, 1)[0])
 
-    def num_steps(self, client_id: str) -> int:
-        return self.steps_for(self.clients[client_id])
-
-    def steps_for(self, data: ClientData) -> int:
+    def num_local_steps(self, data: ClientData) -> int:
         """Local steps of a round on somebody's data."""
         return num_local_steps(self.args, len(data.train), self.processes.share[1])
 
     @property
     def rank(self) -> int:
         """The rank of the adapter in the model."""
-        return adapters.slot_rank(self.slot)
+        return slot_rank(self.slot)
 
-    def trained(
+    # ---- one client --------------------------------------------------------------------------------------------------
+
+    def train_round(
+        self, client_id: str, start: AdapterState, frozen: AdapterState | None, number: int
+    ) -> ClientUpdate:
+        """A client's part in round `number`: its local steps from `start`, and of what they give what leaves the client
+        (all of it or, where the run asks for privacy, clipped and with noise).
+
+        frozen: an adapter that stands frozen under the trained one, where the method restarts its rounds; None: none.
+        """
+        stage = round_stage(self.args, self.method.trains, number)
+        seed = derive_seed(self.args.seed, "client", number, client_id)
+        self.install(start, frozen)
+        update = self.train_from(
+            start, client_id, self.clients[client_id], stage, seed, timeout=self.args.client_timeout
+        )
+        return update if self.privacy is None else self.privacy.applied(update, start, stage.untrained, seed)
+
+    def install(self, start: AdapterState, frozen: AdapterState | None = None) -> None:
+        """Put an adapter into the model to train on, and what stands frozen under it."""
+        set_frozen(self.model, frozen)
+        self.slot.write(start)
+
+    def train_from(
         self,
+        start: AdapterState,
         name: str,
         data: ClientData,
-        start: AdapterState,
         stage: Stage,
-        steps: int,
         seed: int,
+        *,
+        steps: int | None = None,
         timeout: float | None = None,
     ) -> ClientUpdate:
-        """The update after `steps` of a stage on the training split, from `start`, which is in the model already.
+        """The update of `name` after a stage's local steps on its training split, from `start`, which is in the model.
 
-        timeout: seconds they may take, see `train_locally`.
+        steps: default a round's. timeout: seconds they may take, see `LocalTraining`.
         """
         self.slot.train_only(stage.parts)
         share, even = self.processes.share, self.processes.lockstep
         batches = local_batches(data.train, self.data_collator, self.args, seed, share=share, even=even)
-        mu = self.args.fedprox_mu if stage.name == "federated" else 0.0
+        mu = self.args.fedprox_mu if stage.name is StageName.FEDERATED else 0.0
+        steps = self.num_local_steps(data) if steps is None else steps
         with _learning_rate(self.args, stage.learning_rate):
-            result = train_locally(
-                self, batches, steps, seed=seed, processes=self.processes, proximal_mu=mu, timeout=timeout
-            )
+            result = LocalTraining(self, batches, steps, seed, proximal_mu=mu, timeout=timeout).run()
         if self.processes.together:
             self.processes.check_same(self.slot.checksum(), f"the adapter of {name!r} after its local steps")
         facts = {"train_loss": result.train_loss, "steps": result.steps}
         # A factor that was not trained is the start's to the bit, which an adapter kept in other parts (dirmag) is not.
-        return ClientUpdate(
-            name, personalise.with_kept(self.slot.read(), start, stage.untrained), len(data.train), facts
-        )
+        return ClientUpdate(name, with_kept(self.slot.read(), start, stage.untrained), len(data.train), facts)
 
     def personal(
         self, client_id: str, global_state: AdapterState, own: AdapterState | None, refined: AdapterState | None
-    ) -> tuple[str, AdapterState, dict[str, float]]:
-        """(what was chosen, the adapter, {candidate: validation loss}): a client's personal adapter.
-
-        own: its last update; refined: what the method made for it. See `personalise`.
-        """
+    ) -> Personal:
+        """A client's personal adapter. own: its last update; refined: what the method made for it."""
         data = self.clients[client_id]
+
+        def loss(state: AdapterState) -> float:
+            return self.scorer.metrics(state, data.validation)["loss"]
+
         if self.args.personalise == "method" or data.validation is None:
             # In the pipeline a client's personal steps start from what is broadcast, not from its own last update.
-            name, state = personalise.given(global_state, None if self.args.pipeline != "none" else own, refined)
-            losses: dict[str, float] = {}
+            found = given(global_state, None if self.args.pipeline != "none" else own, refined)
         else:
-            offered = personalise.candidates(global_state, own, refined, self.rank)
-            name, state, losses = personalise.best(offered, lambda s: self.scorer.metrics(s, data.validation)["loss"])
-        if self.args.personal_steps:
-            state_before, name_before = state, name
-            name, state = f"{name}, tuned", self._tuned(client_id, state)
-            if losses:
-                losses[name] = self.scorer.metrics(state, data.validation)["loss"]
-                if not losses[name] < losses[name_before]:
-                    name, state = name_before, state_before
-        return name, state, losses
+            found = best(candidates(global_state, own, refined, self.rank), loss)
+        if not self.args.personal_steps:
+            return found
+        return with_tuned(found, lambda state: self._tuned(client_id, state), loss)
 
     def _tuned(self, client_id: str, state: AdapterState) -> AdapterState:
         """`state` after `personal_steps` further local steps of the client."""
         seed, start = derive_seed(self.args.seed, "personal", client_id), fitted(state, self.rank)
-        adapters.set_carry(self.model, None)
-        self.slot.write(start)
-        steps = int(self.args.personal_steps or 0)
-        return self.trained(client_id, self.clients[client_id], start, personal_stage(self.args), steps, seed).state
+        self.install(start)
+        stage, data = personal_stage(self.args), self.clients[client_id]
+        return self.train_from(start, client_id, data, stage, seed, steps=self.args.personal_steps).state
 
-    def outgoing(self, update: ClientUpdate, start: AdapterState, stage: Stage, seed: int) -> ClientUpdate:
-        """What of an update leaves the client: all of it or, where the run asks for privacy, clipped and with noise."""
-        return update if self.privacy is None else self.privacy.applied(update, start, stage.untrained, seed)
+    # ---- what a client's local steps need of the Trainer: all that they change of it is changed here -----------------
+
+    @contextmanager
+    def fresh_optimizer(self, steps: int) -> Iterator[tuple[Any, Any]]:
+        """A new (optimizer, scheduler) over what is trainable now, for so many steps; none is left afterwards."""
+        self.optimizer = self.lr_scheduler = None
+        try:
+            optimizer = self.create_optimizer()
+            scheduler = self.create_scheduler(num_training_steps=steps, optimizer=optimizer)
+            if self.accelerator.scaler is not None:
+                self.optimizer = optimizer = self.accelerator.prepare_optimizer(optimizer)
+            yield optimizer, scheduler
+        finally:
+            # The accelerator would otherwise collect every client's optimizer for as long as the process lives.
+            self.accelerator._optimizers.clear()
+            self.optimizer = self.lr_scheduler = None
+
+    def step_batches(self, batches: Iterator[list[dict[str, Any]]]) -> tuple[list[dict[str, Any]], Tensor | int | None]:
+        """(this process's micro-batches of the next step, the number of items in the step, over all processes)."""
+        device, processes = self.args.device, self.processes
+        drawn: list[Any] = []
+
+        def counts() -> Tensor:
+            own = next(batches)
+            drawn[:] = self.get_batch_samples(iter(own), len(own), device)
+            return torch.tensor([len(own), float(drawn[1] or 0)], device=device, dtype=torch.float64)
+
+        if not processes.together:
+            counts()
+            self.current_gradient_accumulation_steps = len(drawn[0])
+            return drawn[0], drawn[1]
+        number, items = processes.total(counts, torch.zeros(2, device=device, dtype=torch.float64))
+        self.current_gradient_accumulation_steps = int(number)
+        return drawn[0], None if drawn[1] is None else items.float()
+
+    def backward(self, micro_batches: list[dict[str, Any]], num_items: Tensor | int | None) -> Tensor:
+        """Forward and backward of a step's micro-batches on this process; the sum of their losses."""
+        loss = torch.zeros((), device=self.args.device)
+        for inputs in micro_batches:
+            loss += self.training_step(self.model_wrapped, inputs, num_items)
+        return loss
+
+    def step_begins(self) -> None:
+        """Tell the callbacks."""
+        self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
+
+    def step_ended(self) -> None:
+        """Count the step and tell the callbacks."""
+        self.state.global_step += 1
+        self.control = self.callback_handler.on_step_end(self.args, self.state, self.control)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """As Trainer's, but found once: a client's optimizer does not wait for a walk over all modules."""
@@ -207,7 +270,7 @@ class ClientTrainer(Trainer):
         """{client: metrics of its adapter on its test split}, each client evaluated by one process, or by all."""
         found: dict[str, Metrics] = {}
         with self.processes.all_or_none():
-            for client_id in self.steps.over(self.mine(states), "evaluating"):
+            for client_id in self.progress.over(self.assigned(states), "evaluating"):
                 data, state = self.clients[client_id], states[client_id]
                 if data.test is not None:
                     with self.processes.each_or_none():

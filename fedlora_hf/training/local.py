@@ -1,6 +1,6 @@
 """One client's local training: the steps of one round from the adapter the model holds, and nothing else.
 
-`transformers.Trainer.train()` is not called: run again and again it would repeat one batch order, carry the optimizer
+`transformers.Trainer.train()` is not called: run again and again it would repeat one batch order, take the optimizer
 from client to client and collect garbage at every call. Its parts are (compute_loss, training_step, the optimizer and
 scheduler factories, gradient accumulation by tokens), so a client's steps are a plain Trainer's steps to the bit.
 """
@@ -11,22 +11,24 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count as counting
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from fedlora_hf.errors import ClientTimeoutError, one_line
-from fedlora_hf.launch.processes import Processes
 from fedlora_hf.training.metrics import IGNORED
 from fedlora_hf.util.disk import is_disk_trouble
 from fedlora_hf.util.seeding import derive_seed
+
+if TYPE_CHECKING:
+    from fedlora_hf.training.client_trainer import ClientTrainer
 
 
 @dataclass(frozen=True)
@@ -104,100 +106,77 @@ def _without_labels(batch: dict[str, Any]) -> dict[str, Any]:
     return {**batch, "labels": torch.full_like(batch["labels"], IGNORED)}
 
 
-def train_locally(
-    trainer: Trainer,
-    batches: Iterator[list[dict[str, Any]]],
-    steps: int,
-    *,
-    seed: int,
-    processes: Processes,
-    proximal_mu: float = 0.0,
-    timeout: float | None = None,
-) -> LocalResult:
-    """Take `steps` optimizer steps on the trainable parameters of `trainer.model`, in place.
+@dataclass(eq=False)
+class LocalTraining:
+    """One client's steps of a round, on the trainable parameters of the trainer's model, in place.
 
-    The optimizer and scheduler are fresh. Dropout is drawn from `seed`; the global generator is left as it was.
-    processes: when they work together each takes its own `batches`; losses have the whole step's denominator and
-    gradients are added up, so every process takes the same step.
+    batches: of one step after the other, see `local_batches`. Dropout is drawn from `seed`; the global generator is
+    left as it was. Where processes work together each takes its own `batches`; losses have the whole step's denominator
+    and gradients are added up, so every process takes the same step.
     proximal_mu: FedProx (Li et al. 2020, arXiv 1812.06127), mu / 2 * |w - w_start|^2 added to the loss; its gradient
     mu * (w - w_start) is added directly, which is the same and costs no graph.
     timeout: seconds after which the client is given up, looked at after every step: ClientTimeoutError.
     """
-    began = time.monotonic()
-    args, accelerator, model = trainer.args, trainer.accelerator, trainer.model_wrapped
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    start = [parameter.detach().clone() for parameter in parameters] if proximal_mu else []
-    trainer.optimizer = trainer.lr_scheduler = None
-    optimizer = trainer.create_optimizer()
-    scheduler = trainer.create_scheduler(num_training_steps=steps, optimizer=optimizer)
-    if accelerator.scaler is not None:
-        trainer.optimizer = optimizer = accelerator.prepare_optimizer(optimizer)
-    total = torch.zeros((), device=args.device)
-    devices = _cuda_devices(args.device)
-    number = processes.share[0]  # a process with batches of its own needs dropout of its own
-    with _leave_nothing(trainer, parameters), torch.random.fork_rng(devices), _mode_set_once(model):
-        torch.manual_seed(derive_seed(seed, "dropout", *([number] if number else [])))
-        for step in range(1, steps + 1):
-            micro_batches, num_items = _next_step(trainer, batches, processes)
-            trainer.control = trainer.callback_handler.on_step_begin(args, trainer.state, trainer.control)
-            total += processes.add_gradients(parameters, partial(_backward, trainer, micro_batches, num_items))
-            for parameter, origin in zip(parameters, start, strict=bool(start)):
-                if parameter.grad is not None:
-                    parameter.grad.add_(parameter.detach() - origin, alpha=proximal_mu)
-            if args.max_grad_norm and args.max_grad_norm > 0:
-                accelerator.clip_grad_norm_(parameters, args.max_grad_norm)
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad(set_to_none=True)
-            trainer.state.global_step += 1
-            trainer.control = trainer.callback_handler.on_step_end(args, trainer.state, trainer.control)
-            if timeout is not None and (seconds := processes.agreed(time.monotonic() - began)) > timeout:
-                raise ClientTimeoutError(
-                    f"{step} of {steps} steps took {seconds:.1f} s, client_timeout={timeout:g}; raise it or take fewer"
-                )
-    return LocalResult(train_loss=float(total) / steps, steps=steps)
 
+    trainer: "ClientTrainer"
+    batches: Iterator[list[dict[str, Any]]]
+    steps: int
+    seed: int
+    proximal_mu: float = 0.0
+    timeout: float | None = None
+    began: float = field(default_factory=time.monotonic, init=False)
 
-def _next_step(
-    trainer: Trainer, batches: Iterator[list[dict[str, Any]]], processes: Processes
-) -> tuple[list[dict[str, Any]], Tensor | int | None]:
-    """(this process's micro-batches of the next step, the number of items in the step, over all processes)."""
-    device = trainer.args.device
-    drawn: list[Any] = []
+    def __post_init__(self) -> None:
+        trained = [parameter for parameter in self.trainer.model_wrapped.parameters() if parameter.requires_grad]
+        self.parameters: list[nn.Parameter] = trained
+        self.start = [parameter.detach().clone() for parameter in trained] if self.proximal_mu else []
 
-    def counts() -> Tensor:
-        own = next(batches)
-        drawn[:] = trainer.get_batch_samples(iter(own), len(own), device)
-        return torch.tensor([len(own), float(drawn[1] or 0)], device=device, dtype=torch.float64)
+    def run(self) -> LocalResult:
+        """Take all the steps; whatever becomes of them, no gradient is left behind."""
+        trainer, device = self.trainer, self.trainer.args.device
+        total = torch.zeros((), device=device)
+        number = trainer.processes.share[0]  # a process with batches of its own needs dropout of its own
+        try:
+            with (
+                trainer.fresh_optimizer(self.steps) as (optimizer, scheduler),
+                torch.random.fork_rng(_cuda_devices(device)),
+                _mode_set_once(trainer.model_wrapped),
+            ):
+                torch.manual_seed(derive_seed(self.seed, "dropout", *([number] if number else [])))
+                for step in range(1, self.steps + 1):
+                    total += self._step(optimizer, scheduler)
+                    self._check_time(step)
+        finally:
+            for parameter in self.parameters:
+                parameter.grad = None
+        return LocalResult(train_loss=float(total) / self.steps, steps=self.steps)
 
-    if not processes.together:
-        counts()
-        trainer.current_gradient_accumulation_steps = len(drawn[0])
-        return drawn[0], drawn[1]
-    number, items = processes.total(counts, torch.zeros(2, device=device, dtype=torch.float64))
-    trainer.current_gradient_accumulation_steps = int(number)
-    return drawn[0], None if drawn[1] is None else items.float()
+    def _step(self, optimizer: Any, scheduler: Any) -> Tensor:
+        """One optimizer step; its loss."""
+        trainer, args = self.trainer, self.trainer.args
+        micro_batches, num_items = trainer.step_batches(self.batches)
+        trainer.step_begins()
+        loss = trainer.processes.add_gradients(self.parameters, partial(trainer.backward, micro_batches, num_items))
+        for parameter, origin in zip(self.parameters, self.start, strict=bool(self.start)):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - origin, alpha=self.proximal_mu)
+        if args.max_grad_norm and args.max_grad_norm > 0:
+            trainer.accelerator.clip_grad_norm_(self.parameters, args.max_grad_norm)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad(set_to_none=True)
+        trainer.step_ended()
+        return loss
 
-
-def _backward(trainer: Trainer, micro_batches: list[dict[str, Any]], num_items: Tensor | int | None) -> Tensor:
-    """Forward and backward of a step's micro-batches on this process; the sum of their losses."""
-    loss = torch.zeros((), device=trainer.args.device)
-    for inputs in micro_batches:
-        loss += trainer.training_step(trainer.model_wrapped, inputs, num_items)
-    return loss
-
-
-@contextmanager
-def _leave_nothing(trainer: Trainer, parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Whatever becomes of a client, the next one finds no gradients and no optimizer of its making."""
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.grad = None
-        # The accelerator would otherwise collect every client's optimizer for as long as the process lives.
-        trainer.accelerator._optimizers.clear()
-        trainer.optimizer = trainer.lr_scheduler = None
+    def _check_time(self, step: int) -> None:
+        if self.timeout is None:
+            return
+        seconds = self.trainer.processes.agreed(time.monotonic() - self.began)
+        if seconds > self.timeout:
+            raise ClientTimeoutError(
+                f"{step} of {self.steps} steps took {seconds:.1f} s, client_timeout={self.timeout:g}; raise it or take "
+                "fewer"
+            )
 
 
 def failure_reason(what: str, error: Exception) -> str:

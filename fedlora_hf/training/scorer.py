@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from fedlora_hf.adapter.slot import AdapterSlot, set_carry
+from fedlora_hf.adapter.slot import AdapterSlot, set_frozen
 from fedlora_hf.data.tokenize import tokenize_prompts
 from fedlora_hf.launch.processes import Processes
 from fedlora_hf.training.metrics import generate_answers, held_out_metrics, rouge_l
@@ -35,10 +35,10 @@ class Scorer:
     def install(self, state: AdapterState) -> None:
         """Put any adapter into the model; one of a higher rank than the model's stands beside it, frozen."""
         if max(factors.rank for factors in state.values()) <= self.rank:
-            set_carry(self.slot.model, None)
+            set_frozen(self.slot.model, None)
             self.slot.write(state)
         else:
-            set_carry(self.slot.model, state)
+            set_frozen(self.slot.model, state)
             self.slot.write(AdapterState({name: f * 0.0 for name, f in self.blank.items()}, state.extras))
 
     def metrics(self, state: AdapterState, dataset: Any) -> dict[str, float]:

@@ -7,6 +7,7 @@ B's magnitude alone.
 # SPDX-License-Identifier: Apache-2.0
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,12 +20,21 @@ PERSONAL_PARTS = ("B.magnitude",)
 MAGNITUDE_LEARNING_RATE = 5e-2
 
 
+class StageName(StrEnum):
+    """The values are those of run.json."""
+
+    FEDERATED = "federated"  # every client trains what the method shares
+    GLOBAL = "global"  # the shared direction is trained on, by the clients or by the server on data of its own
+    PERSONAL = "personal"  # every client by itself, after the rounds
+    AGGREGATE = "aggregate"  # adapters trained elsewhere are combined once
+
+
 @dataclass(frozen=True)
 class Stage:
-    """name: "federated", "global" or "personal". parts: what is trained, factors ("A", "B") or parts of one
+    """parts: what is trained, factors ("A", "B") or parts of one
     ("A.direction"). on_server: trained on the server's own data instead of the clients'."""
 
-    name: str
+    name: StageName
     parts: tuple[str, ...]
     learning_rate: float
     on_server: bool = False
@@ -43,18 +53,9 @@ def total_rounds(args: "FederatedConfig") -> int:
 def round_stage(args: "FederatedConfig", trains: tuple[str, ...], number: int) -> Stage:
     """The stage of a round; `trains`: the factors that the aggregation method has its clients train."""
     if number <= args.num_rounds:
-        return Stage("federated", trains, args.learning_rate)
+        return Stage(StageName.FEDERATED, trains, args.learning_rate)
     rate = args.learning_rate if args.global_learning_rate is None else args.global_learning_rate
-    return Stage("global", GLOBAL_PARTS, rate, on_server=args.server_dataset is not None)
-
-
-def personal_bytes(choice: str, part_bytes: int, whole_bytes: int) -> int:
-    """Bytes a client has to keep beside the global adapter for its personal one, by how that was chosen.
-
-    part_bytes: those of what the personal stage trains; whole_bytes: those of a whole adapter. (The folder on disk
-    holds a whole adapter in any case, because stock PEFT loads it.)
-    """
-    return {"global": 0, "global, tuned": part_bytes}.get(choice, whole_bytes)
+    return Stage(StageName.GLOBAL, GLOBAL_PARTS, rate, on_server=args.server_dataset is not None)
 
 
 def personal_stage(args: "FederatedConfig") -> Stage:
@@ -62,4 +63,4 @@ def personal_stage(args: "FederatedConfig") -> Stage:
     in_pipeline = args.pipeline == "fedlora_optimizer"
     default = MAGNITUDE_LEARNING_RATE if in_pipeline else args.learning_rate
     rate = default if args.personal_learning_rate is None else args.personal_learning_rate
-    return Stage("personal", PERSONAL_PARTS if in_pipeline else FACTORS, rate)
+    return Stage(StageName.PERSONAL, PERSONAL_PARTS if in_pipeline else FACTORS, rate)

@@ -11,19 +11,19 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     MofNCompleteColumn,
-    Progress,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.progress import Progress as Bars
 
 Item = TypeVar("Item")
 LINE_EVERY_S = 10.0  # at most one plain line of a transfer in so many seconds
 
 
-class Steps:
-    """Shows the steps of a run. One instance a run; `console` writes to standard error."""
+class Progress:
+    """Shows how far a run is. One instance a run; `console` writes to standard error."""
 
     def __init__(self, enabled: bool = True, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
@@ -46,7 +46,7 @@ class Steps:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         ]
-        with Progress(*columns, console=self.console, transient=True) as progress:
+        with Bars(*columns, console=self.console, transient=True) as progress:
             task = progress.add_task(title, total=len(items) if isinstance(items, Sized) else None)
             for item in items:
                 progress.update(task, description=f"{title} {item}" if isinstance(item, str) else title)
@@ -71,7 +71,7 @@ class Steps:
             TransferSpeedColumn(),
             TimeRemainingColumn(),
         ]
-        with Progress(*columns, console=self.console, transient=True, disable=not on_terminal) as progress:
+        with Bars(*columns, console=self.console, transient=True, disable=not on_terminal) as progress:
             task = progress.add_task(title, total=size)
             count, said = 0, start
 

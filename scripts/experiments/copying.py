@@ -23,7 +23,7 @@ from fedlora_hf.commands.demo import COMMON, LETTERS, OWN, copying_model, exampl
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.trainer import FederatedTrainer
 from fedlora_hf.update import AdapterState
-from fedlora_hf.util.progress import Steps
+from fedlora_hf.util.progress import Progress
 from fedlora_hf.util.seeding import derive_seed
 
 STEPS, RANK = 40, 8
@@ -109,7 +109,7 @@ def base_model(cache: Path, seed: int) -> LlamaForCausalLM:
     disable_progress_bar()
     base = cache / f"base-{seed}"
     if not (base / "config.json").exists():
-        copying_model(letter_tokenizer(), seed, Steps(enabled=False)).save_pretrained(base)
+        copying_model(letter_tokenizer(), seed, Progress(enabled=False)).save_pretrained(base)
     return LlamaForCausalLM.from_pretrained(base)
 
 

@@ -81,7 +81,7 @@ class Measured(FederatedTrainer):
     def personal_stage(self, rate: float) -> dict[str, AdapterState]:
         """The personal adapters anew, with another learning rate of the personal steps; {client id: adapter}."""
         self.args.personal_learning_rate = rate
-        self._personalise()
+        self.loop.personalise()
         return self.run.personalised
 
 

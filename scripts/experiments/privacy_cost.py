@@ -23,7 +23,7 @@ from fedlora_hf.commands import demo
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.privacy import DELTA, epsilon
 from fedlora_hf.rounds import output
-from fedlora_hf.util.progress import Steps
+from fedlora_hf.util.progress import Progress
 
 COLUMNS = ("method", "clip", "noise_multiplier", "epsilon", "seed", "global_accuracy", "personal_accuracy")
 ROUNDS = 4
@@ -73,7 +73,7 @@ def main() -> None:
     bounds, rows = cells(args.clip, args.multipliers), []
     folder = args.output_dir / "scratch"
     if not (folder / "base").exists():
-        base = demo.copying_model(demo.letter_tokenizer(), args.seeds[0], Steps(enabled=False))
+        base = demo.copying_model(demo.letter_tokenizer(), args.seeds[0], Progress(enabled=False))
         base.save_pretrained(folder / "base")
     for method, (clip, z), seed in itertools.product(args.methods, bounds, args.seeds):
         shutil.rmtree(folder / "run", ignore_errors=True)

@@ -36,7 +36,7 @@ from fedlora_hf.adapter.slot import AdapterSlot
 from fedlora_hf.commands.train import load_base, parse
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.numerics.direction import Axis, component_change, split
-from fedlora_hf.training.stages import FACTORS, Stage
+from fedlora_hf.training.stages import FACTORS, Stage, StageName
 from fedlora_hf.update import AdapterState, LoraFactors
 from fedlora_hf.util.seeding import derive_seed
 
@@ -67,9 +67,9 @@ def snapshots(trainer: Measured, client: str, start: AdapterState, wanted: Seque
     recorder = Recorder(trainer.slot, wanted)
     trainer.slot.write(start)
     trainer.add_callback(recorder)
-    stage = Stage("local", FACTORS, rate)
+    stage = Stage(StageName.PERSONAL, FACTORS, rate)
     seed = derive_seed(trainer.args.seed, "sensitivity", client)
-    trainer.trained(client, trainer.clients[client], start, stage, max(wanted), seed)
+    trainer.train_from(start, client, trainer.clients[client], stage, seed, steps=max(wanted))
     trainer.remove_callback(recorder)
     return recorder.taken
 

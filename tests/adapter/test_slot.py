@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from fedlora_hf import FederatedConfig
 from fedlora_hf.adapter import slot as adapters
 from fedlora_hf.adapter.files import write_adapter
-from fedlora_hf.adapter.slot import AdapterSlot, set_carry, with_adapter
+from fedlora_hf.adapter.slot import AdapterSlot, set_frozen, with_adapter
 from fedlora_hf.errors import AdapterError, ConfigError
 from fedlora_hf.update import AdapterState, LoraFactors, state_sum
 
@@ -110,7 +110,7 @@ def test_a_carried_adapter_adds_exactly_its_update(tmp_path: Path, rank: int) ->
     state, carried = random_state(slot, 4, scale=2.0), random_state(slot, rank, seed=2)
     slot.write(state)
     alone = models.logits(model)
-    set_carry(model, carried)
+    set_frozen(model, carried)
     together = models.logits(model)
     write_adapter(tmp_path, state_sum(state, carried), slot.config())
     stock = PeftModel.from_pretrained(models.tiny_llama(), str(tmp_path))
@@ -120,8 +120,8 @@ def test_a_carried_adapter_adds_exactly_its_update(tmp_path: Path, rank: int) ->
     assert trainable
     assert all(".default." in name for name in trainable)
     assert sample_updates.same_bits(slot.read(), state)
-    set_carry(model, random_state(slot, 3, seed=3))
-    set_carry(model, None)
+    set_frozen(model, random_state(slot, 3, seed=3))
+    set_frozen(model, None)
     assert torch.equal(models.logits(model), alone)
     assert list(model.peft_config) == ["default"]
 

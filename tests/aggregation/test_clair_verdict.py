@@ -10,7 +10,7 @@ import torch
 from fedlora_hf.aggregation.clair import _verdict
 from fedlora_hf.aggregation.cohort import PastRound
 from fedlora_hf.numerics.clair.evidence import Judgement
-from fedlora_hf.update import Evidence
+from fedlora_hf.numerics.evidence import Evidence
 
 IDS = ("bad", "good")
 STRANGER, QUIET, SILENT = Evidence(0.95, 0.85), Evidence(0.1, 1.7), Evidence(0.0, None)

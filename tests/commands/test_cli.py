@@ -13,7 +13,7 @@ import pytest
 import sample_data
 from transformers import TrainingArguments
 
-import fedlora_hf.training.client_trainer
+import fedlora_hf
 from fedlora_hf import FederatedConfig, cli, options
 from fedlora_hf.aggregation import METHODS
 from fedlora_hf.commands import manual, train
@@ -238,7 +238,7 @@ def test_an_interruption_says_how_to_go_on(
     def interrupt(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fedlora_hf.training.client_trainer, "train_locally", interrupt)
+    monkeypatch.setattr("fedlora_hf.training.local.LocalTraining.run", interrupt)
     assert cli.main(train_flags(base_model, dolly, tmp_path, lora_r=2, generation_examples=0)) == 130
     assert "--resume_from last" in capsys.readouterr().err.splitlines()[-1]
 

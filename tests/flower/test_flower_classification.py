@@ -13,8 +13,8 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
 from fedlora_hf.adapter import slot as adapters
-from fedlora_hf.flower.hollow import hollow_base
 from fedlora_hf.flower.settings import read
+from fedlora_hf.flower.weightless import weightless_base
 
 # Four clients of a few steps each are too few for clair's weights to settle, which it says.
 pytestmark = [
@@ -112,10 +112,10 @@ def test_what_is_left_loads_with_plain_peft(classes: Config, tmp_path: Path) -> 
     assert torch.equal(weights, done.state.extras[HEAD])
 
 
-def test_the_hollow_model_knows_the_heads_shape_and_holds_no_base(classes: Config) -> None:
+def test_the_weightless_model_knows_the_heads_shape_and_holds_no_base(classes: Config) -> None:
     args, _ = read(classes)
-    hollow = hollow_base(args)
-    stored = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in hollow.parameters()}
-    assert sum(stored.values()) < 1000 < sum(parameter.numel() for parameter in hollow.parameters())
-    slot = adapters.AdapterSlot(adapters.with_adapter(hollow, adapters.peft_config(args), args.seed))
+    base = weightless_base(args)
+    stored = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in base.parameters()}
+    assert sum(stored.values()) < 1000 < sum(parameter.numel() for parameter in base.parameters())
+    slot = adapters.AdapterSlot(adapters.with_adapter(base, adapters.peft_config(args), args.seed))
     assert slot.read().extras[HEAD].shape == (len(LABELS), 16)

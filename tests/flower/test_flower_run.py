@@ -15,8 +15,8 @@ from peft import PeftModel
 from fedlora_hf.adapter import slot as adapters
 from fedlora_hf.errors import ConfigError, FedLoraError, RoundError
 from fedlora_hf.flower.federate import FlowerRun
-from fedlora_hf.flower.hollow import hollow_base
 from fedlora_hf.flower.settings import Settings, read
+from fedlora_hf.flower.weightless import weightless_base
 from fedlora_hf.flower.wire import put, take
 from fedlora_hf.update import AdapterState, LoraFactors
 
@@ -119,13 +119,13 @@ def test_a_data_set_of_the_nodes_own_is_that_client_of_fedlora_train(config: Con
     assert [client["node"] for client in done.record.clients.values()] == ["7", "8"]
 
 
-def test_the_hollow_model_gives_the_same_adapter_and_holds_nothing(config: Config) -> None:
+def test_the_weightless_model_gives_the_same_adapter_and_holds_nothing(config: Config) -> None:
     args, _ = read(config)
     full = plain(config | {"num_rounds": 0}, Path(args.output_dir))
-    hollow = hollow_base(args)
-    stored = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in hollow.parameters()}
-    assert sum(stored.values()) < 1000 < sum(parameter.numel() for parameter in hollow.parameters())
-    slot = adapters.AdapterSlot(adapters.with_adapter(hollow, adapters.peft_config(args), args.seed))
+    base = weightless_base(args)
+    stored = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in base.parameters()}
+    assert sum(stored.values()) < 1000 < sum(parameter.numel() for parameter in base.parameters())
+    slot = adapters.AdapterSlot(adapters.with_adapter(base, adapters.peft_config(args), args.seed))
     assert slot.config() == full.slot.config()
     for module, factors in slot.read().items():
         assert torch.equal(factors.A, full.initial[module].A)
@@ -242,7 +242,9 @@ def test_lies_about_numbers_do_not_enter(config: Config) -> None:
 
     done, _ = run(config, change)
     assert list(done.record.quarantined) == ["client-00", "client-01"]
-    assert len(done.record.clients["client-02"]["personal"]["choice"]) == 80
+    reason = done.record.clients["client-02"]["personal"]["failed"]
+    assert reason.startswith("personal choice 'xxx")
+    assert len(reason) <= 300
 
 
 # ---- going on, and being told ----------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ import models
 import pytest
 
 from fedlora_hf.record import thinning
-from fedlora_hf.record import write as bookkeeping
 from fedlora_hf.record.record import RunRecord, check_complete
+from fedlora_hf.record.standing import last_rounds
 from fedlora_hf.record.thinning import thin, thinned_modules
 
 
@@ -85,7 +85,7 @@ def test_a_thinned_run_is_gone_on_from_to_the_same_bits(
     record = RunRecord.load(tmp_path / "parts")
     assert [item.get("thinned", False) for item in record.rounds] == [True] * 4 + [False] * 2
     check_complete(record, 6, "here")
-    assert bookkeeping.last_rounds(record) == dict.fromkeys(clients, 6)
+    assert last_rounds(record) == dict.fromkeys(clients, 6)
     assert all(facts["weight"] > 0 for facts in record.clients.values())
 
 

@@ -11,9 +11,13 @@ import sample_updates
 import torch
 
 from fedlora_hf.aggregation import aggregate
-from fedlora_hf.record import write as bookkeeping
+from fedlora_hf.numerics.evidence import Evidence
+from fedlora_hf.record.changes import compared, component_changes
+from fedlora_hf.record.lines import round_line, round_log
 from fedlora_hf.record.record import RunRecord
-from fedlora_hf.update import AdapterState, Aggregate, Evidence, LoraFactors
+from fedlora_hf.record.standing import collaborative, last_rounds, needed_updates, update_standing
+from fedlora_hf.record.write import add_round
+from fedlora_hf.update import AdapterState, Aggregate, LoraFactors
 
 IDS = ["ada", "bob", "eve", "kim"]
 
@@ -49,10 +53,10 @@ def test_a_client_stands_as_its_last_round_left_it() -> None:
             entry(3, "eve kim"),
         ]
     )
-    bookkeeping.judge(record)
+    update_standing(record)
     assert record.flagged == ["ada", "bob"]
     assert record.quarantined == {}
-    assert bookkeeping.collaborative(record) == ["eve", "kim"]
+    assert collaborative(record) == ["eve", "kim"]
     assert {client: facts["weight"] for client, facts in record.clients.items()} == {
         "ada": 0.0,
         "bob": 0.0,
@@ -61,17 +65,17 @@ def test_a_client_stands_as_its_last_round_left_it() -> None:
     }
     assert record.clients["bob"]["evidence"]["scale"]["score"] == 1
     record.rounds.append(entry(4, "kim bob", quarantined="kim"))
-    bookkeeping.judge(record)
+    update_standing(record)
     assert record.flagged == ["ada"]
     assert record.quarantined == {"kim": "NaN"}
 
 
 def test_last_rounds_are_those_with_a_usable_update() -> None:
     rounds = [entry(1, "ada bob"), entry(2, "bob eve", quarantined="bob"), entry(3, "eve")]
-    assert bookkeeping.last_rounds(blank(rounds)) == {"ada": 1, "bob": 1, "eve": 3}
-    assert bookkeeping.needed_updates(blank(rounds), 1) == {(1, "ada"), (1, "bob"), (3, "eve")}
-    assert bookkeeping.needed_updates(blank(rounds), 2) == {(1, "ada"), (1, "bob"), (2, "eve"), (3, "eve")}
-    assert bookkeeping.needed_updates(blank([]), 2) == set()
+    assert last_rounds(blank(rounds)) == {"ada": 1, "bob": 1, "eve": 3}
+    assert needed_updates(blank(rounds), 1) == {(1, "ada"), (1, "bob"), (3, "eve")}
+    assert needed_updates(blank(rounds), 2) == {(1, "ada"), (1, "bob"), (2, "eve"), (3, "eve")}
+    assert needed_updates(blank([]), 2) == set()
 
 
 def test_a_round_is_written_down() -> None:
@@ -81,7 +85,7 @@ def test_a_round_is_written_down() -> None:
     record.clients = {u.client_id: {"num_examples": u.num_examples} for u in updates} | {"client9": {}}
     cohort = ["client0", "client1", "client2", "client9"]
     seconds = {"train": 2.0, "aggregate": 1.0}
-    bookkeeping.add_round(record, 1, cohort, updates, combined, {"client9": "NaN"}, updates[0].state, seconds)
+    add_round(record, 1, cohort, updates, combined, {"client9": "NaN"}, updates[0].state, seconds)
     (written,) = record.rounds
     assert written["weights"] == pytest.approx({"client0": 1 / 6, "client1": 2 / 6, "client2": 3 / 6})
     assert written["update_norm"]["client0"] == pytest.approx(0, abs=1e-5)
@@ -93,8 +97,8 @@ def test_a_round_is_written_down() -> None:
     assert written["bytes_down"] == dict.fromkeys(cohort, size)
     assert record.quarantined == {"client9": "NaN"}
     assert set(record.modules) == set(sample_updates.SHAPES)
-    assert bookkeeping.round_log(written) == {"round": 1, "flagged": 0, "quarantined": 1, "seconds": 3.0}
-    assert bookkeeping.round_line(written, 3) == "round 1/3: 4 clients, quarantined client9, 3.0 s"
+    assert round_log(written) == {"round": 1, "flagged": 0, "quarantined": 1, "seconds": 3.0}
+    assert round_line(written, 3) == "round 1/3: 4 clients, quarantined client9, 3.0 s"
     assert RunRecord.from_dict({**_json(record)}).rounds == _json(record)["rounds"]
 
 
@@ -109,32 +113,32 @@ def test_bytes_are_those_of_the_message(size: int) -> None:
     record.clients = {u.client_id: {} for u in updates}
     combined = aggregate(updates, "product_mean")
     ids = [u.client_id for u in updates]
-    bookkeeping.add_round(record, 1, ids, updates, combined, {}, updates[0].state, {}, message_bytes=size)
+    add_round(record, 1, ids, updates, combined, {}, updates[0].state, {}, message_bytes=size)
     assert record.rounds[0]["bytes_up"] == record.rounds[0]["bytes_down"] == dict.fromkeys(ids, size)
 
 
 def test_how_far_directions_and_magnitudes_moved() -> None:
     start = sample_updates.cohort(1)[0].state
     doubled = AdapterState({m: LoraFactors(f.A * 2, -f.B, f.scale) for m, f in start.items()})
-    moved = bookkeeping.component_changes(start, doubled)
+    moved = component_changes(start, doubled)
     assert moved["A.direction"] == pytest.approx(0, abs=1e-6)
     assert moved["A.magnitude"] > 1
     assert moved["B.direction"] == pytest.approx(2)
     assert moved["B.magnitude"] == pytest.approx(0, abs=1e-6)
-    assert bookkeeping.component_changes(start, AdapterState({m: f.padded(6) for m, f in start.items()})) == {}
+    assert component_changes(start, AdapterState({m: f.padded(6) for m, f in start.items()})) == {}
 
 
 def test_norms_and_cosines_are_of_the_changes_of_all_modules_together() -> None:
     updates = sample_updates.cohort(4)
     start = updates[3].state
-    norms, found = bookkeeping.compared(updates[:3], start, list(start))
+    norms, found = compared(updates[:3], start, list(start))
     changes = torch.stack([sample_updates.dense(u.state) - sample_updates.dense(start) for u in updates[:3]])
     assert list(norms) == ["client0", "client1", "client2"]
     assert list(norms.values()) == pytest.approx(changes.norm(dim=1).tolist())
     changes /= changes.norm(dim=1, keepdim=True)
     assert found["ids"] == ["client0", "client1", "client2"]
     torch.testing.assert_close(torch.tensor(found["cosine"]).double(), changes @ changes.T, atol=1e-4, rtol=0)
-    alone, none = bookkeeping.compared(updates[:1], start, list(start))
+    alone, none = compared(updates[:1], start, list(start))
     assert (alone, none) == ({"client0": pytest.approx(norms["client0"])}, {})
 
 
@@ -144,7 +148,7 @@ def test_evidence_is_plain_numbers() -> None:
     combined = Aggregate(updates[0].state, weights={"client1": 1.0}, flagged=("client0",), evidence=evidence)
     record = blank()
     record.clients = {u.client_id: {} for u in updates}
-    bookkeeping.add_round(record, 1, ["client0", "client1"], updates, combined, {}, None, {})
+    add_round(record, 1, ["client0", "client1"], updates, combined, {}, None, {})
     assert record.rounds[0]["evidence"]["client0"] == {
         "scale": {"score": 4.0, "threshold": 3.0},
         "subspace": {"score": 0.1, "threshold": None},

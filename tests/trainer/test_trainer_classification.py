@@ -47,7 +47,7 @@ def test_the_head_travels_with_the_adapter(tmp_path: Path, method: str) -> None:
         torch.testing.assert_close(models.logits(stock), models.logits(trainer.model), atol=2e-6, rtol=1e-5)
 
 
-def test_heads_are_meaned_by_examples(tmp_path: Path) -> None:
+def test_heads_are_averaged_by_examples(tmp_path: Path) -> None:
     trainer = classifier_run(tmp_path, num_rounds=1)
     heads = {client: trainer.store.update(1, client).state.extras[HEAD].double() for client in SIZES}
     mean = sum(SIZES[client] * heads[client] for client in SIZES) / sum(SIZES.values())
@@ -57,7 +57,8 @@ def test_heads_are_meaned_by_examples(tmp_path: Path) -> None:
 def test_a_head_goes_on_learning_where_rounds_restart(tmp_path: Path) -> None:
     """stacking gives every round fresh factors; the head starts from the mean of the round before."""
     trainer = classifier_run(tmp_path, aggregation="stacking", num_rounds=1)
-    trainer._install_start("ada")
+    start = trainer.federation.start(trainer.run, "ada")
+    trainer.install(start.state, start.frozen)
     assert torch.equal(trainer.slot.read().extras[HEAD], trainer.run.state.extras[HEAD])
     trainable = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
     assert len(trainable) == 9

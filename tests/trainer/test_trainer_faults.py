@@ -13,8 +13,10 @@ from transformers import TrainerCallback, TrainingArguments
 
 from fedlora_hf import FederatedTrainer
 from fedlora_hf.errors import ConfigError, DataError, RoundError
+from fedlora_hf.numerics.evidence import Evidence
 from fedlora_hf.rounds.judges import Functional
-from fedlora_hf.update import AdapterState, ClientUpdate, Evidence, LoraFactors
+from fedlora_hf.rounds.transport import Ask
+from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors
 
 pytestmark = pytest.mark.usefixtures("bare_output")
 
@@ -212,10 +214,10 @@ def test_whoever_is_flagged_judges_nobody(tmp_path: Path, monkeypatch: pytest.Mo
         asked.append(set(validation))
         return Functional({update.client_id: Evidence(0.0, None) for update in updates}, {}, 0)
 
-    monkeypatch.setattr("fedlora_hf.trainer.functional_evidence", noted)
+    monkeypatch.setattr("fedlora_hf.rounds.local_transport.functional_evidence", noted)
     for client in clients:
         trainer.store.save(1, trainer.train_client(client, 1))
-    trainer._judge_by_others(1, sorted(clients))
+    trainer.loop.transport.judge(Ask(1, trainer.federation.stage(1), sorted(clients), trainer.run))
     assert asked == [{"c0", "c1", "c2", "c4"}]
 
 

@@ -14,10 +14,10 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-import fedlora_hf.training.client_trainer
 from fedlora_hf import FederatedTrainer
 from fedlora_hf.adapter.files import read_adapter
 from fedlora_hf.aggregation import METHODS
+from fedlora_hf.training.local import LocalTraining
 from fedlora_hf.update import AdapterState
 
 # Four clients of a few steps each are too few for clair's weights to settle, which it says.
@@ -87,18 +87,18 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> Callable[[FederatedTrainer], dict
     def watch(trainer: FederatedTrainer) -> dict[tuple[int, str], AdapterState]:
         found: dict[tuple[int, str], AdapterState] = {}
         current: list[tuple[int, str]] = []
-        train_client, train_locally = trainer.train_client, fedlora_hf.training.client_trainer.train_locally
+        train_client, run = trainer.train_client, LocalTraining.run
 
         def noted(client_id: str, number: int) -> Any:
             current.append((number, client_id))
             return train_client(client_id, number)
 
-        def seen(*args: Any, **kwargs: Any) -> Any:
+        def seen(steps: LocalTraining) -> Any:
             found[current[-1]] = trainer.slot.read()
-            return train_locally(*args, **kwargs)
+            return run(steps)
 
         monkeypatch.setattr(trainer, "train_client", noted)
-        monkeypatch.setattr(fedlora_hf.training.client_trainer, "train_locally", seen)
+        monkeypatch.setattr(LocalTraining, "run", seen)
         return found
 
     return watch
@@ -150,7 +150,7 @@ def test_fedsa_remembers_a_client_that_sat_rounds_out(tmp_path: Path, starts: An
         trainer.args.num_rounds = number
         trainer.args.resume_from = "last"
         trainer.train()
-        (client,) = trainer.cohort(number)
+        (client,) = trainer.federation.cohort(number, trainer.clients)
         if client in last:
             start = found[number, client]
             assert all(torch.equal(start[module].B, last[client][module].B) for module in start)
@@ -178,7 +178,8 @@ def test_stacking_trains_on_top_of_what_was_stacked(tmp_path: Path) -> None:
     """With no training in round 2, its updates are nothing and the global adapter stays."""
     trainer = models.federation(tmp_path, models.token_clients(FOUR), aggregation="stacking", num_rounds=1)
     trainer.train()
-    trainer._install_start("ada")
+    start = trainer.federation.start(trainer.run, "ada")
+    trainer.install(start.state, start.frozen)
     stacked = loaded_logits(tmp_path, models.tiny_llama())
     torch.testing.assert_close(models.logits(trainer.model), stacked, atol=2e-6, rtol=1e-5)
 
@@ -197,7 +198,7 @@ def test_client_sampling_over_many_rounds_keeps_what_is_needed(tmp_path: Path, m
     )
     trainer.train()
     took_part = {client for entry in trainer.run.record.rounds for client in entry["cohort"]}
-    assert all(trainer.last_update(client) is not None for client in took_part)
+    assert all(trainer.federation.last_update(trainer.run.record, client) is not None for client in took_part)
     assert set(trainer.run.personalised) == set(FOUR) - set(trainer.run.record.flagged)
 
 
@@ -224,9 +225,9 @@ def test_cohorts_are_drawn_from_seed_and_round(tmp_path: Path) -> None:
     clients = models.token_clients(dict.fromkeys("abcdefgh", 2))
     one, two = (models.federation(tmp_path, clients, clients_per_round=3, seed=5) for _ in range(2))
     other = models.federation(tmp_path, clients, clients_per_round=3, seed=6)
-    drawn = [one.cohort(number) for number in range(1, 9)]
-    assert [two.cohort(number) for number in range(8, 0, -1)] == drawn[::-1]
-    assert [other.cohort(number) for number in range(1, 9)] != drawn
+    drawn = [one.federation.cohort(number, one.clients) for number in range(1, 9)]
+    assert [two.federation.cohort(number, two.clients) for number in range(8, 0, -1)] == drawn[::-1]
+    assert [other.federation.cohort(number, other.clients) for number in range(1, 9)] != drawn
     assert all(len(set(cohort)) == 3 and cohort == sorted(cohort) for cohort in drawn)
     assert len(set(map(tuple, drawn))) > 4
     assert set().union(*drawn) == set("abcdefgh")

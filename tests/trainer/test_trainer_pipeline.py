@@ -16,7 +16,6 @@ from fedlora_hf.record.stage_costs import stage_costs
 from fedlora_hf.training.stages import (
     GLOBAL_PARTS,
     PERSONAL_PARTS,
-    personal_bytes,
     personal_stage,
     round_stage,
     total_rounds,
@@ -165,15 +164,6 @@ def test_the_server_sends_what_it_trained_and_gets_nothing(tmp_path):
     assert entry["bytes_up"] == {}
     A = sum(factors.A.numel() for factors in trainer.run.state.values())
     assert entry["bytes_down"] == dict.fromkeys(CLIENTS, 4 * A)
-
-
-def test_what_a_personal_adapter_takes_beside_the_global_one():
-    assert [personal_bytes(choice, 7, 100) for choice in ("global", "global, tuned", "own, tuned", "mix-0.5")] == [
-        0,
-        7,
-        100,
-        100,
-    ]
 
 
 def test_without_a_pipeline_nothing_of_it_is_left(tmp_path):

@@ -10,7 +10,8 @@ import pytest
 import sample_updates
 import torch
 
-from fedlora_hf.training.personal import best, candidates, given, mix, with_kept
+from fedlora_hf.errors import UpdateError
+from fedlora_hf.training.personal import MIXES, Choice, Personal, Source, best, candidates, given, mix, with_kept
 from fedlora_hf.update import AdapterState
 
 ADA, BOB, EVE = (client.state for client in sample_updates.cohort(3))
@@ -32,12 +33,35 @@ def test_a_mix_is_the_sum_of_its_shares_up_to_the_rank() -> None:
 
 
 def test_candidates_are_offered_from_the_most_refined() -> None:
-    names = [name for name, _ in candidates(ADA, BOB, EVE, 4)]
+    names = [str(choice) for choice, _ in candidates(ADA, BOB, EVE, 4)]
     assert names == ["refined", "global", "own", "mix-0.25", "mix-0.5", "mix-0.75"]
-    assert [name for name, _ in candidates(ADA, None, None, 4)] == ["global"]
-    assert given(ADA, BOB, EVE) == ("refined", EVE)
-    assert given(ADA, BOB, None) == ("own", BOB)
-    assert given(ADA, None, None) == ("global", ADA)
+    assert [choice for choice, _ in candidates(ADA, None, None, 4)] == [Choice(Source.GLOBAL)]
+    assert _plain(given(ADA, BOB, EVE)) == ("refined", EVE)
+    assert _plain(given(ADA, BOB, None)) == ("own", BOB)
+    assert _plain(given(ADA, None, None)) == ("global", ADA)
+
+
+def _plain(found: Personal) -> tuple[str, AdapterState]:
+    assert found.losses == {}
+    return str(found.choice), found.state
+
+
+def test_a_choice_is_a_text_and_back() -> None:
+    for source in Source:
+        for share in MIXES if source is Source.MIX else (0.0,):
+            for tuned in (False, True):
+                choice = Choice(source, share, tuned)
+                assert Choice.parse(str(choice)) == choice
+    assert str(Choice(Source.MIX, 0.25, tuned=True)) == "mix-0.25, tuned"
+    for text in ("", "mix", "mix-0.3", "own,tuned", "x" * 1000):
+        with pytest.raises(UpdateError, match=r"must be one of refined, global, own, mix-0\.25"):
+            Choice.parse(text)
+
+
+def test_what_is_stored_for_a_choice() -> None:
+    sizes = {"global": 0, "global, tuned": 3, "own": 10, "own, tuned": 10, "mix-0.5": 10, "refined": 10}
+    for text, size in sizes.items():
+        assert Choice.parse(text).bytes_stored(part_bytes=3, whole_bytes=10) == size
 
 
 @pytest.mark.parametrize(
@@ -45,12 +69,13 @@ def test_candidates_are_offered_from_the_most_refined() -> None:
     [([3.0, 2.0, 4.0], "two"), ([2.0, 2.0, 2.0], "one"), ([math.nan, 5.0, math.nan], "two"), ([math.nan] * 3, None)],
 )
 def test_the_smallest_loss_wins(losses: list[float], winner: str | None) -> None:
-    offered = dict(zip(("one", "two", "three"), (ADA, BOB, EVE), strict=True))
+    choices = {"one": Choice(Source.REFINED), "two": Choice(Source.GLOBAL), "three": Choice(Source.OWN)}
+    offered = dict(zip(choices.values(), (ADA, BOB, EVE), strict=True))
     of = {id(state): loss for state, loss in zip(offered.values(), losses, strict=True)}
-    name, state, found = best(iter(offered.items()), lambda state: of[id(state)])
-    assert list(found) == ["one", "two", "three"]
-    assert state is offered[name]
-    assert name == winner or winner is None
+    found = best(iter(offered.items()), lambda state: of[id(state)])
+    assert list(found.losses) == list(offered)
+    assert found.state is offered[found.choice]
+    assert winner is None or found.choice == choices[winner]
 
 
 def test_what_a_client_keeps_is_put_back() -> None:
@@ -92,7 +117,8 @@ def test_without_choosing_a_client_has_its_own_update(tmp_path: Path, bare_outpu
         facts = trainer.run.record.clients[client]["personal"]
         assert set(facts) == {"choice", "validation_loss", "parts", "changed", "bytes_stored"}
         assert (facts["choice"], facts["validation_loss"], facts["parts"]) == ("own", {}, [])
-        assert sample_updates.same_bits(state.in_memory(), trainer.last_update(client).state.in_memory())
+        own = trainer.federation.last_update(trainer.run.record, client)
+        assert sample_updates.same_bits(state.in_memory(), own.state.in_memory())
 
 
 def test_further_steps_are_kept_only_where_they_help(tmp_path: Path, bare_output: None) -> None:

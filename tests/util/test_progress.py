@@ -8,15 +8,15 @@ import pytest
 from rich.console import Console
 
 from fedlora_hf.util import progress
-from fedlora_hf.util.progress import Steps
+from fedlora_hf.util.progress import Progress
 
 
-def steps(terminal: bool, enabled: bool = True) -> tuple[Steps, io.StringIO]:
+def steps(terminal: bool, enabled: bool = True) -> tuple[Progress, io.StringIO]:
     shown = io.StringIO()
-    return Steps(enabled, Console(file=shown, force_terminal=terminal, width=100, color_system=None)), shown
+    return Progress(enabled, Console(file=shown, force_terminal=terminal, width=100, color_system=None)), shown
 
 
-def send(to: Steps) -> None:
+def send(to: Progress) -> None:
     with to.transfer("uploading to a/b", 3, 6_000_000) as arrived:
         arrived(2, 2_000_000)
         arrived(1, 4_000_000)
@@ -74,5 +74,5 @@ def test_items_are_named_on_a_terminal_and_passed_on_silently_elsewhere() -> Non
 
 def test_a_line_stays_one_line_however_long() -> None:
     shown = io.StringIO()
-    Steps(console=Console(file=shown, width=40)).say("round 1/4: 12 clients, flagged " + ", ".join(["client"] * 30))
+    Progress(console=Console(file=shown, width=40)).say("round 1/4: 12 clients, flagged " + ", ".join(["client"] * 30))
     assert len(shown.getvalue().splitlines()) == 1

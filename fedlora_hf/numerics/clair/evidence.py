@@ -21,14 +21,13 @@ from fedlora_hf.numerics.clair.flagging import (
     ERRORS,
     EXACT,
     EXACT_GUARD,
-    KINDS,
     OPPOSED_CAP,
-    Score,
     opposed_threshold,
     scale_scores,
     stranger_threshold,
 )
 from fedlora_hf.numerics.clair.subspace import Fit, common_use
+from fedlora_hf.numerics.evidence import OF_UPDATES, Evidence
 
 # Least agreement, and least energy beyond chance shared by a majority, that count as common structure. From FAINT on an
 # agreement counts if it is BEYOND times that of strangers: in large layers chance is near 0.01, and clients with little
@@ -57,20 +56,20 @@ class Judgement:
     @property
     def flagged(self) -> Tensor:
         """(K,) bool: some score above its threshold (no score is above NaN)."""
-        return torch.stack([self.scores[kind] > self.thresholds[kind] for kind in KINDS]).any(0)
+        return torch.stack([self.scores[kind] > self.thresholds[kind] for kind in OF_UPDATES]).any(0)
 
     def described(self, ids: Sequence[str]) -> dict[str, object]:
         """The diagnosis with clients by name."""
         copies = [[ids[k] for k in group] for group in self.copies]
         return {**self.diagnosis, "copies": copies}
 
-    def of(self, k: int) -> dict[str, Score]:
+    def of(self, k: int) -> dict[str, Evidence]:
         """The evidence on client k."""
-        return {kind: _score(self.scores[kind][k], self.thresholds[kind][k]) for kind in KINDS}
+        return {kind: _score(self.scores[kind][k], self.thresholds[kind][k]) for kind in OF_UPDATES}
 
 
-def _score(score: Tensor, threshold: Tensor) -> Score:
-    return Score(float(score), None if bool(threshold.isnan()) else float(threshold))
+def _score(score: Tensor, threshold: Tensor) -> Evidence:
+    return Evidence(float(score), None if bool(threshold.isnan()) else float(threshold))
 
 
 def judge(
@@ -143,7 +142,7 @@ def unjudged(inner: Tensor, alive: Tensor) -> Judgement:
         "weak_evidence": True,
         "summary": f"{int(alive.sum())} of {len(alive)} updates are not zero: too few to judge any client",
     }
-    return Judgement(dict.fromkeys(KINDS, zero), dict.fromkeys(KINDS, never), [], found)
+    return Judgement(dict.fromkeys(OF_UPDATES, zero), dict.fromkeys(OF_UPDATES, never), [], found)
 
 
 def _direction(agreed: Consensus, chance: float) -> tuple[Tensor, Tensor | None]:

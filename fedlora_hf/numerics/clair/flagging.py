@@ -7,12 +7,12 @@ threshold of None says that the kind of evidence tells nothing here. How the con
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-KINDS = ("subspace", "direction", "scale")
+from fedlora_hf.numerics.evidence import Evidence
+
 # A client is flagged when it is a stranger to the majority: when it has less than 15 % of what the core shares, or
 # no more than chance explains (a stranger scores 1 give or take its standard error). Being an outlier is not enough:
 # honest minorities are outliers. Where ERRORS of these errors leave less than LEAST_CAP, only opposition is told.
@@ -29,17 +29,6 @@ LARGE, SMALL = math.log(5.0), math.log(100.0)
 SCALE_CAP = 1.25
 # Log norm ratio given to a zero update, so that scores stay finite.
 ZERO = math.log(1e6)
-
-
-class Score(NamedTuple):
-    """Evidence of one kind: flagged when `score` > `threshold` (None: not usable here)."""
-
-    score: float
-    threshold: float | None
-
-    @property
-    def flagged(self) -> bool:
-        return self.threshold is not None and self.score > self.threshold
 
 
 def shorth(x: Tensor) -> tuple[float, float]:
@@ -84,8 +73,8 @@ def scale_scores(log_norm: Tensor, alive: Tensor) -> tuple[Tensor, float]:
 
 def accumulate(
     rounds: Sequence[Mapping[str, Mapping[str, tuple[float, float | None]]]], decay: float = 1.0
-) -> dict[str, dict[str, Score]]:
-    """Evidence over rounds: {client: {kind: Score}} from a list of the same, oldest first.
+) -> dict[str, dict[str, Evidence]]:
+    """Evidence over rounds: {client: {kind: Evidence}} from a list of the same, oldest first.
 
     The combined score is the mean over the rounds in which the kind was usable for the client of score / threshold,
     each held to [-4, 4] so that no single round can condemn or clear for good; its threshold is 1. `decay` < 1 gives a
@@ -101,6 +90,6 @@ def accumulate(
                     total[0] += decay**age * min(max(score / threshold, -4.0), 4.0)
                     total[1] += decay**age
     return {
-        client: {kind: Score(s / w, 1.0) if w else Score(0.0, None) for kind, (s, w) in sorted(kinds.items())}
+        client: {kind: Evidence(s / w, 1.0) if w else Evidence(0.0, None) for kind, (s, w) in sorted(kinds.items())}
         for client, kinds in sorted(sums.items())
     }

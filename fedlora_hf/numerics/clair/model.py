@@ -13,9 +13,9 @@ from fedlora_hf.errors import UpdateError
 from fedlora_hf.numerics import lowrank
 from fedlora_hf.numerics.clair.blocks import stack
 from fedlora_hf.numerics.clair.estimator import Solution, refined, solve
-from fedlora_hf.numerics.clair.flagging import Score
 from fedlora_hf.numerics.clair.options import ClairOptions
 from fedlora_hf.numerics.clair.refine import Pair
+from fedlora_hf.numerics.evidence import Evidence
 
 ONE_MODULE = "W"
 Update = Tensor | Pair
@@ -29,7 +29,7 @@ class ClairResult:
 
     subspace: {module: U (out, p)}, or (in, p) for side "input". rank: {module: p}. spectrum: {module: eigenvalues of
     the mean scatter of the unit-norm updates}. weights: {client: weight of the subspace fit, 0 for one left out}.
-    shares: {client: weight in the mean}. evidence: {client: {kind: Score(score, threshold)}}.
+    shares: {client: weight in the mean}. evidence: {client: {kind: Evidence(score, threshold)}}.
     module_evidence: {module: {client: {kind: score}}}. collaborative, flagged: client ids, in order.
     diagnosis: plain values. global_update: {module: LowRank}, the mean over the collaborative clients.
     personalised: {client: {module: LowRank}} of the collaborative clients, computed when asked for; empty for
@@ -42,7 +42,7 @@ class ClairResult:
     rank: Mapping[str, int]
     weights: Mapping[str, float]
     shares: Mapping[str, float]
-    evidence: Mapping[str, Mapping[str, Score]]
+    evidence: Mapping[str, Mapping[str, Evidence]]
     module_evidence: Mapping[str, Mapping[str, Mapping[str, float]]]
     collaborative: tuple[str, ...]
     flagged: tuple[str, ...]

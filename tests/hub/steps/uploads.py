@@ -11,15 +11,15 @@ from sample_run import write_run
 from tools import requests_seen
 
 from fedlora_hf.hub import BackgroundPusher, push, push_folder
-from fedlora_hf.util.progress import Steps
+from fedlora_hf.util.progress import Progress
 
 folder, seen = write_run(Path(sys.argv[1]) / "out"), {}
 
 
 def shown(name, terminal):
     text = io.StringIO()
-    steps = Steps(console=Console(file=text, force_terminal=terminal, width=100, color_system=None))
-    push_folder(folder, f"alice/{name}", with_clients=True, steps=steps)
+    progress = Progress(console=Console(file=text, force_terminal=terminal, width=100, color_system=None))
+    push_folder(folder, f"alice/{name}", with_clients=True, progress=progress)
     return text.getvalue()
 
 
@@ -31,7 +31,7 @@ seen["terminal"] = shown("terminal", terminal=True)
 seen["batches"] = sum("/preupload/" in line for line in requests_seen())
 
 text = io.StringIO()
-pusher = BackgroundPusher("alice/background", steps=Steps(console=Console(file=text, width=200)))
+pusher = BackgroundPusher("alice/background", progress=Progress(console=Console(file=text, width=200)))
 pusher.submit(folder, commit_message="Round 1")
 seen["url"], seen["background"] = pusher.finish(), text.getvalue()
 print(json.dumps(seen))  # noqa: T201

@@ -9,7 +9,7 @@ from fedlora_hf.config import FederatedConfig
 from fedlora_hf.errors import ConfigError, one_line
 
 
-def hollow_base(args: FederatedConfig) -> nn.Module:
+def weightless_base(args: FederatedConfig) -> nn.Module:
     """The model of `model_name_or_path` from its config.json alone; every tensor is one zero, seen many times.
 
     An adapter made on it is the one made on the real model, to the bit: it depends on names, shapes and the dtype. Of a

@@ -1,0 +1,141 @@
+"""Clients whose data are here: they are trained in the one model there is, shared out over the processes of the run."""
+# SPDX-License-Identifier: Apache-2.0
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from fedlora_hf.adapter.slot import slot_facts
+from fedlora_hf.data.prepare import ClientData
+from fedlora_hf.errors import RoundError
+from fedlora_hf.numerics.evidence import Evidence
+from fedlora_hf.record.record import RunRecord
+from fedlora_hf.record.write import opening
+from fedlora_hf.rounds.federation import SERVER, Federation, Run
+from fedlora_hf.rounds.judges import functional_evidence
+from fedlora_hf.rounds.output import ClientFolders
+from fedlora_hf.rounds.transport import Ask, Scores, Sent
+from fedlora_hf.training.client_trainer import ClientTrainer
+from fedlora_hf.training.local import failure_reason, free_memory
+from fedlora_hf.training.stages import personal_stage, total_rounds
+from fedlora_hf.update import AdapterState, ClientUpdate
+from fedlora_hf.util.seeding import derive_seed
+
+
+class LocalTransport:
+    """train_client: (client id, round) -> its update. server: the server's own data, for the global stage. facts: for
+    the run record, that only the caller knows."""
+
+    def __init__(
+        self,
+        trainer: ClientTrainer,
+        federation: Federation,
+        train_client: Callable[[str, int], ClientUpdate],
+        server: ClientData | None,
+        facts: Mapping[str, Any],
+    ) -> None:
+        self.trainer, self.federation, self.train_client = trainer, federation, train_client
+        self.server, self.facts = server, dict(facts)
+        self.args, self.store, self.processes = trainer.args, federation.store, trainer.processes
+
+    def opening(self) -> RunRecord:
+        examples = {client: len(data.train) for client, data in self.trainer.clients.items()}
+        adapter = slot_facts(self.trainer.slot, self.args.adapter)
+        return opening(self.args, self.federation.method, self.facts, examples, adapter)
+
+    def present(self, run: Run, number: int) -> Iterable[str]:
+        return self.trainer.clients
+
+    def message_bytes(self, parts: Iterable[str]) -> int:
+        return self.trainer.slot.message_bytes(parts)
+
+    # ---- a round -----------------------------------------------------------------------------------------------------
+
+    def train(self, ask: Ask) -> Sent:
+        title = f"round {ask.number}/{total_rounds(self.args)}"
+        with self.processes.all_or_none():
+            for client_id in self.trainer.progress.over(self.trainer.claim(ask.cohort), title):
+                with self.processes.each_or_none():
+                    self.train_into_store(client_id, ask.number)
+        shared = [part for part in ask.stage.parts if part not in self.federation.method.keeps]
+        return Sent(message_bytes=self.message_bytes(shared))
+
+    def train_into_store(self, client_id: str, number: int) -> None:
+        """Train a client unless an earlier, interrupted run already did; a client that fails is noted, not fatal."""
+        if self.processes.agreed(self.store.finished(number, client_id) is not None):
+            return
+        try:
+            update = self.train_client(client_id, number)
+            if self.processes.writes:
+                self.store.save(number, update)
+        except RoundError:  # the processes differ: not this client's failure
+            raise
+        except Exception as error:  # whatever a client raises is its own failure; the round goes on without it
+            reason = failure_reason("training", error)
+        else:
+            return
+        # Out of the handler, so that the error no longer holds the client's tensors.
+        free_memory()
+        if self.processes.writes:
+            self.store.fail(number, client_id, reason)
+
+    def train_on_server(self, ask: Ask) -> tuple[ClientUpdate, Mapping[str, Any]]:
+        assert self.server is not None  # the options have been checked: a stage on the server has its data
+        trainer, start = self.trainer, ask.run.state
+        trainer.install(start)
+        seed = derive_seed(self.args.seed, SERVER, ask.number)
+        update = trainer.train_from(start, SERVER, self.server, ask.stage, seed)
+        # The server sends what it trained to all, and gets nothing from anybody.
+        return update, {"bytes_down": dict.fromkeys(trainer.clients, self.message_bytes(ask.stage.parts))}
+
+    def judge(self, ask: Ask) -> Mapping[str, Evidence]:
+        store, number = self.store, ask.number
+        updates = [store.update(number, client) for client in ask.cohort if not store.failure(number, client)]
+        # Whoever is flagged already is no judge of others.
+        trusted = [client for client in ask.cohort if client not in ask.run.record.flagged]
+        validation = {client: self.trainer.clients[client].validation for client in trusted}
+        return functional_evidence(
+            self.trainer.scorer,
+            ask.run.state,
+            updates,
+            {client: split for client, split in validation.items() if split is not None},
+            judges=self.args.functional_judges,
+            seed=derive_seed(self.args.seed, "functional", number),
+        ).evidence
+
+    # ---- metrics and personal adapters -------------------------------------------------------------------------------
+
+    def score_start(self, run: Run) -> Scores:
+        return self.score(run)
+
+    def score(self, run: Run) -> Scores:
+        return self.trainer.test_metrics(dict.fromkeys(self.trainer.clients, run.state))
+
+    def final_scores(self, run: Run) -> Mapping[str, Scores]:
+        return {"global": self.score(run), "personalised": self.trainer.test_metrics(run.personalised)}
+
+    def personalise(
+        self, run: Run, members: Sequence[str], refined: Mapping[str, AdapterState], folders: ClientFolders
+    ) -> Mapping[str, Mapping[str, Any]]:
+        chosen: dict[str, dict[str, Any]] = {}
+        with self.processes.all_or_none():
+            for client_id in self.trainer.progress.over(self.trainer.claim(members), "personal adapter"):
+                with self.processes.each_or_none():
+                    chosen[client_id] = self._personal_into(folders, run, client_id, refined.get(client_id))
+        return self.processes.gathered(chosen)
+
+    def _personal_into(
+        self, folders: ClientFolders, run: Run, client_id: str, refined: AdapterState | None
+    ) -> dict[str, Any]:
+        """Write a client's personal adapter; what was chosen and why, or why there is none."""
+        own = self.federation.own(run.record, client_id)
+        try:
+            found = self.trainer.personal(client_id, run.state, own, refined)
+        except RoundError:  # the processes differ: not this client's failure
+            raise
+        except Exception as error:  # its own failure: it has no personal adapter, the others do
+            return {"failed": failure_reason("personal adapter", error)}
+        if self.processes.writes:
+            folders.write(client_id, found.state)
+        part_bytes = self.message_bytes(personal_stage(self.args).parts)
+        facts = self.federation.personal_facts(run, found.choice, found.state, part_bytes)
+        return {"choice": str(found.choice), "validation_loss": found.losses_by_name(), **facts}

@@ -1,0 +1,185 @@
+"""The rounds of a run from its beginning to its end, wherever the clients are.
+
+The rules of a round (cohort, start, aggregation, commit) are `Federation`'s, the way to the clients is a `Transport`'s;
+here is the order of things, and what must hold before the next one happens. What later rounds need is on disk before
+it is used: after each commit the loop goes on from what it reads back.
+"""
+# SPDX-License-Identifier: Apache-2.0
+
+import time
+from pathlib import Path
+
+from fedlora_hf.errors import RecordError
+from fedlora_hf.hub.publishing import Publisher
+from fedlora_hf.record.standing import collaborative
+from fedlora_hf.record.write import add_metrics, check_same_run, mean_over_collaborative
+from fedlora_hf.rounds.adopt import adopted
+from fedlora_hf.rounds.federation import Federation, Run, check_cohort
+from fedlora_hf.rounds.output import ClientFolders, check_overwrite, write_run
+from fedlora_hf.rounds.store import unlike
+from fedlora_hf.rounds.transport import Ask, Transport, Watcher
+from fedlora_hf.training.stages import total_rounds
+from fedlora_hf.util.disk import sweep
+from fedlora_hf.util.progress import Progress
+
+
+class RoundLoop:
+    """One run. `run` is where it stands.
+
+    Where several processes run, each has a loop of its own and all go through it alike: what is written is written by
+    the first, and whatever fails in one of them fails in all (`processes.all_or_none`).
+    """
+
+    def __init__(
+        self, federation: Federation, transport: Transport, watcher: Watcher, publisher: Publisher, progress: Progress
+    ) -> None:
+        self.federation, self.transport, self.watcher = federation, transport, watcher
+        self.args, self.store, self.publisher, self.progress = federation.args, federation.store, publisher, progress
+        self.processes = transport.processes
+        self.run = self._new_run()
+
+    @property
+    def num_rounds(self) -> int:
+        """Rounds of the whole run, those of the global stage included."""
+        return total_rounds(self.args)
+
+    def train(self, resume: str | None = None) -> Run:
+        """The rounds, and the personal adapters; `evaluate` and `write` are the caller's to ask for."""
+        self.begin(resume)
+        self.watcher.ready(self.run)
+        if not self.run.round and (scores := self.transport.score_start(self.run)) is not None:
+            add_metrics(self.run.record, "global", scores, "before")
+        while self.run.round < self.num_rounds and not self.watcher.stopped:
+            self.round(self.run.round + 1)
+        self.personalise()
+        return self.run
+
+    # ---- the beginning -----------------------------------------------------------------------------------------------
+
+    def begin(self, resume: str | None) -> None:
+        """Stand at the start of a new run, or after the round that `resume` names ("last", "3", "hub:user/name")."""
+        if resume is not None and resume.startswith("hub:"):
+            resume = adopted(resume, self.federation, self.processes)
+        self.run = self._new_run()
+        with self.processes.all_or_none():
+            number, damage = (None, None) if resume is None else self.store.resumed(resume)
+            # Before the first round is committed, its open folder tells which run it is of.
+            earlier = self.store.record(number) if number else self.store.open_round_record(1) if number == 0 else None
+            if earlier is not None:
+                now = self.run.record
+                now.clients = now.clients or earlier.clients  # over a network they are not known before they answer
+                check_same_run(earlier, now)
+        if damage is not None:
+            self.progress.say(f"going on from round {number}, the last that is whole: {damage}")
+        with self.processes.all_or_none():
+            if self.processes.first:
+                self._clear(number, new=earlier is None)
+        if number and earlier is not None:
+            state = self.store.state(number)
+            if reason := unlike(state, self.federation.initial):
+                raise RecordError(f"{self.store.folder / str(number)}: {reason}; its adapter is not of this model")
+            self.run = Run(number, state, earlier)
+
+    def _new_run(self) -> Run:
+        return Run(0, self.federation.initial, self.transport.opening())
+
+    def _clear(self, number: int | None, *, new: bool) -> None:
+        """Remove from the output folder what the run that starts, or goes on after round `number`, has no use for."""
+        if number is None:
+            check_overwrite(self.args.output_dir, self.store)
+        if new:
+            self.store.clear()
+            self.store.open(1, self.run.record)
+        self.store.forget_after(number or 0)
+        sweep(Path(str(self.args.output_dir)))
+
+    # ---- a round -----------------------------------------------------------------------------------------------------
+
+    def round(self, number: int) -> None:
+        """One round: train the cohort, look at the updates, aggregate, commit."""
+        began, federation = time.perf_counter(), self.federation
+        self.watcher.round_begins(number)
+        present = self.transport.present(self.run, number)
+        ask = Ask(number, federation.stage(number), federation.cohort(number, present), self.run)
+        if ask.stage.on_server:
+            self._server_round(ask, began)
+        else:
+            self._client_round(ask, began)
+        self.run = Run(number, self.store.state(number), self.store.record(number))
+        self._after(number)
+
+    def _client_round(self, ask: Ask, began: float) -> None:
+        """A round on the clients' data: nothing is changed before all that can be refused has been looked at."""
+        federation, run, number, cohort = self.federation, ask.run, ask.number, ask.cohort
+        check_cohort(self.args, federation.method, len(cohort))
+        sent = self.transport.train(ask)
+        with self.processes.all_or_none():
+            if self.args.functional_judges and not self.store.functional(number):
+                self._judge(ask)
+            if self.processes.first:
+                seconds = time.perf_counter() - began
+                outcome = federation.outcome(run, number, cohort)
+                facts = {**sent.facts, **federation.stage_facts(number, cohort, self.transport.message_bytes)}
+                federation.commit(
+                    run, number, cohort, outcome, seconds=seconds, message_bytes=sent.message_bytes, facts=facts
+                )
+
+    def _judge(self, ask: Ask) -> None:
+        """Take functional evidence on the open round's updates and leave it beside them."""
+        if self.processes.first or self.processes.together:
+            found = self.transport.judge(ask)
+            if self.processes.first:
+                self.store.note_functional(ask.number, found)
+
+    def _server_round(self, ask: Ask, began: float) -> None:
+        """A round of the global stage on the server's own data: its result is the new global adapter."""
+        with self.processes.all_or_none():
+            if self.processes.first or self.processes.together:
+                update, facts = self.transport.train_on_server(ask)
+                facts = {**facts, **self.federation.stage_facts(ask.number, [], self.transport.message_bytes)}
+                if self.processes.first:
+                    seconds = time.perf_counter() - began
+                    self.federation.commit_on_server(ask.run, ask.number, update, seconds=seconds, facts=facts)
+
+    def _after(self, number: int) -> None:
+        """What follows a committed round: its metrics, a push, a word to whoever watches."""
+        run, entry = self.run, self.run.record.rounds[-1]
+        if self.args.evaluate_rounds:
+            entry["metrics"] = {"global": mean_over_collaborative(run.record, self.transport.score(run))}
+        with self.processes.all_or_none():
+            if self.processes.first and self.args.evaluate_rounds:
+                self.store.amend(number, run.record)
+            if self.processes.first and self.publisher.pushes_rounds:
+                self.write(str(self.args.output_dir), report=False)
+                self.publisher.round(number)
+        self.watcher.round_ended(entry)
+
+    # ---- the end -----------------------------------------------------------------------------------------------------
+
+    def personalise(self) -> None:
+        """Give every collaborative client its personal adapter, as a folder of its own."""
+        run, folders = self.run, ClientFolders(self.args.output_dir, self.store.config)
+        with self.processes.all_or_none():
+            if self.processes.first:
+                folders.begin()
+        members = collaborative(run.record)
+        refined = self.federation.refined(run) if members else {}
+        for client, facts in self.transport.personalise(run, members, refined, folders).items():
+            run.record.clients[client]["personal"] = dict(facts)
+        with self.processes.all_or_none():
+            if self.processes.first:
+                folders.publish()
+        run.personalised = folders.read(members)
+
+    def evaluate(self) -> None:
+        """Put the metrics of the global adapter, and of the personal ones, into the record."""
+        record = self.run.record
+        if self.run.round and "before" not in record.metrics:  # told with the first updates
+            first = {client: facts["metrics"].get("before") for client, facts in record.clients.items()}
+            add_metrics(record, "global", {client: found for client, found in first.items() if found}, "before")
+        for kind, scores in self.transport.final_scores(self.run).items():
+            add_metrics(record, kind, scores)
+
+    def write(self, folder: str, *, report: bool = True) -> None:
+        """Write the global adapter, run.json, the card and, unless told not to, the report."""
+        write_run(folder, self.run.state, self.store.config, self.run.record, report=report)
