@@ -8,9 +8,11 @@ from typing import Any
 from transformers import TrainingArguments
 
 from fedlora_hf.aggregation import method_named, method_options
+from fedlora_hf.aggregation.server_optimizer import server_rule, space_of
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.launch.quantisation import check_quantisation
 from fedlora_hf.launch.zero import plain_launch, zero_settings
+from fedlora_hf.numerics.server_step import Rule
 from fedlora_hf.options import (
     AdapterOptions,
     AggregationOptions,
@@ -65,13 +67,9 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
             self.adapter = "dirmag"
         if self.personal_steps is None:
             self.personal_steps = 20 if self.pipeline == "fedlora_optimizer" else 0
-        if self.server_dataset is not None and self.pipeline == "none":
-            raise ConfigError(
-                f"server_dataset={self.server_dataset!r}: only the global stage of a pipeline trains on the server; "
-                "pass --pipeline fedlora_optimizer or leave it out"
-            )
         self.aggregation_options = _parsed(self.aggregation_options)
         method_options(method_named(self.aggregation), **self.aggregation_options)
+        self._check_server()
         for name, low, remedy in _AT_LEAST:
             value = getattr(self, name)
             if value is not None and not value >= low:
@@ -92,6 +90,33 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
             )
         if self.partition_by in ("iid", "dirichlet") and self.dataset and self.num_clients is None:
             raise ConfigError(f"partition_by={self.partition_by} without num_clients: it needs one; pass --num_clients")
+
+    def _check_server(self) -> None:
+        """The server's own data and optimizer, against what the method and the pipeline make of them."""
+        method = method_named(self.aggregation)
+        if self.server_dataset is None and method.needs_server:
+            raise ConfigError(
+                f"aggregation={method.name!r} without server_dataset: it compares clients with an update trained "
+                "on the server's own data; pass --server_dataset, or choose multikrum"
+            )
+        if self.server_dataset is not None and self.pipeline == "none" and not method.needs_server:
+            raise ConfigError(
+                f"server_dataset={self.server_dataset!r}: only the global stage of a pipeline and fltrust train on the "
+                "server; pass --pipeline fedlora_optimizer or leave it out"
+            )
+        if self.server_rule is not None:
+            space_of(method)
+
+    @property
+    def server_rule(self) -> Rule | None:
+        """The server's optimizer; None for none."""
+        return server_rule(
+            self.server_optimizer,
+            self.server_learning_rate,
+            self.server_momentum,
+            self.server_beta2,
+            self.server_tau,
+        )
 
     @property
     def place_model_on_device(self) -> bool | None:

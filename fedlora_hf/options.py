@@ -120,6 +120,13 @@ class AggregationOptions:
         "clair: so many other clients' validation losses judge each update too (0: none). Costs an evaluation a judge "
         "and client in every round; holds while most judges are honest, so the more the better. See docs/clair.md.",
     )
+    server_optimizer: Literal["none", "avgm", "adam", "yogi", "adagrad"] = option(
+        "none", "Step of the server around an averaging method: momentum, or adaptive. See docs/choosing.md."
+    )
+    server_learning_rate: float | None = option(None, "Of the server's step; default 1 for avgm, 1e-3 for the others.")
+    server_momentum: float = option(0.9, "Of the server's step: avgm's momentum, beta_1 of the others.")
+    server_beta2: float = option(0.99, "Of the server's step: decay of adam's and yogi's second moment.")
+    server_tau: float = option(1e-3, "Of the server's step: adaptivity of adam, yogi and adagrad.")
     weight_by: Literal["examples", "uniform"] = option("examples", "Weights of the clients in a mean.")
     personalise: Literal["select", "method"] = option(
         "select",
@@ -162,7 +169,8 @@ class PipelineOptions:
     global_rounds: int = option(1, "Rounds of the global stage (0 leaves it out).")
     global_learning_rate: float | None = option(None, "Learning rate of the global stage; default learning_rate.")
     server_dataset: str | None = option(
-        None, "Data of the server's own for the global stage; default: the clients' data, federated."
+        None,
+        "Data of the server's own, for the global stage (default there: the clients' data, federated) or for fltrust.",
     )
 
 

@@ -62,4 +62,5 @@ METHOD = Method(
     paper="FedEx-LoRA, Singhal et al. 2024 (arXiv 2410.09432); the residual as extra rank is ours",
     averages="product",
     rule=fedex,
+    residual=True,
 )

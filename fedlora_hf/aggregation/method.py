@@ -24,6 +24,7 @@ class Method:
     options: the frozen dataclass of its options; its fields are the keyword arguments of `aggregate`.
     trains: the factors a client trains; turns: those of round 1, 2 ... in turn, where they change.
     keeps: the factors a client keeps for itself between rounds.
+    residual: the global adapter's first rows are what clients train next; the rest stands frozen under these.
     restarts: clients start every round from fresh factors on top of the frozen aggregate.
     robust: made to withstand contaminated clients.
     weighted: the global adapter is a mean with `Aggregate.weights` (a coordinate-wise median is not).
@@ -40,6 +41,7 @@ class Method:
     trains: tuple[str, ...] = ("A", "B")
     turns: tuple[tuple[str, ...], ...] = ()
     keeps: tuple[str, ...] = ()
+    residual: bool = False
     restarts: bool = False
     robust: bool = False
     weighted: bool = True

@@ -57,7 +57,7 @@ def server_rule(
 
 def space_of(method: Method) -> Space:
     """Where a method's results are stepped; ConfigError where clients do not go on from the global adapter."""
-    if method.restarts or set(method.keeps) == {"A", "B"}:
+    if method.restarts or method.residual or set(method.keeps) == {"A", "B"}:
         raise ConfigError(
             f"server_optimizer with aggregation {method.name!r}: its clients do not go on from a mean; leave out "
             "--server_optimizer or choose product_mean"

@@ -10,16 +10,19 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from torch import Tensor
 
 from fedlora_hf.aggregation import aggregate
 from fedlora_hf.aggregation.method import Method
 from fedlora_hf.aggregation.partial import mean_of_trained
+from fedlora_hf.aggregation.server_optimizer import space_of, stepped
 from fedlora_hf.errors import ConfigError, RoundError
 from fedlora_hf.record.changes import component_changes
 from fedlora_hf.record.evidence import past_rounds
 from fedlora_hf.record.record import RunRecord
 from fedlora_hf.record.standing import last_rounds, needed_updates
 from fedlora_hf.record.write import add_round
+from fedlora_hf.rounds.residual import grown, split
 from fedlora_hf.rounds.store import RoundStore
 from fedlora_hf.training.personal import Choice, with_kept
 from fedlora_hf.training.stages import Stage, StageName, personal_stage, round_stage
@@ -56,6 +59,7 @@ class Outcome:
 
     state: the next global adapter. start: the adapter that the clients' updates are compared with. usable: the updates
     it rests on, flagged ones among them. quarantined: {client: reason}, those that failed included.
+    memory: the server optimizer's state after the round; empty where there is none.
     """
 
     state: AdapterState
@@ -64,6 +68,7 @@ class Outcome:
     usable: Sequence[ClientUpdate]
     quarantined: Mapping[str, str]
     seconds: float
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +82,7 @@ class Federation:
     rank: int
 
     def stage(self, number: int) -> Stage:
-        return round_stage(self.args, self.method.trains, number)
+        return round_stage(self.args, self.method.trained(number), number)
 
     def cohort(self, number: int, ids: Iterable[str]) -> list[str]:
         """The clients of a round, sorted: all, or `clients_per_round` drawn from (seed, round); none on the server."""
@@ -92,6 +97,8 @@ class Federation:
         if self.method.restarts:
             # A head has no sum to stand on: it goes on from the mean.
             return Start(AdapterState(self.initial, run.state.extras), run.state if run.round else None)
+        if self.method.residual:
+            return Start(*split(run.state, self.initial))
         own = self.last_update(run.record, client_id) if self.method.keeps else None
         return Start(run.state if own is None else with_kept(run.state, own.state, self.method.keeps))
 
@@ -106,9 +113,11 @@ class Federation:
         if last is None:
             return None
         number = last_rounds(record)[client_id]
-        if not self.method.restarts or number == 1:
+        if number == 1 or not (self.method.restarts or self.method.residual):
             return last.state
-        return state_sum(self.store.state(number - 1), last.state)
+        state = self.store.state(number - 1)
+        under = state if self.method.restarts else split(state, self.initial)[1]
+        return last.state if under is None else state_sum(under, last.state)
 
     def combined(self, record: RunRecord, number: int, cohort: Sequence[str]) -> Aggregate:
         """The aggregate of a round's updates: a pure function of what the store holds, open round or committed."""
@@ -116,13 +125,16 @@ class Federation:
         if not updates:
             reason = self.store.failure(number, cohort[0])
             raise RoundError(f"round {number}: all {len(cohort)} clients failed; {cohort[0]!r} with: {reason}")
-        start = self.store.state(number - 1) if number > 1 else None
+        start = self.store.state(number - 1) if number > 1 and not self.method.restarts else None
+        if start is not None and self.method.residual:
+            start = split(start, self.initial)[0]
         return aggregate(
             updates,
             self.args.aggregation,
             weight_by=self.args.weight_by,
-            target_rank=None if self.method.restarts else self.rank,
-            reference=None if self.method.restarts else start,
+            target_rank=None if self.method.restarts or self.method.residual else self.rank,
+            reference=start,
+            server=self.store.server_update(number),
             past=past_rounds(record, number),
             functional=self.store.functional(number),
             **cast(dict[str, Any], self.args.aggregation_options),
@@ -141,12 +153,26 @@ class Federation:
                 "nothing was changed; lower server_min_clients, or mend the clients and pass --resume_from last"
             )
         combined = self._in_stage(run, number, combined, usable)
+        combined, memory = self._stepped(run, number, combined)
         state, start = combined.state, run.state
         if self.method.restarts:
             start = self.initial
             if run.round:
                 state = compressed(state_sum(run.state, combined.state))
-        return Outcome(state, start, combined, usable, quarantined, time.perf_counter() - began)
+        elif self.method.residual:
+            start, state = split(run.state, self.initial)[0], grown(run.state, combined.state, self.initial)
+        return Outcome(state, start, combined, usable, quarantined, time.perf_counter() - began, memory)
+
+    def _stepped(self, run: Run, number: int, combined: Aggregate) -> tuple[Aggregate, Mapping[str, Tensor]]:
+        """The aggregate after the server optimizer's step, and the optimizer's state; in federated rounds alone."""
+        rule, stage = self.args.server_rule, self.stage(number)
+        if rule is None or stage.name is not StageName.FEDERATED:
+            return combined, {}
+        memory = self.store.memory(number - 1) if number > 1 else {}
+        found = stepped(rule, space_of(self.method), run.state, combined.state, memory, stage.parts)
+        modules = {**combined.modules, **found.modules}
+        diagnosis = {**combined.diagnosis, "server_optimizer_began": not memory}
+        return replace(combined, state=found.state, modules=modules, diagnosis=diagnosis), found.memory
 
     def _in_stage(self, run: Run, number: int, combined: Aggregate, usable: Sequence[ClientUpdate]) -> Aggregate:
         """The aggregate; in the global stage only of the parts that are trained, with the method's weights."""
@@ -185,10 +211,10 @@ class Federation:
             functional=self.store.functional(number),
         )
         run.record.rounds[-1] |= dict(facts)
-        self.store.commit(number, outcome.state, run.record)
+        self.store.commit(number, outcome.state, run.record, outcome.memory)
         needed = needed_updates(run.record, self.args.keep_rounds)
         # What a client learned stands on the global adapter of the round before, where rounds restart.
-        bases = {n - 1 for n, _ in needed} if self.method.restarts else set()
+        bases = {n - 1 for n, _ in needed} if self.method.restarts or self.method.residual else set()
         self.store.prune(self.args.keep_rounds, needed, bases)
 
     def commit_on_server(

@@ -116,6 +116,8 @@ class RoundLoop:
         with self.processes.all_or_none():
             if self.args.functional_judges and not self.store.functional(number):
                 self._judge(ask)
+            if federation.method.needs_server:
+                self._train_server(ask)
             if self.processes.first:
                 seconds = time.perf_counter() - began
                 outcome = federation.outcome(run, number, cohort)
@@ -130,6 +132,14 @@ class RoundLoop:
             found = self.transport.judge(ask)
             if self.processes.first:
                 self.store.note_functional(ask.number, found)
+
+    def _train_server(self, ask: Ask) -> None:
+        """Train on the server's own data, as a client would, what the method compares clients with."""
+        done = self.store.server_update(ask.number) is not None
+        if not self.processes.agreed(done) and (self.processes.first or self.processes.together):
+            update, _ = self.transport.train_on_server(ask)
+            if self.processes.first:
+                self.store.save_server(ask.number, update)
 
     def _server_round(self, ask: Ask, began: float) -> None:
         """A round of the global stage on the server's own data: its result is the new global adapter."""

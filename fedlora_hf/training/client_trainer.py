@@ -143,7 +143,7 @@ class ClientTrainer(Trainer):
 
         frozen: an adapter that stands frozen under the trained one, where the method restarts its rounds; None: none.
         """
-        stage = round_stage(self.args, self.method.trains, number)
+        stage = round_stage(self.args, self.method.trained(number), number)
         seed = derive_seed(self.args.seed, "client", number, client_id)
         self.install(start, frozen)
         update = self.train_from(
