@@ -133,8 +133,8 @@ def with_kept(start: AdapterState, own: AdapterState, keeps: Iterable[str]) -> A
     """`start` with the factors ("A", "B") that a client keeps for itself put back."""
     factors = {}
     for module in start:
-        mine = own[module].rescaled(start[module].scale)
+        kept = own[module].rescaled(start[module].scale)
         factors[module] = LoraFactors(
-            mine.A if "A" in keeps else start[module].A, mine.B if "B" in keeps else start[module].B, mine.scale
+            kept.A if "A" in keeps else start[module].A, kept.B if "B" in keeps else start[module].B, kept.scale
         )
     return AdapterState(factors, start.extras)
