@@ -25,6 +25,7 @@ from fedlora_hf.options import (
     RoundOptions,
 )
 from fedlora_hf.privacy import Privacy
+from fedlora_hf.util.counts import suspects_allowed
 
 
 @dataclass
@@ -70,6 +71,8 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
         self.aggregation_options = _parsed(self.aggregation_options)
         method_options(method_named(self.aggregation), **self.aggregation_options)
         self._check_server()
+        self._check_limits()
+        self._check_ditto()
         for name, low, remedy in _AT_LEAST:
             value = getattr(self, name)
             if value is not None and not value >= low:
@@ -106,6 +109,28 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
             )
         if self.server_rule is not None:
             space_of(method)
+
+    def _check_ditto(self) -> None:
+        if self.personal_proximal_mu and not self.personal_steps:
+            raise ConfigError(
+                f"personal_proximal_mu={self.personal_proximal_mu}: has no effect without personal_steps; pass "
+                "--personal_steps"
+            )
+
+    def _check_limits(self) -> None:
+        """That the limits at which a run stops mean something beside the other options."""
+        suspects_allowed(self.max_suspects, 1)
+        if self.dp_max_epsilon is None:
+            return
+        if not 0 < self.dp_max_epsilon < float("inf"):
+            raise ConfigError(f"dp_max_epsilon={self.dp_max_epsilon}: must be a finite number above 0; 8 for instance")
+        if self.dp_clip is None or not self.dp_noise_multiplier:
+            raise ConfigError(
+                f"dp_max_epsilon={self.dp_max_epsilon}: without noise nothing is guaranteed; pass --dp_clip and "
+                "--dp_noise_multiplier"
+            )
+        if self.dp_seed is not None:
+            raise ConfigError(f"dp_seed={self.dp_seed}: voids the guarantee that dp_max_epsilon bounds; leave out one")
 
     @property
     def server_rule(self) -> Rule | None:
@@ -146,6 +171,7 @@ _AT_LEAST = (
     ("functional_judges", 0, "0 judges on the updates alone"),
     ("global_rounds", 0, "0 leaves the global stage out"),
     ("fedprox_mu", 0, "0 leaves the term out"),
+    ("personal_proximal_mu", 0, "0 leaves the term out"),
     ("generation_examples", 0, "0 generates nothing"),
     ("max_new_tokens", 1, "pass generation_examples=0 to generate nothing"),
 )

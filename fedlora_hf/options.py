@@ -75,6 +75,11 @@ class RoundOptions:
         0.0, "FedProx: weight of half the squared distance to the round's start, added to a client's loss."
     )
     server_min_clients: int = option(1, "Fewest usable updates a round may be aggregated from.")
+    max_suspects: str | None = option(
+        None,
+        "Stop, with nothing changed and exit code 3, at a round with more flagged or quarantined clients than this: a "
+        "number, or a share such as 0.25. Default: no limit.",
+    )
     client_timeout: float | None = option(
         None, "Seconds a client's local steps may take in a round; who takes longer is quarantined. Default: no limit."
     )
@@ -136,6 +141,11 @@ class AggregationOptions:
     personal_steps: int | None = option(
         None, "Further local steps of each client from its personal adapter, at the end; default 0, in a pipeline 20."
     )
+    personal_proximal_mu: float = option(
+        0.0,
+        "Ditto: the personal steps start from the global adapter, and half the squared distance to it, times this, is "
+        "added to their loss. 0: they start from the adapter that was chosen, and nothing holds them.",
+    )
     personal_learning_rate: float | None = option(
         None, "Learning rate of the personal steps; default learning_rate, in a pipeline 5e-2."
     )
@@ -152,6 +162,9 @@ class PrivacyOptions:
         None, "Standard deviation of the noise that each client adds to every entry, in units of dp_clip; default 0."
     )
     dp_delta: float | None = option(None, "The delta that epsilon is told for; default 1e-5.")
+    dp_max_epsilon: float | None = option(
+        None, "Stop before the round that would take a client past this epsilon (exit code 3, nothing changed)."
+    )
     dp_seed: int | None = option(
         None, "Draw the noise from this instead of a secret: for experiments; it voids the guarantee."
     )

@@ -18,12 +18,13 @@ def run(main: Callable[[Sequence[str]], object], about: str | None) -> int:
 
 
 def exit_code(action: Callable[[], object]) -> int:
-    """0 when `action` is done, 2 with one line on standard error for anything a user can mend, 130 when interrupted."""
+    """0 when `action` is done, 130 when interrupted; with one line on standard error 2 for anything a user can mend, 3
+    where a limit that the user set stopped a round."""
     try:
         action()
     except FedLoraError as error:
         print(f"fedlora: error: {error}", file=sys.stderr)  # noqa: T201
-        return 2
+        return error.exit_code
     except OSError as error:
         if not (is_disk_trouble(error) or isinstance(error, PermissionError)):
             raise

@@ -25,6 +25,7 @@ from fedlora_hf.util.redaction import redacted
 _FREE = {"num_rounds", "keep_rounds", "personalise", "personal_steps", "evaluate_rounds", "generation_examples"}
 _FREE |= {"global_rounds", "personal_learning_rate"}
 _FREE |= {"max_new_tokens", "max_eval_examples", "resume_from", "server_min_clients", "client_timeout"}
+_FREE |= {"max_suspects", "dp_max_epsilon", "personal_proximal_mu"}
 
 
 def opening(

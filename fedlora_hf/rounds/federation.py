@@ -22,6 +22,7 @@ from fedlora_hf.record.evidence import past_rounds
 from fedlora_hf.record.record import RunRecord
 from fedlora_hf.record.standing import last_rounds, needed_updates
 from fedlora_hf.record.write import add_round
+from fedlora_hf.rounds.limits import check_suspects
 from fedlora_hf.rounds.residual import grown, split
 from fedlora_hf.rounds.store import RoundStore
 from fedlora_hf.training.personal import Choice, with_kept
@@ -141,7 +142,8 @@ class Federation:
         )
 
     def outcome(self, run: Run, number: int, cohort: Sequence[str]) -> Outcome:
-        """What the open round's updates come to; RoundError when too few of them can be used."""
+        """What the open round's updates come to; RoundError when too few of them can be used, StoppedError
+        when more are suspect than `max_suspects`."""
         began = time.perf_counter()
         combined = self.combined(run.record, number, cohort)
         failures = {client: reason for client in cohort if (reason := self.store.failure(number, client))}
@@ -152,6 +154,7 @@ class Federation:
                 f"round {number}: {len(usable)} usable updates, server_min_clients={self.args.server_min_clients}; "
                 "nothing was changed; lower server_min_clients, or mend the clients and pass --resume_from last"
             )
+        check_suspects(self.args.max_suspects, number, cohort, combined.flagged, quarantined)
         combined = self._in_stage(run, number, combined, usable)
         combined, memory = self._stepped(run, number, combined)
         state, start = combined.state, run.state

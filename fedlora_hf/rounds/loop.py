@@ -15,6 +15,7 @@ from fedlora_hf.record.standing import collaborative
 from fedlora_hf.record.write import add_metrics, check_same_run, mean_over_collaborative
 from fedlora_hf.rounds.adopt import adopted
 from fedlora_hf.rounds.federation import Federation, Run, check_cohort
+from fedlora_hf.rounds.limits import check_budget
 from fedlora_hf.rounds.output import ClientFolders, check_overwrite, write_run
 from fedlora_hf.rounds.store import unlike
 from fedlora_hf.rounds.transport import Ask, Transport, Watcher
@@ -112,6 +113,7 @@ class RoundLoop:
         """A round on the clients' data: nothing is changed before all that can be refused has been looked at."""
         federation, run, number, cohort = self.federation, ask.run, ask.number, ask.cohort
         check_cohort(self.args, federation.method, len(cohort))
+        check_budget(self.args, number, run.record.rounds, cohort)
         sent = self.transport.train(ask)
         with self.processes.all_or_none():
             if self.args.functional_judges and not self.store.functional(number):

@@ -24,7 +24,7 @@ from fedlora_hf.launch.schedule import shares
 from fedlora_hf.launch.zero import plain_launch
 from fedlora_hf.privacy import Privacy
 from fedlora_hf.training.local import LocalTraining, local_batches, num_local_steps
-from fedlora_hf.training.personal import Personal, best, candidates, given, with_kept, with_tuned
+from fedlora_hf.training.personal import Choice, Personal, Source, best, candidates, given, with_kept, with_tuned
 from fedlora_hf.training.scorer import Scorer
 from fedlora_hf.training.sharding import is_sharded, prepared
 from fedlora_hf.training.stages import Stage, StageName, personal_stage, round_stage
@@ -174,7 +174,8 @@ class ClientTrainer(Trainer):
         self.slot.train_only(stage.parts)
         share, even = self.processes.share, self.processes.lockstep
         batches = local_batches(data.train, self.data_collator, self.args, seed, share=share, even=even)
-        mu = self.args.fedprox_mu if stage.name is StageName.FEDERATED else 0.0
+        pull = {StageName.FEDERATED: self.args.fedprox_mu, StageName.PERSONAL: self.args.personal_proximal_mu}
+        mu = pull.get(stage.name, 0.0)
         steps = self.num_local_steps(data) if steps is None else steps
         with _learning_rate(self.args, stage.learning_rate):
             result = LocalTraining(self, batches, steps, seed, proximal_mu=mu, timeout=timeout).run()
@@ -200,7 +201,9 @@ class ClientTrainer(Trainer):
             found = best(candidates(global_state, own, refined, self.rank), loss)
         if not self.args.personal_steps:
             return found
-        return with_tuned(found, lambda state: self._tuned(client_id, state), loss)
+        # Ditto's personal model is held to the global one, so it starts there too, whatever was chosen.
+        base = Personal(Choice(Source.GLOBAL), global_state) if self.args.personal_proximal_mu else found
+        return with_tuned(found, base, lambda state: self._tuned(client_id, state), loss)
 
     def _tuned(self, client_id: str, state: AdapterState) -> AdapterState:
         """`state` after `personal_steps` further local steps of the client."""
