@@ -26,9 +26,9 @@ def check_suspects(
         return
     names = ", ".join(suspects[:5]) + (", ..." if len(suspects) > 5 else "")
     raise StoppedError(
-        f"round {number}: {len(suspects)} of {len(cohort)} clients flagged or quarantined ({names}), max_suspects={limit} "
-        f"allows {allowed}; nothing was changed; look at these clients, then --resume_from last goes on, without them or "
-        "with a higher --max_suspects"
+        f"round {number}: {len(suspects)} of {len(cohort)} clients flagged or quarantined ({names}), max_suspects="
+        f"{limit} allows {allowed}; nothing was changed; look at these clients, then --resume_from last goes on, "
+        "without them or with a higher --max_suspects"
     )
 
 
