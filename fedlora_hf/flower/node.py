@@ -95,7 +95,7 @@ def evaluate(content: RecordDict, context: Context) -> RecordDict:
         state = found.state
         factors = changed(state, global_state)
         reply["config"] = ConfigRecord({"client_id": name, "choice": str(found.choice), "factors": "".join(factors)})
-        reply["losses"] = MetricRecord(found.losses_by_name())
+        reply["losses"] = MetricRecord({**found.losses_by_name()})
         reply["personalised"] = MetricRecord(dict(trainer.test_metrics({name: state}).get(name, {})))
         if "personal_dir" in node:
             write_adapter(Path(str(node["personal_dir"])), state.in_memory(), trainer.slot.config())
@@ -149,7 +149,7 @@ def _at_work(run: Mapping[str, Value], node: Mapping[str, Value]) -> tuple[str, 
 
 def _items(run: Mapping[str, Value], node: Mapping[str, Value]) -> Items:
     """The configuration a node works by, as a key of caches: the run's, without the server's, under the node's own."""
-    mine = {name: value for name, value in node.items() if name not in NODE_KEYS}
+    own = {name: value for name, value in node.items() if name not in NODE_KEYS}
     theirs = {name: value for name, value in run.items() if name not in _SERVERS}
     return tuple(sorted({**theirs, **mine}.items()))
 
