@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 
 from fedlora_hf.aggregation import method_named, method_options
 from fedlora_hf.aggregation.server_optimizer import server_rule, space_of
+from fedlora_hf.aggregation.update_attacks import KINDS as UPDATE_KINDS
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.launch.quantisation import check_quantisation
 from fedlora_hf.launch.zero import plain_launch, zero_settings
@@ -26,6 +27,7 @@ from fedlora_hf.options import (
 )
 from fedlora_hf.privacy import Privacy
 from fedlora_hf.util.counts import suspects_allowed
+from fedlora_hf.util.rehearsal import DATA_KINDS, Contamination, read_contaminate
 
 
 @dataclass
@@ -120,6 +122,8 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
     def _check_limits(self) -> None:
         """That the limits at which a run stops mean something beside the other options."""
         suspects_allowed(self.max_suspects, 1)
+        self.contaminate = _names(self.contaminate)
+        read_contaminate(self.contaminate, {*DATA_KINDS, *UPDATE_KINDS})
         if self.dp_max_epsilon is None:
             return
         if not 0 < self.dp_max_epsilon < float("inf"):
@@ -131,6 +135,11 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
             )
         if self.dp_seed is not None:
             raise ConfigError(f"dp_seed={self.dp_seed}: voids the guarantee that dp_max_epsilon bounds; leave out one")
+
+    @property
+    def contaminated(self) -> dict[str, Contamination]:
+        """{client: how it is contaminated on purpose}."""
+        return read_contaminate(self.contaminate, {*DATA_KINDS, *UPDATE_KINDS})
 
     @property
     def server_rule(self) -> Rule | None:

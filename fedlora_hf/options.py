@@ -48,6 +48,12 @@ class DataOptions:
     num_clients: int | None = option(None, "Number of clients, for partition_by iid and dirichlet.")
     dirichlet_alpha: float = option(0.5, "Concentration of the Dirichlet mixtures: small is uneven, large is even.")
     max_examples_per_client: int | None = option(None, "At most so many examples a client, drawn at random.")
+    contaminate: list[str] | None = option(
+        None,
+        "Rehearse an attack on your own data: CLIENT=KIND[:STRENGTH] ...; KIND spoils the client's training answers "
+        "(random_outputs, constant, shuffled, shuffled_labels, random_labels; strength: a share of the examples) or "
+        "its update (sign_flip, boost, gaussian, zero; strength: a factor).",
+    )
     validation_fraction: float = option(0.1, "Share of each client's examples it keeps to choose its adapter with.")
     test_fraction: float = option(0.1, "Share of each client's examples that only evaluation sees.")
     max_length: int = option(512, "Longest sequence, in tokens; a longer prompt loses its start.")

@@ -22,6 +22,7 @@ from fedlora_hf.rounds.output import ClientFolders
 from fedlora_hf.rounds.store import RoundStore
 from fedlora_hf.training.client_trainer import ClientTrainer
 from fedlora_hf.update import ClientUpdate
+from fedlora_hf.util.rehearsal import check_clients
 
 
 class FederatedTrainer(ClientTrainer):
@@ -59,6 +60,7 @@ class FederatedTrainer(ClientTrainer):
         tokenizer = self.processing_class
         server = None if server_dataset is None else prepare_client(SERVER, server_dataset, tokenizer, args)
         check_cohort(args, self.method, len(self.clients))
+        check_clients(args.contaminated, self.clients)
         self.publisher = Publisher(args, self.progress)
         self.store = RoundStore(f"{args.output_dir}/rounds", self.slot.config())
         self.federation = Federation(args, self.method, self.store, self.initial, self.rank)

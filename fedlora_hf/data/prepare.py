@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import datasets
 
 from fedlora_hf.data.clients import make_clients
+from fedlora_hf.data.contaminate import KINDS, contaminate_share
 from fedlora_hf.data.rows import TokenRows
 from fedlora_hf.data.tokenize import tokenize_examples
 from fedlora_hf.errors import DataError
+from fedlora_hf.util.seeding import derive_seed
 
 if TYPE_CHECKING:
     from fedlora_hf.config import FederatedConfig
@@ -55,6 +57,11 @@ def prepare_client(client_id: str, data: Any, tokenizer: Any, args: "FederatedCo
     questions = None
     if test is not None and "references" in test.column_names and args.task == "causal_lm":
         questions = test.select(range(min(args.generation_examples, len(test))))
+
+    spoiled = args.contaminated.get(client_id)
+    if spoiled is not None and spoiled.kind in KINDS:
+        share, seed = spoiled.strength or 1.0, derive_seed(args.seed, "rehearsal", client_id)
+        splits["train"] = contaminate_share(splits["train"], spoiled.kind, share, seed)
 
     def tokenised(examples: Any) -> Any:
         if not examples or "input_ids" in examples.column_names:

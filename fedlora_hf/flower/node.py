@@ -151,7 +151,7 @@ def _items(run: Mapping[str, Value], node: Mapping[str, Value]) -> Items:
     """The configuration a node works by, as a key of caches: the run's, without the server's, under the node's own."""
     own = {name: value for name, value in node.items() if name not in NODE_KEYS}
     theirs = {name: value for name, value in run.items() if name not in _SERVERS}
-    return tuple(sorted({**theirs, **mine}.items()))
+    return tuple(sorted({**theirs, **own}.items()))
 
 
 @lru_cache(maxsize=1)

@@ -35,7 +35,8 @@ class RunRecord:
         {client id: value}. bytes_down: the round's result, sent back; bytes_stored: the parts a client trained itself.
     flagged: sorted ids of clients whose updates were sound but judged contaminated; quarantined: {id: reason}.
     clients: {id: {"collaborative", "weight", "num_examples", "evidence": {kind: {"score", "threshold"}}, "metrics":
-        {"before" | "global" | "personalised" | "local": {metric: value}}}}.
+        {"before" | "global" | "personalised" | "local": {metric: value}}}}; also
+        "contaminated": "kind:strength" of a client that the run contaminated on purpose.
     modules: {name: {"rank", "spectrum", "discarded_energy"}}.
     metrics: {"before": {"global": {...}}, "after": {"global": {...}, "personalised": {...}}}, means over the
         collaborative clients.

@@ -20,6 +20,7 @@ from fedlora_hf.training.metrics import mean_metrics
 from fedlora_hf.training.stages import StageName
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate
 from fedlora_hf.util.redaction import redacted
+from fedlora_hf.util.rehearsal import Contamination
 
 # Options that may differ between a run and its resumption, because they move no number of the rounds before.
 _FREE = {"num_rounds", "keep_rounds", "personalise", "personal_steps", "evaluate_rounds", "generation_examples"}
@@ -46,16 +47,17 @@ def opening(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         versions=versions(),
         adapter=dict(adapter),
-        clients={client: newcomer(count) for client, count in num_examples.items()},
+        clients={client: newcomer(count, args.contaminated.get(client)) for client, count in num_examples.items()},
     )
     for name, value in facts.items():
         setattr(record, name, value)
     return record
 
 
-def newcomer(num_examples: int | None) -> dict[str, Any]:
-    """What is known of a client that has sent nothing yet."""
-    return {"collaborative": True, "weight": 0.0, "num_examples": num_examples, "evidence": {}, "metrics": {}}
+def newcomer(num_examples: int | None, contamination: Contamination | None = None) -> dict[str, Any]:
+    """What is known of a client that has sent nothing yet; "contaminated" says how it is so on purpose, if it is."""
+    known = {"collaborative": True, "weight": 0.0, "num_examples": num_examples, "evidence": {}, "metrics": {}}
+    return known if contamination is None else {**known, "contaminated": str(contamination)}
 
 
 def check_same_run(earlier: RunRecord, now: RunRecord) -> None:

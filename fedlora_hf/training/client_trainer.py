@@ -3,6 +3,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from fedlora_hf.adapter.files import read_adapter
 from fedlora_hf.adapter.slot import AdapterSlot, set_frozen, slot_rank, with_adapter
 from fedlora_hf.adapter.slot import peft_config as described
 from fedlora_hf.aggregation import method_named
+from fedlora_hf.aggregation.update_attacks import KINDS as UPDATE_ATTACKS
+from fedlora_hf.aggregation.update_attacks import attacked
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.data.collate import Collator
 from fedlora_hf.data.prepare import ClientData, prepare_client
@@ -149,6 +152,9 @@ class ClientTrainer(Trainer):
         update = self.train_from(
             start, client_id, self.clients[client_id], stage, seed, timeout=self.args.client_timeout
         )
+        contaminated = self.args.contaminated.get(client_id)
+        if contaminated is not None and contaminated.kind in UPDATE_ATTACKS:
+            update = replace(update, state=attacked(contaminated, update.state, start, seed, stage.untrained))
         return update if self.privacy is None else self.privacy.applied(update, start, stage.untrained, seed)
 
     def install(self, start: AdapterState, frozen: AdapterState | None = None) -> None:
