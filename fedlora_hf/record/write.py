@@ -56,7 +56,13 @@ def opening(
 
 def newcomer(num_examples: int | None, contamination: Contamination | None = None) -> dict[str, Any]:
     """What is known of a client that has sent nothing yet; "contaminated" says how it is so on purpose, if it is."""
-    known = {"collaborative": True, "weight": 0.0, "num_examples": num_examples, "evidence": {}, "metrics": {}}
+    known: dict[str, Any] = {
+        "collaborative": True,
+        "weight": 0.0,
+        "num_examples": num_examples,
+        "evidence": {},
+        "metrics": {},
+    }
     return known if contamination is None else {**known, "contaminated": str(contamination)}
 
 

@@ -12,6 +12,7 @@ from sample_updates import dense, relative, same_bits
 
 from fedlora_hf.aggregation.update_attacks import KINDS
 from fedlora_hf.data import contaminate
+from fedlora_hf.data.formats import load_examples
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.update import AdapterState
 from fedlora_hf.util import rehearsal
@@ -96,7 +97,11 @@ def test_a_frozen_factor_stays_frozen_under_attack(tmp_path: Path, kind: str) ->
 
 def test_wrong_data_are_trained_on(tmp_path: Path) -> None:
     model = models.tiny_llama(vocab_size=len(models.tiny_tokenizer()))
-    clients = {name: sample_data.examples(6, seed) for seed, name in enumerate(("ada", "bob", "eve"))}
+    write = sample_data.write_dolly
+    clients = {
+        name: load_examples(str(write(tmp_path / f"{name}.jsonl", 6, seed)))
+        for seed, name in enumerate(("ada", "bob", "eve"))
+    }
     more = {"processing_class": models.tiny_tokenizer()}
     trainers = {}
     for kind in ("", "bob=constant", "bob=constant:0.5"):
