@@ -1,4 +1,4 @@
-"""The command line: `fedlora demo | train | aggregate | report | push`. Heavy imports wait until a command runs."""
+"""The command line, `fedlora COMMAND`. Heavy imports wait until a command runs."""
 # SPDX-License-Identifier: Apache-2.0
 
 import argparse
@@ -34,7 +34,7 @@ def _run(arguments: list[str]) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of every command but train, whose flags are FederatedConfig's (commands/manual.py, train.py)."""
+    """The parser of every command but train, whose flags are FederatedConfig's (flags.py, commands/manual.py)."""
     parser = OneLineParser(
         prog="fedlora",
         description="Fine-tune language models together without sharing data.",
@@ -53,13 +53,23 @@ def build_parser() -> argparse.ArgumentParser:
     combine = commands.add_parser("aggregate", help="combine LoRA adapters trained anywhere, in one shot")
     combine.add_argument("adapters", nargs="+", metavar="ADAPTER", help="a folder, or user/repo[@revision][:subfolder]")
     combine.add_argument("--output_dir", required=True, help="where the global and personal adapters go")
-    combine.add_argument("--method", default="clair", help="aggregation method (default: %(default)s)")
-    combine.add_argument("--side", help="clair: output or input")
-    combine.add_argument("--rank", help="clair: rank of the shared subspace, a number or auto")
-    combine.add_argument("--target_rank", type=int, help="rank of the global adapter (default: the clients' largest)")
     combine.add_argument(
-        "--option", action="append", default=[], metavar="NAME=VALUE", help="any further option of the method"
+        "--aggregation",
+        "--method",
+        dest="method",
+        metavar="METHOD",
+        default="clair",
+        help="aggregation method (default: %(default)s); fedlora methods lists them",
     )
+    combine.add_argument(
+        "--aggregation_options",
+        nargs="+",
+        metavar="NAME=VALUE",
+        help="the method's own options, or one JSON object; fedlora methods METHOD lists them",
+    )
+    combine.add_argument("--side", help="short for --aggregation_options side=..., as clair has it")
+    combine.add_argument("--rank", help="short for --aggregation_options rank=..., as clair has it")
+    combine.add_argument("--target_rank", type=int, help="rank of the global adapter (default: the clients' largest)")
     combine.add_argument(
         "--partial_modules",
         choices=("quarantine", "common"),
@@ -67,6 +77,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="clients that adapt other modules than most: leave them out, or use only the modules all have",
     )
     combine.set_defaults(run=_aggregate)
+
+    listing = commands.add_parser("methods", help="the aggregation methods, their options and papers")
+    listing.add_argument("name", nargs="?", metavar="NAME", help="one of them, with what its options mean")
+    listing.set_defaults(run=_methods)
 
     report = commands.add_parser("report", help="figures and a self-contained page from a run's record")
     report.add_argument("folder", metavar="OUT", help="the output folder of train, demo or aggregate")
@@ -104,15 +118,27 @@ def _demo(output_dir: str, seed: int) -> None:
     demo(output_dir, seed)
 
 
-def _aggregate(**options: Any) -> None:
+def _aggregate(
+    method: str, aggregation_options: list[str] | None, side: str | None, rank: str | None, **more: Any
+) -> None:
+    from fedlora_hf.methods import method_named
+    from fedlora_hf.methods.settings import read_options
+
+    chosen = method_named(method)
+    named = read_options(chosen, aggregation_options)
+    short = read_options(chosen, [f"{name}={value}" for name, value in (("side", side), ("rank", rank)) if value])
+    if twice := sorted(set(named) & set(short)):
+        raise ConfigError(f"--{twice[0]} {short[twice[0]]}: is in --aggregation_options too; leave one out")
+
     from fedlora_hf.commands.aggregate import aggregate_adapters
 
-    named = dict(_name_and_value(text) for text in options.pop("option"))
-    for name in ("side", "rank"):
-        value = options.pop(name)
-        if value is not None:
-            named[name] = int(value) if value.isdigit() else value
-    aggregate_adapters(**options, options=named)
+    aggregate_adapters(**more, method=method, options={**named, **short})
+
+
+def _methods(name: str | None) -> None:
+    from fedlora_hf.commands.methods import describe
+
+    print(describe(name), end="")  # noqa: T201
 
 
 def _report(folder: str) -> None:
@@ -128,19 +154,6 @@ def _push(folder: str, **options: Any) -> None:
     from fedlora_hf.util.progress import Progress
 
     print(push_folder(folder, **options, progress=Progress()))  # noqa: T201
-
-
-def _name_and_value(text: str) -> tuple[str, Any]:
-    """NAME=VALUE, the value read as JSON where it is JSON (2, 0.3, true), as text otherwise."""
-    import json
-
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise ConfigError(f"--option {text!r}: must be NAME=VALUE, such as trim=0.2")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
 
 
 if __name__ == "__main__":

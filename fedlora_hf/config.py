@@ -1,18 +1,19 @@
 """Every option of a federated run: `FederatedConfig`, a `transformers.TrainingArguments` with the federation's own."""
 # SPDX-License-Identifier: Apache-2.0
 
-import json
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
+from enum import Enum
 from typing import Any
 
 from transformers import TrainingArguments
 
-from fedlora_hf.aggregation import method_named, method_options
 from fedlora_hf.aggregation.server_optimizer import server_rule, space_of
 from fedlora_hf.aggregation.update_attacks import KINDS as UPDATE_KINDS
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.launch.quantisation import check_quantisation
 from fedlora_hf.launch.zero import plain_launch, zero_settings
+from fedlora_hf.methods import method_named
+from fedlora_hf.methods.settings import read_options
 from fedlora_hf.numerics.server_step import Rule
 from fedlora_hf.options import (
     AdapterOptions,
@@ -25,9 +26,30 @@ from fedlora_hf.options import (
     PrivacyOptions,
     RoundOptions,
 )
+from fedlora_hf.options.facts import check_bounds, check_effects, facts_of
 from fedlora_hf.privacy import Privacy
 from fedlora_hf.util.counts import suspects_allowed
 from fedlora_hf.util.rehearsal import DATA_KINDS, Contamination, read_contaminate
+
+# ---- what becomes of the options of TrainingArguments (those of our own say it in their field) -----------------------
+# In every record, whether changed or not.
+ALWAYS_TOLD = frozenset({"learning_rate", "lr_scheduler_type", "per_device_train_batch_size", "weight_decay", "optim"})
+ALWAYS_TOLD |= {"gradient_accumulation_steps", "max_grad_norm", "bf16", "fp16"}
+# In none: places, secrets, what a launcher sets, and what the record keeps under another name.
+NEVER_TOLD = frozenset({"output_dir", "logging_dir", "hub_token", "local_rank", "ddp_backend", "ddp_timeout"})
+NEVER_TOLD |= {"seed", "gradient_checkpointing"}
+# A resumed run may have other values of these: they show, store and place, or suit the machine, and move no number
+# beyond what another machine moves.
+RESUMABLE = frozenset({"report_to", "run_name", "project", "disable_tqdm", "push_to_hub", "deepspeed", "use_cpu"})
+RESUMABLE |= {"per_device_eval_batch_size", "include_num_input_tokens_seen", "include_for_metrics", "debug"}
+RESUMABLE |= {"prediction_loss_only", "batch_eval_metrics", "load_best_model_at_end", "metric_for_best_model"}
+RESUMABLE |= {"greater_is_better", "skip_memory_metrics", "auto_find_batch_size", "accelerator_config"}
+RESUMABLE |= {"gradient_checkpointing_kwargs", "activation_checkpointing_kwargs", "do_train", "do_eval", "do_predict"}
+RESUMABLE |= {"dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"}
+RESUMABLE |= {"dataloader_prefetch_factor", "torch_empty_cache_steps", "resume_from_checkpoint"}
+RESUMABLE_FAMILIES = ("logging_", "log_", "hub_", "save_", "eval_", "trackio_", "fsdp", "ddp_")
+# Values that mean the same to TrainingArguments; a command line's parser writes another of them than a default has.
+_ALIKE: tuple[tuple[Any, ...], ...] = ((None, "", [], {}), (False, "no"))
 
 
 @dataclass
@@ -43,7 +65,7 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
     HubOptions,
     TrainingArguments,
 ):
-    """Every option of a run: the groups of options.py, which are the manual, and `transformers.TrainingArguments`.
+    """Every option of a run: the groups of options/, which are the manual, and `transformers.TrainingArguments`.
 
     The latter keep their meaning for a client's local training (optimizer, weight decay, gradient accumulation, bf16,
     activation checkpointing, report_to ...). Differences: `learning_rate` 2e-4, `lr_scheduler_type` "constant" (a
@@ -53,6 +75,8 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
     """
 
     def __post_init__(self) -> None:
+        # Seen before TrainingArguments fills in what was left open.
+        self._given = {item.name for item in fields(TrainingArguments) if self._sets(item)}
         # One meaning under the old and the new name, whichever of them this transformers knows, and no warning.
         wanted = self.gradient_checkpointing if self.activation_checkpointing is None else self.activation_checkpointing
         self.gradient_checkpointing = self.activation_checkpointing = bool(wanted)
@@ -61,33 +85,31 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
             super().__post_init__()
         # Processes train different clients, or count a step's tokens themselves (client.py).
         self.average_tokens_across_devices = False
+        self._normalise()
         check_quantisation(self)
-        Privacy.of(self, self.functional_judges)
+        check_bounds(self)
+        self._check_together()
+        check_effects(self)
+        Privacy.of(self)
+
+    def _normalise(self) -> None:
+        """One form for what may be written in several, and defaults that depend on other options."""
         self.target_modules, self.labels = _names(self.target_modules), _names(self.labels)
-        if self.labels is not None and not 1 < len(self.labels) == len(set(self.labels)):
-            raise ConfigError(f"labels={','.join(self.labels)}: must be two or more, all different; name every class")
         if self.pipeline == "fedlora_optimizer":
             self.adapter = "dirmag"
         if self.personal_steps is None:
             self.personal_steps = 20 if self.pipeline == "fedlora_optimizer" else 0
-        self.aggregation_options = _parsed(self.aggregation_options)
-        method_options(method_named(self.aggregation), **self.aggregation_options)
+        self.aggregation_options = read_options(method_named(self.aggregation), self.aggregation_options)
+        self.contaminate = _names(self.contaminate)
+
+    def _check_together(self) -> None:
+        """ConfigError for values that do not go together."""
         self._check_server()
         self._check_limits()
-        self._check_ditto()
-        for name, low, remedy in _AT_LEAST:
-            value = getattr(self, name)
-            if value is not None and not value >= low:
-                raise ConfigError(f"{name}={value}: must be at least {low}; {remedy}")
+        if self.labels is not None and not 1 < len(self.labels) == len(set(self.labels)):
+            raise ConfigError(f"labels={','.join(self.labels)}: must be two or more, all different; name every class")
         if self.local_steps is None and self.local_epochs <= 0:
             raise ConfigError(f"local_epochs={self.local_epochs}: must be above 0; pass local_steps or local_epochs")
-        for name in ("validation_fraction", "test_fraction"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)}: must be in [0, 1); it is a share of the examples")
-        if self.keep_rounds == 1:
-            raise ConfigError(
-                "keep_rounds=1: must be 0 (all) or at least 2; a round's personal adapters need its start"
-            )
         if self.validation_fraction + self.test_fraction >= 1:
             raise ConfigError(
                 f"validation_fraction + test_fraction = {self.validation_fraction + self.test_fraction}: must stay "
@@ -95,6 +117,21 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
             )
         if self.partition_by in ("iid", "dirichlet") and self.dataset and self.num_clients is None:
             raise ConfigError(f"partition_by={self.partition_by} without num_clients: it needs one; pass --num_clients")
+        if self.dp_clip is not None and self.functional_judges:
+            raise ConfigError(
+                f"functional_judges={self.functional_judges}: reads other clients' losses, which no noise covers; "
+                "leave it out, or dp_clip"
+            )
+        method = method_named(self.aggregation)
+        if self.weight_by == "uniform" and method.uniform:
+            raise ConfigError(
+                f"weight_by=uniform: has no effect with {method.name}, in which every client counts once; leave it out"
+            )
+
+    def _sets(self, item: "Field[Any]") -> bool:
+        own, value = type(self).__dataclass_fields__[item.name], getattr(self, item.name)
+        default = own.default if own.default_factory is MISSING else own.default_factory()
+        return value != default and not any(value in same and default in same for same in _ALIKE)
 
     def _check_server(self) -> None:
         """The server's own data and optimizer, against what the method and the pipeline make of them."""
@@ -112,22 +149,12 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
         if self.server_rule is not None:
             space_of(method)
 
-    def _check_ditto(self) -> None:
-        if self.personal_proximal_mu and not self.personal_steps:
-            raise ConfigError(
-                f"personal_proximal_mu={self.personal_proximal_mu}: has no effect without personal_steps; pass "
-                "--personal_steps"
-            )
-
     def _check_limits(self) -> None:
         """That the limits at which a run stops mean something beside the other options."""
         suspects_allowed(self.max_suspects, 1)
-        self.contaminate = _names(self.contaminate)
         read_contaminate(self.contaminate, {*DATA_KINDS, *UPDATE_KINDS})
         if self.dp_max_epsilon is None:
             return
-        if not 0 < self.dp_max_epsilon < float("inf"):
-            raise ConfigError(f"dp_max_epsilon={self.dp_max_epsilon}: must be a finite number above 0; 8 for instance")
         if self.dp_clip is None or not self.dp_noise_multiplier:
             raise ConfigError(
                 f"dp_max_epsilon={self.dp_max_epsilon}: without noise nothing is guaranteed; pass --dp_clip and "
@@ -158,32 +185,18 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
         return False if self.zero else super().place_model_on_device
 
     def changed(self) -> dict[str, Any]:
-        """The federation's options, and those of training that differ from their default: what the record tells."""
-        own = {f.name for f in fields(FederatedConfig)} - {f.name for f in fields(TrainingArguments)}
-        own |= {"learning_rate", "lr_scheduler_type", "per_device_train_batch_size", "gradient_accumulation_steps"}
-        own |= {"weight_decay", "max_grad_norm", "bf16", "fp16", "optim"}
-        return {name: getattr(self, name) for name in sorted(own) if getattr(self, name) is not None}
+        """What the record tells: the federation's options, and those of TrainingArguments that differ from the default.
 
-
-_AT_LEAST = (
-    ("num_rounds", 0, "0 evaluates the base model only"),
-    ("num_clients", 1, "a federation has at least one client"),
-    ("clients_per_round", 1, "leave it out for all clients"),
-    ("local_steps", 1, "leave it out to train by local_epochs"),
-    ("lora_r", 1, "pass a positive rank"),
-    ("max_length", 8, "a prompt and an answer must fit"),
-    ("max_examples_per_client", 1, "leave it out for all examples"),
-    ("server_min_clients", 1, "a round needs an update"),
-    ("client_timeout", 0, "leave it out for no limit"),
-    ("keep_rounds", 0, "0 keeps all rounds"),
-    ("personal_steps", 0, "0 adds none"),
-    ("functional_judges", 0, "0 judges on the updates alone"),
-    ("global_rounds", 0, "0 leaves the global stage out"),
-    ("fedprox_mu", 0, "0 leaves the term out"),
-    ("personal_proximal_mu", 0, "0 leaves the term out"),
-    ("generation_examples", 0, "0 generates nothing"),
-    ("max_new_tokens", 1, "pass generation_examples=0 to generate nothing"),
-)
+        A few of the latter are always told. Left out are places, secrets, and what the record keeps elsewhere.
+        """
+        borrowed = {item.name for item in fields(TrainingArguments)}
+        own = {item.name for item in fields(FederatedConfig)} - borrowed
+        told = own | ALWAYS_TOLD | self._given
+        if "gradient_checkpointing" in told:
+            told.add("activation_checkpointing")  # the same under its newer name
+        told -= NEVER_TOLD
+        values = {name: getattr(self, name) for name in sorted(told)}
+        return {name: _value(value) for name, value in values.items() if value is not None}
 
 
 def _names(given: list[str] | None) -> list[str] | None:
@@ -191,15 +204,21 @@ def _names(given: list[str] | None) -> list[str] | None:
     return [part.strip() for part in given[0].split(",")] if isinstance(given, list) and len(given) == 1 else given
 
 
-def _parsed(options: dict[str, Any] | str | None) -> dict[str, Any]:
-    if options is None or options == "":
-        return {}
-    if isinstance(options, dict):
-        return options
-    try:
-        parsed = json.loads(options)
-    except ValueError:
-        parsed = None
-    if not isinstance(parsed, dict):
-        raise ConfigError(f"aggregation_options={options!r}: must be a JSON object; e.g. '{{\"rank\": 2}}'")
-    return parsed
+def _value(value: Any) -> Any:
+    """An option's value as the record can hold it: an enumeration's own, the contents of a settings object."""
+    if isinstance(value, list | tuple):
+        return [_value(item) for item in value]
+    return value.value if isinstance(value, Enum) else value.to_dict() if hasattr(value, "to_dict") else value
+
+
+def may_change(name: str) -> bool:
+    """Whether a resumed run may have another value of this option: it moves no number of the rounds before."""
+    if name in _OWN:
+        return _OWN[name].resumable
+    return name in RESUMABLE or name.startswith(RESUMABLE_FAMILIES)
+
+
+_OWN = {item.name: facts for item in fields(FederatedConfig) if (facts := facts_of(item)) is not None}
+# Options of TrainingArguments that only the server reads; those of our own say it in their field.
+_SERVERS = {"push_to_hub", "report_to"}
+SERVER_SIDE = frozenset(_SERVERS | {name for name, facts in _OWN.items() if facts.side == "server"})

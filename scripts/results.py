@@ -37,9 +37,9 @@ class Step:
     needs: tuple[str, ...] = ()
 
 
-_SYNTHETIC = "python scripts/experiments/{}.py --seed 0 --seeds 3"
-_ATTACKS = "python scripts/experiments/attacks.py --cache {cache}/attacks"
-_DIRMAG = "python scripts/bench_dirmag.py --repeats 21"
+_SYNTHETIC = "python -m scripts.experiments.{} --seed 0 --seeds 3"
+_ATTACKS = "python -m scripts.experiments.attacks --cache {cache}/attacks"
+_DIRMAG = "python -m scripts.benchmarks.dirmag --repeats 21"
 _REAL = (
     "--model {base} --dolly {data}/dolly/databricks-dolly-15k.jsonl --natural_instructions {data}/natural_instructions"
 )
@@ -48,19 +48,29 @@ STEPS = (
     Step("noise", _SYNTHETIC.format("noise"), 1, "results/noise/README.md"),
     Step("phase", _SYNTHETIC.format("phase"), 5, "results/phase/README.md"),
     Step("oracle_gain", _SYNTHETIC.format("oracle_gain"), 1, "results/oracle_gain/README.md"),
-    Step("flags", "python scripts/calibrate_flags.py --set held-out --honest 240", 4, "results/flags/README.md"),
-    Step("flags_tuning", "python scripts/calibrate_flags.py --set tuning --honest 100", 3, "results/flags/README.md"),
+    Step(
+        "flags",
+        "python -m scripts.experiments.calibrate_flags --set held-out --honest 240",
+        4,
+        "results/flags/README.md",
+    ),
+    Step(
+        "flags_tuning",
+        "python -m scripts.experiments.calibrate_flags --set tuning --honest 100",
+        3,
+        "results/flags/README.md",
+    ),
     Step("attacks_tuning", f"{_ATTACKS} --tune", 2, "results/attacks/README.md"),
     Step("attacks", _ATTACKS, 15, "results/attacks/README.md"),
     Step(
         "attack_evidence",
-        "python scripts/experiments/attack_evidence.py --cache {cache}/attacks",
+        "python -m scripts.experiments.attack_evidence --cache {cache}/attacks",
         2,
         "results/attacks/README.md",
     ),
     Step(
         "rounds",
-        "python scripts/experiments/rounds.py --seeds 4 --cache {cache}/attacks",
+        "python -m scripts.experiments.rounds --seeds 4 --cache {cache}/attacks",
         60,
         "results/rounds/README.md",
     ),
@@ -75,7 +85,7 @@ STEPS = (
     ),
     Step(
         "privacy_cost",
-        "python scripts/experiments/privacy_cost.py --output_dir docs/results/privacy --seeds 0 1 2",
+        "python -m scripts.experiments.privacy_cost --output_dir docs/results/privacy --seeds 0 1 2",
         15,
         "results/privacy/README.md",
     ),
@@ -90,7 +100,7 @@ STEPS = (
     ),
     Step(
         "validity_map",
-        "python scripts/experiments/validity_map.py --base {base} --data {data} --cache {cache}/map "
+        "python -m scripts.experiments.validity_map --base {base} --data {data} --cache {cache}/map "
         "--encoder {encoder} --seeds 5 --judges 5 15",
         120,
         "results/validity_map/README.md",
@@ -98,7 +108,7 @@ STEPS = (
     ),
     Step(
         "sensitivity",
-        f"python scripts/experiments/sensitivity.py {_REAL} --held_out_half --cache {{cache}}/sensitivity "
+        f"python -m scripts.experiments.sensitivity {_REAL} --held_out_half --cache {{cache}}/sensitivity "
         "--output_dir docs/results/sensitivity",
         60,
         "results/sensitivity/README.md",
@@ -106,7 +116,7 @@ STEPS = (
     ),
     Step(
         "pipeline_comparison",
-        f"python scripts/experiments/pipeline_comparison.py {_REAL} --held_out_half --cache {{cache}}/pipeline "
+        f"python -m scripts.experiments.pipeline_comparison {_REAL} --held_out_half --cache {{cache}}/pipeline "
         "--output_dir docs/results/pipeline",
         180,
         "results/pipeline/README.md",
@@ -114,29 +124,29 @@ STEPS = (
     ),
     Step(
         "round",
-        "python scripts/bench_round.py --hidden 256 --clients 5 --repeats 4 --rounds 1 "
+        "python -m scripts.benchmarks.round --hidden 256 --clients 5 --repeats 4 --rounds 1 "
         "--csv docs/benchmarks/round_1_thread.csv",
         3,
         "benchmarks.md",
     ),
     Step(
         "round_8x128",
-        "python scripts/bench_round.py --hidden 256 --batch 8 --tokens 128 --clients 4 --repeats 4 --rounds 1 "
+        "python -m scripts.benchmarks.round --hidden 256 --batch 8 --tokens 128 --clients 4 --repeats 4 --rounds 1 "
         "--csv docs/benchmarks/round_8x128.csv",
         5,
         "benchmarks.md",
     ),
     Step(
         "memory",
-        "python scripts/bench_round.py --memory --hidden 256 --layers 8 --rank 16 --rounds 1 "
+        "python -m scripts.benchmarks.round --memory --hidden 256 --layers 8 --rank 16 --rounds 1 "
         "--csv docs/benchmarks/memory.csv",
         5,
         "benchmarks.md",
     ),
-    Step("clair", "python scripts/bench_clair.py --modules 64 --csv docs/bench_clair.csv", 5, "bench_clair.md"),
+    Step("clair", "python -m scripts.benchmarks.clair --modules 64 --csv docs/bench_clair.csv", 5, "bench_clair.md"),
     Step(
         "clair_disk",
-        "python scripts/bench_clair.py --out_of_core 50 200 1000 --modules 1 --csv docs/bench_clair_disk.csv",
+        "python -m scripts.benchmarks.clair --out_of_core 50 200 1000 --modules 1 --csv docs/bench_clair_disk.csv",
         20,
         "bench_clair.md",
     ),
@@ -144,27 +154,30 @@ STEPS = (
     Step("dirmag_1024", f"{_DIRMAG} --hidden 1024 --seq 128 --batch 4 --layers 1", 4, "direction_magnitude.md"),
     Step("dirmag_one", f"{_DIRMAG} --hidden 512 --seq 128 --batch 1", 1, "direction_magnitude.md"),
     Step("dirmag_short", f"{_DIRMAG} --hidden 512 --seq 32 --batch 1 --steps 8", 2, "direction_magnitude.md"),
-    Step("gpu", "python scripts/bench_gpu.py --csv docs/benchmarks/gpu.csv", 10, "benchmarks.md", ("gpu",)),
-    Step("processes", "python scripts/bench_processes.py --csv docs/benchmarks/processes.csv", 10, "benchmarks.md"),
-    Step("scaling", "python scripts/check_scaling.py --csv docs/benchmarks/scaling.csv", 15, "benchmarks.md"),
-    Step("engines", "python scripts/bench_engines.py --csv docs/benchmarks/engines.csv", 10, "benchmarks.md"),
+    Step("gpu", "python -m scripts.benchmarks.gpu --csv docs/benchmarks/gpu.csv", 10, "benchmarks.md", ("gpu",)),
+    Step(
+        "processes", "python -m scripts.benchmarks.processes --csv docs/benchmarks/processes.csv", 10, "benchmarks.md"
+    ),
+    Step("scaling", "python -m scripts.benchmarks.scaling --csv docs/benchmarks/scaling.csv", 15, "benchmarks.md"),
+    Step("engines", "python -m scripts.benchmarks.engines --csv docs/benchmarks/engines.csv", 10, "benchmarks.md"),
     Step(
         "deployment",
-        "python scripts/deployment_check.py --model_name_or_path {base} --markdown docs/deployment_check.md",
+        "python -m scripts.checks.deployment_check --model_name_or_path {base} --markdown docs/deployment_check.md",
         10,
         "deployment_check.md",
         ("base",),
     ),
-    Step("chaos", "python scripts/chaos.py --kills 30 --seed 0 --output_dir {cache}/chaos", 20, "results.md"),
+    Step("chaos", "python -m scripts.checks.chaos --kills 30 --seed 0 --output_dir {cache}/chaos", 20, "results.md"),
     Step(
         "long_run",
-        "python scripts/long_run.py --rounds 200 --clients 8 --csv docs/long_run.csv --output_dir {cache}/long_run",
+        "python -m scripts.checks.long_run --rounds 200 --clients 8 --csv docs/long_run.csv "
+        "--output_dir {cache}/long_run",
         20,
         "results.md",
     ),
     Step(
         "many_clients",
-        "python scripts/long_run.py --rounds 2 --clients 1000 --csv docs/many_clients.csv "
+        "python -m scripts.checks.long_run --rounds 2 --clients 1000 --csv docs/many_clients.csv "
         "--output_dir {cache}/many_clients",
         20,
         "results.md",

@@ -9,8 +9,8 @@ import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
-from fedlora_hf.aggregation import METHODS
-from fedlora_hf.aggregation.method import Method
+from fedlora_hf.methods import METHODS
+from fedlora_hf.methods.method import Method
 
 PROJECT = Path(__file__).resolve().parents[1]
 README, CHOOSING = PROJECT / "README.md", PROJECT / "docs" / "choosing.md"

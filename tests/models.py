@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from fedlora_hf import FederatedConfig, FederatedTrainer
-from fedlora_hf.aggregation import METHODS
+from fedlora_hf.methods import METHODS
 
 VOCABULARY = 64
 CLASSES = 3

@@ -55,7 +55,7 @@ def sample_record(num_clients: int = 12, rounds: int = 3, flagged: int = 4, seed
             "after": {view: _means(good, view) for view in ("global", "personalised", "local")},
         },
         diagnosis={
-            "summary": "the majority shares a direction and a subspace",
+            "summary": "common structure: shared subspace yes, common direction yes",
             "identifiable": True,
             "agreement": 0.62,
             "shared_energy": 0.71,

@@ -1,14 +1,21 @@
 """Options: their defaults are as documented, and a value that cannot be used is refused in one line."""
 # SPDX-License-Identifier: Apache-2.0
 
+import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import models
 import pytest
+from transformers import HfArgumentParser, TrainingArguments
 
 from fedlora_hf import FederatedConfig
+from fedlora_hf.config import ALWAYS_TOLD, SERVER_SIDE, may_change
 from fedlora_hf.errors import ConfigError
+from fedlora_hf.options import GROUPS
+from fedlora_hf.options.facts import facts_of
+from fedlora_hf.record.record import plain
 
 
 def config(**changes: Any) -> FederatedConfig:
@@ -42,8 +49,11 @@ def test_defaults_that_differ_from_training_arguments() -> None:
         ({"validation_fraction": 0.5, "test_fraction": 0.5}, "= 1.0: must stay below 1"),
         ({"dataset": "d", "partition_by": "iid"}, "partition_by=iid without num_clients"),
         ({"aggregation": "fed_avg"}, "aggregation method 'fed_avg': must be one of clair, local, fedavg"),
-        ({"aggregation_options": "{rank: 2}"}, "aggregation_options='{rank: 2}': must be a JSON object"),
-        ({"aggregation_options": "[1]"}, "must be a JSON object"),
+        (
+            {"aggregation_options": "{rank: 2}"},
+            "aggregation_options='{rank: 2}': must be NAME=VALUE ..., or one JSON object",
+        ),
+        ({"aggregation_options": "[1]"}, "or one JSON object"),
         ({"aggregation_options": {"speed": 3}}, "option 'speed' of method 'clair'"),
         ({"aggregation": "fedavg", "aggregation_options": '{"rank": 2}'}, "its options are: none; remove it"),
         ({"aggregation": "trimmed_mean", "aggregation_options": {"trim": "much"}}, "trim='much': must be of type"),
@@ -55,6 +65,93 @@ def test_refusals_are_one_line_with_value_rule_and_remedy(changes: dict[str, Any
     assert message in str(caught.value)
     assert ";" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"functional_judges": 2, "aggregation": "fedavg"},
+            "with aggregation clair only; pass --aggregation clair",
+        ),
+        ({"global_rounds": 3}, "global_rounds=3: has an effect with pipeline fedlora_optimizer only"),
+        ({"global_learning_rate": 0.1}, "an effect with pipeline fedlora_optimizer only"),
+        (
+            {"global_learning_rate": 0.1, "pipeline": "fedlora_optimizer", "global_rounds": 0},
+            "has no effect without global_rounds; pass --global_rounds",
+        ),
+        ({"server_dataset": "d.jsonl"}, "server_dataset='d.jsonl': only the global stage of a pipeline and fltrust train on the server"),
+        ({"personal_learning_rate": 0.1}, "has no effect without personal_steps; pass --personal_steps"),
+        ({"dirichlet_alpha": 2.0}, "dirichlet_alpha=2.0: has an effect with partition_by dirichlet only"),
+        ({"dirichlet_alpha": 0.0}, "dirichlet_alpha=0.0: must be a finite number above 0"),
+        ({"num_clients": 3}, "num_clients=3: has an effect with partition_by iid or dirichlet only"),
+        ({"client_column": "site"}, "client_column=site: has an effect with partition_by client only"),
+        ({"labels": ["a,b"]}, "labels=a,b: has an effect with task sequence_classification only"),
+        ({"local_steps": 3, "local_epochs": 2.0}, "local_epochs=2.0: has no effect beside local_steps"),
+        ({"bnb_4bit_quant_type": "fp4"}, "bnb_4bit_quant_type=fp4: has no effect without load_in_4bit"),
+        ({"use_bnb_nested_quant": True}, "use_bnb_nested_quant=True: has no effect without load_in_4bit"),
+        (
+            {"max_new_tokens": 9, "generation_examples": 0},
+            "max_new_tokens=9: has no effect without",
+        ),
+        (
+            {"generation_examples": 9, "task": "sequence_classification"},
+            "generation_examples=9: has an effect with task causal_lm only",
+        ),
+        ({"max_eval_examples": 0}, "max_eval_examples=0: must be at least 1"),
+        ({"weight_by": "uniform", "aggregation": "median"}, "weight_by=uniform: has no effect with median"),
+    ],
+)
+def test_an_option_without_effect_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config(**changes)
+    assert message in str(caught.value)
+    assert "leave" in str(caught.value) or "must be" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_option_that_switches_nothing_on_is_not_refused() -> None:
+    config(generation_examples=0, task="sequence_classification")
+    config(global_rounds=0, functional_judges=0, aggregation="fedavg", use_bnb_nested_quant=False)
+    config(dirichlet_alpha=0.5, num_clients=None)
+
+
+def test_every_fact_names_an_option_there_is() -> None:
+    names = {item.name for item in fields(FederatedConfig)}
+    borrowed = {item.name for item in fields(TrainingArguments)}
+    told = [facts for group in GROUPS for item in fields(group) if (facts := facts_of(item)) is not None]
+    assert len(told) == sum(len(fields(group)) for group in GROUPS)
+    assert {other for facts in told for other in facts.needs} <= names
+    assert names >= SERVER_SIDE
+    assert borrowed >= ALWAYS_TOLD
+
+
+def test_upstreams_own_parser_reads_the_options(tmp_path: Path) -> None:
+    """The facts beside the help are no argument of argparse's."""
+    (args,) = HfArgumentParser(FederatedConfig).parse_args_into_dataclasses(["--num_rounds", "4", "--use_cpu"])
+    assert args.num_rounds == 4
+
+
+def test_every_value_of_training_arguments_that_is_set_is_told(tmp_path: Path) -> None:
+    told = config(adam_beta1=0.8, warmup_steps=2, hub_token="secret", report_to="none", logging_steps=7).changed()
+    assert (told["adam_beta1"], told["warmup_steps"], told["logging_steps"]) == (0.8, 2, 7)
+    assert not {"hub_token", "output_dir", "adam_beta2", "seed"} & set(told)
+    assert "secret" not in str(told)
+    assert config(gradient_checkpointing=True).changed()["activation_checkpointing"] is True
+    json.dumps(plain(config(fsdp="", optim="sgd", lr_scheduler_type="cosine").changed()))
+
+
+@pytest.mark.parametrize("name", ["adam_beta1", "warmup_steps", "learning_rate", "lora_r", "dataset", "data_seed"])
+def test_what_moves_the_adapters_may_not_change_on_resuming(name: str) -> None:
+    assert not may_change(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["hub_license", "hub_language", "hub_with_clients", "hub_model_id", "logging_steps", "report_to", "num_rounds"],
+)
+def test_what_moves_no_number_may_change_on_resuming(name: str) -> None:
+    assert may_change(name)
 
 
 def test_options_come_as_json_or_as_a_mapping() -> None:

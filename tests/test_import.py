@@ -18,7 +18,7 @@ def test_importing_loads_nothing_heavy(code: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["", "demo", "train", "aggregate", "report", "push"])
+@pytest.mark.parametrize("command", ["", "demo", "train", "aggregate", "methods", "report", "push"])
 def test_help_loads_nothing_heavy(command: str) -> None:
     """Which is why it comes in about 0.2 s; a test of the time itself would fail on a busy machine."""
     code = f"""
@@ -34,6 +34,15 @@ print([name for name in {(*HEAVY, "rich", "yaml", "jinja2")!r} if name in sys.mo
     lines = done.stdout.splitlines()
     assert lines[0].startswith(f"usage: fedlora {command}".rstrip())
     assert lines[-1] == "[]"
+
+
+@pytest.mark.parametrize("arguments", [["methods"], ["methods", "clair"]])
+def test_methods_are_listed_without_torch(arguments: list[str]) -> None:
+    loaded = f"[name for name in {HEAVY!r} if name in sys.modules]"
+    code = f"import sys\nfrom fedlora_hf import cli\ncli.main({arguments!r})\nprint({loaded})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("clair: ")
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize("name", fedlora_hf.__all__)

@@ -154,8 +154,9 @@ def test_where_nothing_is_guaranteed_no_epsilon_is_told(changes: dict[str, Any],
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dp_noise_multiplier": 1.0}, "dp_clip is missing"),
-        ({"dp_seed": 1}, "dp_clip is missing"),
+        ({"dp_noise_multiplier": 1.0}, "dp_noise_multiplier=1.0: has no effect without dp_clip; pass --dp_clip"),
+        ({"dp_seed": 0}, "dp_seed=0: has no effect without dp_clip"),
+        ({"dp_clip": 1.0, "dp_delta": 0.1}, "dp_delta=0.1: has no effect without dp_noise_multiplier"),
         ({"dp_clip": 0.0}, "dp_clip=0.0"),
         ({"dp_clip": float("inf")}, "dp_clip=inf"),
         ({"dp_clip": 1.0, "dp_noise_multiplier": -1.0}, "dp_noise_multiplier=-1.0"),

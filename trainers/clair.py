@@ -1,8 +1,8 @@
 r"""CLAIR: contaminated clients found by what they do not share, the others' updates refined (arXiv 2605.21217).
 
 Clients whose updates lie outside the subspace that the majority shares are flagged and left out of the mean; for the
-others the shared part is kept and the rest averaged. Options go in as JSON (`fedlora_hf.numerics.clair.ClairOptions`):
---aggregation_options '{"rank": 2, "side": "input"}'. After every round this file says who is flagged; `--settled N`
+others the shared part is kept and the rest averaged. Its options (`fedlora methods clair` lists them) go in as
+--aggregation_options rank=2 side=input. After every round this file says who is flagged; `--settled N`
 ends the run when the verdict has stood still for N rounds. The evidence of each client stands at the end.
 
     python trainers/clair.py --model_name_or_path meta-llama/Llama-2-7b-hf --dataset databricks/databricks-dolly-15k \
@@ -26,7 +26,9 @@ def main(arguments: Sequence[str]) -> None:
 
     from transformers import TrainerCallback
 
-    from fedlora_hf.commands.train import finish, parse, prepare
+    from fedlora_hf.commands.train import finish
+    from fedlora_hf.flags import parse
+    from fedlora_hf.loading import prepare
 
     class Verdict(TrainerCallback):
         """Looks at who is flagged after every round, which is an epoch to Trainer."""
@@ -40,7 +42,7 @@ def main(arguments: Sequence[str]) -> None:
 
     args = parse([*rest, "--aggregation", "clair"])
     job = prepare(args)
-    trainer = job.trainer(args, callbacks=[Verdict()])
+    trainer = job.trainer(callbacks=[Verdict()])
     trainer.train()
     finish(trainer)
     for client, facts in trainer.run.record.clients.items() if trainer.is_world_process_zero() else ():

@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str]) -> None:
     """Train with the flags of `fedlora train` and FedAvg."""
-    from fedlora_hf.commands.train import finish, parse, prepare
+    from fedlora_hf.commands.train import finish
+    from fedlora_hf.flags import parse
+    from fedlora_hf.loading import prepare
 
     args = parse([*arguments, "--aggregation", "fedavg"])
     job = prepare(args)
-    trainer = job.trainer(args)
+    trainer = job.trainer()
     trainer.train()
     finish(trainer)
     if trainer.is_world_process_zero() and trainer.run.round:

@@ -21,12 +21,14 @@ from fedlora_hf.commands.launch import run
 
 def main(arguments: Sequence[str]) -> None:
     """Train with the flags of `fedlora train` and the pipeline."""
-    from fedlora_hf.commands.train import finish, parse, prepare
+    from fedlora_hf.commands.train import finish
+    from fedlora_hf.flags import parse
+    from fedlora_hf.loading import prepare
     from fedlora_hf.record.stage_costs import stage_costs
 
     args = parse(["--aggregation", "dirmag_mean", *arguments, "--pipeline", "fedlora_optimizer"])
     job = prepare(args)
-    trainer = job.trainer(args)
+    trainer = job.trainer()
     trainer.train()
     finish(trainer)
     for cost in stage_costs(trainer.run.record) if trainer.is_world_process_zero() else ():

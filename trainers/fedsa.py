@@ -17,12 +17,14 @@ from fedlora_hf.commands.launch import run
 
 def main(arguments: Sequence[str]) -> None:
     """Train with the flags of `fedlora train`, A shared and B kept."""
-    from fedlora_hf.commands.train import finish, parse, prepare
+    from fedlora_hf.commands.train import finish
+    from fedlora_hf.flags import parse
+    from fedlora_hf.loading import prepare
 
     # "method": the personal adapter is what the method says it is, (mean A, own B), and none that was chosen later.
     args = parse(["--personalise", "method", *arguments, "--aggregation", "fedsa"])
     job = prepare(args)
-    trainer = job.trainer(args)
+    trainer = job.trainer()
     trainer.train()
     finish(trainer)
     if not trainer.is_world_process_zero():

@@ -18,13 +18,15 @@ from fedlora_hf.commands.launch import run
 def main(arguments: Sequence[str]) -> None:
     """Train with the flags of `fedlora train`, A frozen."""
     from fedlora_hf import FederatedConfig
-    from fedlora_hf.commands.train import finish, parse, prepare
+    from fedlora_hf.commands.train import finish
+    from fedlora_hf.flags import parse
+    from fedlora_hf.loading import prepare
 
     args = parse([*arguments, "--aggregation", "ffa"])
     if args.learning_rate == FederatedConfig.learning_rate:
         args.learning_rate *= 2
     job = prepare(args)
-    trainer = job.trainer(args)
+    trainer = job.trainer()
     trainer.train()
     finish(trainer)
     if trainer.is_world_process_zero():

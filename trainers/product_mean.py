@@ -26,7 +26,9 @@ def main(arguments: Sequence[str]) -> None:
 
     from transformers import TrainerCallback
 
-    from fedlora_hf.commands.train import finish, parse, prepare
+    from fedlora_hf.commands.train import finish
+    from fedlora_hf.flags import parse
+    from fedlora_hf.loading import prepare
 
     class Patience(TrainerCallback):
         """Ends the run when so many rounds in a row brought no lower training loss. A round is an epoch to Trainer."""
@@ -38,7 +40,7 @@ def main(arguments: Sequence[str]) -> None:
 
     args = parse([*rest, "--aggregation", "product_mean"])
     job = prepare(args)
-    trainer = job.trainer(args, callbacks=[Patience()])
+    trainer = job.trainer(callbacks=[Patience()])
     trainer.train()
     finish(trainer)
     modules = trainer.run.record.modules

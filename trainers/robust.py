@@ -6,7 +6,7 @@ clients, drawn from the seed, random answers to train on (`--spoil_kind` for oth
 their test splits staying sound; at the end this file says what weight they had and how the sound clients fare. Run it
 with `--aggregation fedavg` as well to see what the rule is worth.
 
-    python trainers/robust.py --aggregation multikrum --aggregation_options '{"num_contaminated": 2}' --spoil 2 \
+    python trainers/robust.py --aggregation multikrum --aggregation_options num_contaminated=2 --spoil 2 \
         --model_name_or_path Qwen/Qwen2.5-7B --dataset dolly.jsonl --num_rounds 5 --bf16 --output_dir out/robust
 """
 # SPDX-License-Identifier: Apache-2.0
@@ -27,9 +27,11 @@ def main(arguments: Sequence[str]) -> None:
 
     import numpy as np
 
-    from fedlora_hf.commands.train import finish, parse, prepare
+    from fedlora_hf.commands.train import finish
     from fedlora_hf.data.contaminate import contaminate
     from fedlora_hf.errors import ConfigError
+    from fedlora_hf.flags import parse
+    from fedlora_hf.loading import prepare
     from fedlora_hf.util.seeding import derive_seed
 
     args = parse(["--aggregation", "geometric_median", *rest])
@@ -42,7 +44,7 @@ def main(arguments: Sequence[str]) -> None:
         seed = derive_seed(args.seed, "spoil", client)
         job.clients[client]["train"] = contaminate(job.clients[client]["train"], own.spoil_kind, seed)
     job.facts["data"]["contaminated"] = spoiled
-    trainer = job.trainer(args)
+    trainer = job.trainer()
     trainer.train()
     finish(trainer)
     if not trainer.is_world_process_zero():

@@ -1,26 +1,13 @@
 """bulyan: Krum chooses clients one by one, then each entry is the mean of the values nearest their median."""
 # SPDX-License-Identifier: Apache-2.0
 
-from dataclasses import dataclass
 from functools import partial
 
 from fedlora_hf.aggregation.cohort import Cohort
-from fedlora_hf.aggregation.method import Method
 from fedlora_hf.aggregation.shared import coordinatewise, gram
-from fedlora_hf.errors import ConfigError
+from fedlora_hf.methods.robust import BulyanOptions
 from fedlora_hf.numerics import means
 from fedlora_hf.update import Aggregate
-
-
-@dataclass(frozen=True)
-class BulyanOptions:
-    """num_contaminated: f, how many clients may be contaminated; default, and at most, floor((K - 3) / 4)."""
-
-    num_contaminated: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.num_contaminated is not None and self.num_contaminated < 0:
-            raise ConfigError(f"num_contaminated={self.num_contaminated}: must be at least 0; leave it out for most")
 
 
 def bulyan(cohort: Cohort, options: BulyanOptions) -> Aggregate:
@@ -41,15 +28,3 @@ def bulyan(cohort: Cohort, options: BulyanOptions) -> Aggregate:
     weights = {client: 1 / len(names) if client in names else 0.0 for client in cohort.ids}
     diagnosis = {"num_contaminated": f, "num_selected": len(names)}
     return Aggregate(state, weights=weights, modules=modules, diagnosis=diagnosis)
-
-
-METHOD = Method(
-    name="bulyan",
-    title="Bulyan on the products",
-    paper="El Mhamdi et al. 2018 (arXiv 1802.07927), on products",
-    averages="product",
-    rule=bulyan,
-    options=BulyanOptions,
-    robust=True,
-    weighted=False,
-)

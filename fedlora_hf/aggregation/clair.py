@@ -9,16 +9,14 @@ import torch
 from torch import Tensor
 
 from fedlora_hf.aggregation.cohort import Cohort
-from fedlora_hf.aggregation.method import Method
+from fedlora_hf.methods.clair import ClairOptions
 from fedlora_hf.numerics import clair as numerics
 from fedlora_hf.numerics import lowrank
 from fedlora_hf.numerics.clair.blocks import stack
-from fedlora_hf.numerics.clair.estimator import LEAST_CLIENTS
 from fedlora_hf.numerics.clair.evidence import Judgement
 from fedlora_hf.numerics.evidence import Evidence, Kind
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, LoraFactors
 
-ClairOptions = numerics.ClairOptions
 Pair = tuple[Tensor, Tensor]
 Kinds = Mapping[str, Evidence]
 # Share of its threshold below which the combined evidence on a flagged client must fall before it is taken back in.
@@ -59,8 +57,8 @@ class CohortSource:
 
 def clair(cohort: Cohort, options: ClairOptions) -> Aggregate:
     """Global adapter: weighted mean over the collaborative clients, re-factored to the cohort's rank. Personalised: the
-    refined adapters of these clients, computed when asked for; tensors trained whole stay each client's own [our
-    choice]. Evidence is taken on the change since `cohort.reference`, refinement acts on the whole adapter.
+    refined adapters of these clients, computed when asked for; PEFT's modules_to_save tensors stay each client's
+    own [our choice]. Evidence is taken on the change since `cohort.reference`, refinement acts on the whole adapter.
 
     Raises UpdateError for fewer than 3 usable clients.
     """
@@ -147,9 +145,9 @@ def _rounds(cohort: Cohort, this_round: Mapping[str, Mapping[str, Evidence]]) ->
 
 def _verdict(cohort: Cohort, judgement: Judgement) -> Tensor:
     """(K,) bool: flagged on the evidence of all rounds so far. Whoever was flagged in its last round stays so until the
-    combined evidence, of all rounds and of those that could have flagged a stranger, has fallen below CLEARED of its
-    threshold: once left out, a contaminated client is measured against a federation it no longer shapes, and rounds
-    that tell little should not let it back in [our choice]."""
+    combined evidence, of all rounds and of those that could have flagged an unrelated client, has fallen below CLEARED
+    of its threshold: once left out, a contaminated client is measured against a federation it no longer shapes, and
+    rounds that tell little should not let it back in [our choice]."""
     this_round = _this_round(cohort, judgement)
     if not (cohort.past or cohort.functional):
         return judgement.flagged
@@ -172,7 +170,7 @@ def _last_flagged(cohort: Cohort, client: str) -> bool:
 
 
 def _telling(found: Mapping[str, Mapping[str, Evidence]]) -> dict[str, dict[str, Evidence]]:
-    """A round's evidence without the kinds that told opposition alone: there a stranger, who scores 1, is not seen."""
+    """A round's evidence without the kinds that could flag opposition alone: there an unrelated client passes."""
     return {
         client: {
             kind: evidence
@@ -196,15 +194,3 @@ def accumulated(
     which nothing could be said are left out. A pure function: keep the rounds' evidence and ask again after each.
     """
     return numerics.accumulate(list(rounds), decay)
-
-
-METHOD = Method(
-    name="clair",
-    title="Collaborative low-rank alignment and identifiable recovery",
-    paper="arXiv 2605.21217, He, Chen, Feng 2026",
-    averages="product",
-    rule=clair,
-    options=ClairOptions,
-    robust=True,
-    least_clients=LEAST_CLIENTS,
-)

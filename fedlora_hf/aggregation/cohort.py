@@ -53,7 +53,7 @@ class Cohort:
 
     @property
     def extras(self) -> tuple[str, ...]:
-        """Sorted names of the tensors trained whole (a classification head), the same in every update."""
+        """Sorted names of PEFT's modules_to_save tensors (a classification head), the same in every update."""
         return tuple(sorted(self.updates[0].state.extras))
 
     def factors(self, module: str) -> list[LoraFactors]:
@@ -79,7 +79,7 @@ class Cohort:
         return replace(self, updates=tuple(update for update in self.updates if update.client_id in kept))
 
     def mean_extras(self, weights: Mapping[str, float] | None = None) -> dict[str, Tensor]:
-        """Weighted mean of the tensors trained whole, summed in float64 in client order, given back in float32."""
+        """Weighted mean of the modules_to_save tensors, summed in float64 in client order, given back in float32."""
         weights = self.weights if weights is None else weights
         kept = [update for update in self.updates if weights.get(update.client_id)]
         means = {}

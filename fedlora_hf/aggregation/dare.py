@@ -1,30 +1,14 @@
 """dare: the mean of products of which random entries were dropped and the others enlarged to make up for them."""
 # SPDX-License-Identifier: Apache-2.0
 
-from dataclasses import dataclass
-
 import torch
 
 from fedlora_hf.aggregation.cohort import Cohort
-from fedlora_hf.aggregation.method import Method
 from fedlora_hf.aggregation.shared import described, weighted_products
-from fedlora_hf.errors import ConfigError
+from fedlora_hf.methods.merging import DareOptions
 from fedlora_hf.numerics import lowrank, merging
 from fedlora_hf.update import AdapterState, Aggregate, LoraFactors
 from fedlora_hf.util.seeding import derive_seed
-
-
-@dataclass(frozen=True)
-class DareOptions:
-    """density: share of the entries of each product W_k that is kept (1: all, which is product_mean to the bit).
-    seed: what the draws follow from, with the client's id and the module's name."""
-
-    density: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.density <= 1:
-            raise ConfigError(f"density={self.density}: must be above 0 and at most 1; choose 0.5 for instance")
 
 
 def dare(cohort: Cohort, options: DareOptions) -> Aggregate:
@@ -47,14 +31,3 @@ def dare(cohort: Cohort, options: DareOptions) -> Aggregate:
         low = lowrank.truncate_dense(total, rank)
         factors[module], modules[module] = LoraFactors.from_low_rank(low, rank, scale), described(low, rank)
     return Aggregate(AdapterState(factors, cohort.mean_extras()), weights=dict(cohort.weights), modules=modules)
-
-
-METHOD = Method(
-    name="dare",
-    title="DARE: random entries of the products dropped, the mean rescaled",
-    paper="Yu et al. 2023 (arXiv 2311.03099), on products",
-    averages="product",
-    rule=dare,
-    options=DareOptions,
-    weighted=False,
-)

@@ -1,28 +1,12 @@
 """dirmag_mean: magnitudes and directions of A and of B averaged apart, directions re-normalised."""
 # SPDX-License-Identifier: Apache-2.0
 
-from dataclasses import dataclass
-
 import torch
 
 from fedlora_hf.aggregation.cohort import Cohort
-from fedlora_hf.aggregation.method import Method
-from fedlora_hf.errors import ConfigError
-from fedlora_hf.numerics.direction import Axis, mean_components
+from fedlora_hf.methods.means import DirMagMeanOptions
+from fedlora_hf.numerics.direction import mean_components
 from fedlora_hf.update import AdapterState, Aggregate, LoraFactors
-
-
-@dataclass(frozen=True)
-class DirMagMeanOptions:
-    """axis_a, axis_b: "row" or "column", what a magnitude belongs to; the adapters' own (DirMagLoraConfig) is best."""
-
-    axis_a: Axis = "row"
-    axis_b: Axis = "row"
-
-    def __post_init__(self) -> None:
-        for name in ("axis_a", "axis_b"):
-            if getattr(self, name) not in ("row", "column"):
-                raise ConfigError(f"{name}={getattr(self, name)!r}: must be 'row' or 'column'; choose one of these")
 
 
 def mean_factors(cohort: Cohort, module: str, options: DirMagMeanOptions) -> LoraFactors:
@@ -39,13 +23,3 @@ def dirmag_mean(cohort: Cohort, options: DirMagMeanOptions) -> Aggregate:
     """m = sum_k p_k m_k and d = normalised(sum_k p_k d_k) for every row (or column) of A and of B."""
     state = {module: mean_factors(cohort, module, options) for module in cohort.modules}
     return Aggregate(AdapterState(state, cohort.mean_extras()), weights=dict(cohort.weights))
-
-
-METHOD = Method(
-    name="dirmag_mean",
-    title="Component-wise mean of magnitudes and directions",
-    paper="the components of FedLoRA-Optimizer, Zhao et al. 2025 (arXiv 2510.11274); the mean is our choice",
-    averages="factors",
-    rule=dirmag_mean,
-    options=DirMagMeanOptions,
-)

@@ -4,8 +4,8 @@
 import torch
 
 from fedlora_hf.aggregation.cohort import Cohort
-from fedlora_hf.aggregation.method import Method, NoOptions
 from fedlora_hf.aggregation.shared import fitted
+from fedlora_hf.methods.method import NoOptions
 from fedlora_hf.update import AdapterState, Aggregate, LoraFactors
 
 
@@ -31,12 +31,3 @@ def fedavg(cohort: Cohort, options: NoOptions) -> Aggregate:
     for module in cohort.modules:
         state[module], modules[module] = fitted(mean_factors(cohort, module), cohort.target_rank)
     return Aggregate(AdapterState(state, cohort.mean_extras()), weights=dict(cohort.weights), modules=modules)
-
-
-METHOD = Method(
-    name="fedavg",
-    title="Federated averaging of the LoRA factors",
-    paper="McMahan et al. 2017 (arXiv 1602.05629); on LoRA: FedIT, Zhang et al. 2023 (arXiv 2305.05644)",
-    averages="factors",
-    rule=fedavg,
-)

@@ -7,8 +7,8 @@ import torch
 
 from fedlora_hf.aggregation.cohort import Cohort
 from fedlora_hf.aggregation.fedavg import mean_factors
-from fedlora_hf.aggregation.method import Method, NoOptions
 from fedlora_hf.aggregation.shared import fitted
+from fedlora_hf.methods.method import NoOptions
 from fedlora_hf.numerics import lowrank
 from fedlora_hf.update import AdapterState, Aggregate, LoraFactors
 
@@ -54,13 +54,3 @@ def fedex(cohort: Cohort, options: NoOptions) -> Aggregate:
         state[module], described = fitted(whole, cohort.target_rank)
         modules[module] = described | info
     return Aggregate(AdapterState(state, cohort.mean_extras()), weights=dict(cohort.weights), modules=modules)
-
-
-METHOD = Method(
-    name="fedex",
-    title="Mean of the factors plus the exact residual",
-    paper="FedEx-LoRA, Singhal et al. 2024 (arXiv 2410.09432); the residual as extra rank is ours",
-    averages="product",
-    rule=fedex,
-    residual=True,
-)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedlora_hf.aggregation.cohort import Cohort
 from fedlora_hf.aggregation.fedavg import fedavg, mean_factors
-from fedlora_hf.aggregation.method import Method, NoOptions
+from fedlora_hf.methods.method import NoOptions
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, LoraFactors
 
 
@@ -33,7 +33,7 @@ class OwnB(Mapping[str, LoraFactors]):
 
 
 def fedsa(cohort: Cohort, options: NoOptions) -> Aggregate:
-    """Personalised (mean A, own B), tensors trained whole kept by the client too, as in the authors' experiments.
+    """Personalised (mean A, own B), modules_to_save tensors kept by the client too, as in the authors' experiments.
 
     FedSA-LoRA defines no global adapter; the one given is (mean A, mean B), the same as fedavg's [our choice].
     """
@@ -42,13 +42,3 @@ def fedsa(cohort: Cohort, options: NoOptions) -> Aggregate:
         update.client_id: AdapterState(OwnB(means, update), update.state.extras) for update in cohort.updates
     }
     return replace(fedavg(cohort, options), personalised=personalised)
-
-
-METHOD = Method(
-    name="fedsa",
-    title="Shared A, own B",
-    paper="FedSA-LoRA, Guo et al. 2024 (arXiv 2410.01463); the global adapter is our choice",
-    averages="factors",
-    rule=fedsa,
-    keeps=("B",),
-)

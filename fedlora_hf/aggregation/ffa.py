@@ -7,9 +7,9 @@ from torch import Tensor
 
 from fedlora_hf.aggregation.cohort import Cohort
 from fedlora_hf.aggregation.fedavg import mean_factors
-from fedlora_hf.aggregation.method import Method, NoOptions
 from fedlora_hf.aggregation.shared import fitted
 from fedlora_hf.errors import UpdateError
+from fedlora_hf.methods.method import NoOptions
 from fedlora_hf.update import AdapterState, Aggregate, LoraFactors
 
 
@@ -23,15 +23,15 @@ def ffa(cohort: Cohort, options: NoOptions) -> Aggregate:
 
 def mean_of_other(cohort: Cohort, common: str, method: str) -> Aggregate:
     """`common` ("A" or "B") as it is and the mean of the other factor, over the clients that have the common one."""
-    strangers = other_factors(cohort, common)
-    if len(strangers) == len(cohort.ids):
+    unlike = other_factors(cohort, common)
+    if len(unlike) == len(cohort.ids):
         last = cohort.ids[-1]
         other = "B" if common == "A" else "A"
         raise UpdateError(
-            f"{last}: {common} of {strangers[last]} is not the common one: {method} needs one frozen {common}; "
+            f"{last}: {common} of {unlike[last]} is not the common one: {method} needs one frozen {common}; "
             f"train {other} alone from shared factors, or choose method product_mean"
         )
-    kept = cohort.subset([client for client in cohort.ids if client not in strangers]) if strangers else cohort
+    kept = cohort.subset([client for client in cohort.ids if client not in unlike]) if unlike else cohort
     state, modules = {}, {}
     for module in cohort.modules:
         first = (cohort.reference or kept.updates[0].state)[module]
@@ -39,7 +39,7 @@ def mean_of_other(cohort: Cohort, common: str, method: str) -> Aggregate:
         state[module], modules[module] = fitted(found, cohort.target_rank)
     reasons = {
         client: f"{common} of {module} is not the common one: {method} needs one frozen {common}"
-        for client, module in strangers.items()
+        for client, module in unlike.items()
     }
     means = AdapterState(state, kept.mean_extras())
     return Aggregate(means, weights=dict(kept.weights), modules=modules, quarantined=reasons)
@@ -89,13 +89,3 @@ def same(A: Tensor, other: Tensor) -> bool:
     """Equal, entry by entry, in the narrower of the two dtypes: one client may send bfloat16, another float32."""
     narrow = min(A.dtype, other.dtype, key=lambda dtype: dtype.itemsize)
     return A.shape == other.shape and bool((A.to(narrow) == other.to(A.device, narrow)).all())
-
-
-METHOD = Method(
-    name="ffa",
-    title="Frozen A, averaged B",
-    paper="FFA-LoRA, Sun et al. 2024 (arXiv 2403.12313)",
-    averages="product",
-    rule=ffa,
-    trains=("B",),
-)

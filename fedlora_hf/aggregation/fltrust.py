@@ -3,8 +3,8 @@
 
 from fedlora_hf.aggregation import changes
 from fedlora_hf.aggregation.cohort import Cohort
-from fedlora_hf.aggregation.method import Method, NoOptions
 from fedlora_hf.errors import ConfigError, RoundError
+from fedlora_hf.methods.method import NoOptions
 from fedlora_hf.numerics import clipping
 from fedlora_hf.update import Aggregate
 
@@ -41,15 +41,3 @@ def fltrust(cohort: Cohort, options: NoOptions) -> Aggregate:
     }
     weights = dict(zip(cohort.ids, shares.tolist(), strict=True))
     return Aggregate(state, weights=weights, modules=modules, diagnosis=diagnosis)
-
-
-METHOD = Method(
-    name="fltrust",
-    title="Weights by the cosine with the server's own update",
-    paper="FLTrust, Cao et al. 2021 (arXiv 2012.13995), on products",
-    averages="product",
-    rule=fltrust,
-    robust=True,
-    weighted=False,
-    needs_server=True,
-)

@@ -2,37 +2,22 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import warnings
-from dataclasses import dataclass
 
 import torch
 
 from fedlora_hf.aggregation.cohort import Cohort
-from fedlora_hf.aggregation.method import Method
 from fedlora_hf.aggregation.shared import gram, weighted_products
-from fedlora_hf.errors import ConfigError, ConvergenceWarning
+from fedlora_hf.errors import ConvergenceWarning
+from fedlora_hf.methods.robust import GeometricMedianOptions
 from fedlora_hf.numerics import means
 from fedlora_hf.update import Aggregate
-
-
-@dataclass(frozen=True)
-class GeometricMedianOptions:
-    """tolerance: change of the weights (sum of absolute values) that ends the iteration; max_iterations: its limit."""
-
-    tolerance: float = 1e-8
-    max_iterations: int = 1000
-
-    def __post_init__(self) -> None:
-        if not 0 < self.tolerance < 1:
-            raise ConfigError(f"tolerance={self.tolerance}: must be above 0 and below 1; choose 1e-8 for instance")
-        if self.max_iterations < 1:
-            raise ConfigError(f"max_iterations={self.max_iterations}: must be at least 1; choose 1000 for instance")
 
 
 def geometric_median(cohort: Cohort, options: GeometricMedianOptions) -> Aggregate:
     """argmin_W sum_k p_k ||W - W_k||_F over whole updates (all modules), a weighted mean sum_k c_k W_k.
 
     The weights c come from inner products of the factors alone; the mean is then re-factored to the target rank, and
-    tensors trained whole are meaned with the same weights.
+    PEFT's modules_to_save tensors are averaged with the same weights.
     """
     shares = torch.tensor([cohort.weights[client_id] for client_id in cohort.ids], dtype=torch.float64)
     found = means.geometric_median(gram(cohort), shares, options.tolerance, options.max_iterations)
@@ -46,14 +31,3 @@ def geometric_median(cohort: Cohort, options: GeometricMedianOptions) -> Aggrega
     weights = dict(zip(cohort.ids, found.weights.tolist(), strict=True))
     state, modules = weighted_products(cohort, weights)
     return Aggregate(state, weights=weights, modules=modules, n_iter=found.n_iter, converged=found.converged)
-
-
-METHOD = Method(
-    name="geometric_median",
-    title="Geometric median of the products",
-    paper="RFA, Pillutla et al. 2022 (arXiv 1912.13445), on products",
-    averages="product",
-    rule=geometric_median,
-    options=GeometricMedianOptions,
-    robust=True,
-)

@@ -4,8 +4,8 @@
 from dataclasses import replace
 
 from fedlora_hf.aggregation.cohort import Cohort
-from fedlora_hf.aggregation.method import Method, NoOptions
 from fedlora_hf.aggregation.product_mean import product_mean
+from fedlora_hf.methods.method import NoOptions
 from fedlora_hf.update import Aggregate
 
 
@@ -13,13 +13,3 @@ def local(cohort: Cohort, options: NoOptions) -> Aggregate:
     """Personalised: each client's own update, as it is. The mean is given for comparison; nobody uses it."""
     own = {update.client_id: update.state for update in cohort.updates}
     return replace(product_mean(cohort, options), personalised=own)
-
-
-METHOD = Method(
-    name="local",
-    title="Every client alone",
-    paper="no federation: a baseline",
-    averages="product",
-    rule=local,
-    keeps=("A", "B"),
-)

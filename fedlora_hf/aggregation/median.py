@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
 from fedlora_hf.aggregation.cohort import Cohort
-from fedlora_hf.aggregation.method import Method, NoOptions
 from fedlora_hf.aggregation.shared import coordinatewise
+from fedlora_hf.methods.method import NoOptions
 from fedlora_hf.numerics import means
 from fedlora_hf.update import Aggregate
 
@@ -15,14 +15,3 @@ def median(cohort: Cohort, options: NoOptions) -> Aggregate:
     """
     state, modules = coordinatewise(cohort, means.median)
     return Aggregate(state, weights={client_id: 1 / len(cohort.ids) for client_id in cohort.ids}, modules=modules)
-
-
-METHOD = Method(
-    name="median",
-    title="Coordinate-wise median of the products",
-    paper="Yin et al. 2018 (arXiv 1803.01498), on products",
-    averages="product",
-    rule=median,
-    robust=True,
-    weighted=False,
-)

@@ -1,32 +1,11 @@
 """multikrum: the mean of the clients whose updates W_k lie closest to their neighbours'."""
 # SPDX-License-Identifier: Apache-2.0
 
-from dataclasses import dataclass
-
 from fedlora_hf.aggregation.cohort import Cohort
-from fedlora_hf.aggregation.method import Method
 from fedlora_hf.aggregation.shared import gram, weighted_products
-from fedlora_hf.errors import ConfigError
+from fedlora_hf.methods.robust import MultiKrumOptions
 from fedlora_hf.numerics import means
 from fedlora_hf.update import Aggregate
-
-
-@dataclass(frozen=True)
-class MultiKrumOptions:
-    """num_contaminated: f, how many clients may be contaminated; default the most theory allows, floor((K - 3) / 2).
-    num_selected: how many clients are averaged; default K - f. normalise: compare directions only, every update at
-    unit norm; a boosted client then passes with its size, so leave it off where clients may boost.
-    """
-
-    num_contaminated: int | None = None
-    num_selected: int | None = None
-    normalise: bool = False
-
-    def __post_init__(self) -> None:
-        if self.num_contaminated is not None and self.num_contaminated < 0:
-            raise ConfigError(f"num_contaminated={self.num_contaminated}: must be at least 0; leave it out for most")
-        if self.num_selected is not None and self.num_selected < 1:
-            raise ConfigError(f"num_selected={self.num_selected}: must be at least 1; leave it out for K - f")
 
 
 def multikrum(cohort: Cohort, options: MultiKrumOptions) -> Aggregate:
@@ -56,14 +35,3 @@ def multikrum(cohort: Cohort, options: MultiKrumOptions) -> Aggregate:
         "krum_scores": dict(zip(cohort.ids, scores.tolist(), strict=True)),
     }
     return Aggregate(state, weights=weights, modules=modules, diagnosis=diagnosis)
-
-
-METHOD = Method(
-    name="multikrum",
-    title="Multi-Krum on the products",
-    paper="Blanchard et al. 2017 (arXiv 1703.02757), on products",
-    averages="product",
-    rule=multikrum,
-    options=MultiKrumOptions,
-    robust=True,
-)

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
 from fedlora_hf.aggregation.cohort import Cohort
-from fedlora_hf.aggregation.method import Method, NoOptions
 from fedlora_hf.aggregation.shared import weighted_products
+from fedlora_hf.methods.method import NoOptions
 from fedlora_hf.update import Aggregate
 
 
@@ -15,12 +15,3 @@ def product_mean(cohort: Cohort, options: NoOptions) -> Aggregate:
     """
     state, modules = weighted_products(cohort, cohort.weights)
     return Aggregate(state, weights=dict(cohort.weights), modules=modules)
-
-
-METHOD = Method(
-    name="product_mean",
-    title="Exact mean of the products, re-factored",
-    paper="FlexLoRA, Bai et al. 2024 (arXiv 2402.11505); the re-factoring is ours",
-    averages="product",
-    rule=product_mean,
-)

@@ -3,7 +3,7 @@
 
 from fedlora_hf.aggregation import ffa
 from fedlora_hf.aggregation.cohort import Cohort
-from fedlora_hf.aggregation.method import Method, NoOptions
+from fedlora_hf.methods.method import NoOptions
 from fedlora_hf.update import Aggregate
 
 
@@ -16,13 +16,3 @@ def rolora(cohort: Cohort, options: NoOptions) -> Aggregate:
     strangers = {factor: ffa.other_factors(cohort, factor) for factor in ("A", "B")}
     common = min(strangers, key=lambda factor: len(strangers[factor]))
     return ffa.mean_of_other(cohort, common, "rolora")
-
-
-METHOD = Method(
-    name="rolora",
-    title="B and A trained in turn, round by round",
-    paper="RoLoRA, Chen et al. 2024 (arXiv 2409.02346)",
-    averages="product",
-    rule=rolora,
-    turns=(("B",), ("A",)),
-)

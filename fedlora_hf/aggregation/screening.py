@@ -1,4 +1,4 @@
-"""The door: every update is looked at before it can touch a mean; what cannot be used is quarantined with a reason."""
+"""Screening: an update is checked before it can enter a mean; one that cannot be used is quarantined, with a reason."""
 # SPDX-License-Identifier: Apache-2.0
 
 from collections import Counter
@@ -21,7 +21,7 @@ LARGEST_ENTRY = 1e6
 LARGEST_SCALE = 1e6
 LONGEST_NAME = 300
 
-# {module: (out, in), name of a tensor trained whole: its shape}
+# {module: (out, in), name of a modules_to_save tensor: its shape}
 Shapes = Mapping[str, tuple[int, ...]]
 PartialModules = Literal["quarantine", "common"]
 
@@ -117,7 +117,7 @@ def checked_server(server: AdapterState, client: ClientUpdate, modules: Containe
 
 
 def unsound_state(state: AdapterState) -> str | None:
-    """Why an adapter cannot be gone on from (unreadable, not finite), or None; one pass over its entries."""
+    """Why training cannot resume from an adapter (unreadable, not finite), or None; one pass over its entries."""
     for tensors in ([factors.A, factors.B] for factors in state.values()):
         if reason := next(filter(None, map(unsound, tensors)), None):
             return f"its adapter {reason}"

@@ -14,9 +14,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fedlora_hf.aggregation.method import Method
 from fedlora_hf.aggregation.shared import ModuleInfo, described, fitted
 from fedlora_hf.errors import ConfigError
+from fedlora_hf.methods.method import Method
 from fedlora_hf.numerics import lowrank
 from fedlora_hf.numerics.server_step import KINDS, Rule, step
 from fedlora_hf.update import AdapterState, LoraFactors

@@ -35,7 +35,7 @@ def fitted(factors: LoraFactors, target_rank: int | None) -> tuple[LoraFactors, 
 
 
 def weighted_products(cohort: Cohort, weights: Mapping[str, float]) -> tuple[AdapterState, ModuleInfo]:
-    """sum_k weights[k] W_k, exactly, re-factored to the cohort's rank; extras are meaned with the same weights."""
+    """sum_k weights[k] W_k, exactly, re-factored to the cohort's rank; modules_to_save tensors are averaged alike."""
     state, info = {}, {}
     for module in cohort.modules:
         rank, scale = cohort.rank(module), cohort.scale(module)

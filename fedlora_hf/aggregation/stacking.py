@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
 from fedlora_hf.aggregation.cohort import Cohort
-from fedlora_hf.aggregation.method import Method, NoOptions
 from fedlora_hf.aggregation.shared import fitted
+from fedlora_hf.methods.method import NoOptions
 from fedlora_hf.numerics import lowrank
 from fedlora_hf.update import AdapterState, Aggregate, LoraFactors
 
@@ -22,13 +22,3 @@ def stacking(cohort: Cohort, options: NoOptions) -> Aggregate:
     for module in cohort.modules:
         state[module], modules[module] = fitted(stacked_factors(cohort, module), cohort.target_rank)
     return Aggregate(AdapterState(state, cohort.mean_extras()), weights=dict(cohort.weights), modules=modules)
-
-
-METHOD = Method(
-    name="stacking",
-    title="Stacked factors",
-    paper="FLoRA, Wang et al. 2024 (arXiv 2409.05976)",
-    averages="product",
-    rule=stacking,
-    restarts=True,
-)

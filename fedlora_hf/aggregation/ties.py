@@ -1,28 +1,16 @@
 """ties: small entries trimmed, a sign elected for each entry, the mean of the clients that have it."""
 # SPDX-License-Identifier: Apache-2.0
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
 
 from fedlora_hf.aggregation.cohort import Cohort
-from fedlora_hf.aggregation.method import Method
 from fedlora_hf.aggregation.shared import coordinatewise
-from fedlora_hf.errors import ConfigError
+from fedlora_hf.methods.merging import TiesOptions
 from fedlora_hf.numerics import merging
 from fedlora_hf.update import AdapterState, Aggregate
-
-
-@dataclass(frozen=True)
-class TiesOptions:
-    """density: share of the entries of each product W_k that is kept, the largest (1: nothing is trimmed)."""
-
-    density: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.density <= 1:
-            raise ConfigError(f"density={self.density}: must be above 0 and at most 1; choose 0.2 for instance")
 
 
 def ties(cohort: Cohort, options: TiesOptions) -> Aggregate:
@@ -46,14 +34,3 @@ def ties(cohort: Cohort, options: TiesOptions) -> Aggregate:
         merged, info = coordinatewise(replace(cohort, updates=one, modules=(module,)), statistic)
         state[module], modules[module] = merged[module], info[module]
     return Aggregate(AdapterState(state, cohort.mean_extras()), weights=dict(cohort.weights), modules=modules)
-
-
-METHOD = Method(
-    name="ties",
-    title="TIES merging of the products",
-    paper="Yadav et al. 2023 (arXiv 2306.01708), on products",
-    averages="product",
-    rule=ties,
-    options=TiesOptions,
-    weighted=False,
-)

@@ -6,12 +6,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from fedlora_hf.adapter.files import plain_config, read_adapter
-from fedlora_hf.aggregation import aggregate, method_named
-from fedlora_hf.aggregation.method import Method
+from fedlora_hf.aggregation import aggregate
 from fedlora_hf.aggregation.screening import PartialModules
 from fedlora_hf.commands.summary import print_summary
 from fedlora_hf.errors import AdapterError, ConfigError
 from fedlora_hf.hub import Source, fetch_adapter, parse_source
+from fedlora_hf.methods import method_named
+from fedlora_hf.methods.method import Method
 from fedlora_hf.record.record import RunRecord
 from fedlora_hf.record.standing import collaborative
 from fedlora_hf.record.write import add_round, opening

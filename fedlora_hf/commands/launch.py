@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from fedlora_hf.errors import FedLoraError, one_line
 from fedlora_hf.util.disk import is_disk_trouble
@@ -37,16 +37,3 @@ def exit_code(action: Callable[[], object]) -> int:
         print("fedlora: interrupted; committed rounds are kept, --resume_from last goes on", file=sys.stderr)  # noqa: T201
         return 130
     return 0
-
-
-def missing_processes(environ: Mapping[str, str], world_size: int) -> str | None:
-    """One line when `accelerate launch --cpu --num_processes N` was asked for N > 1 and started one, else None.
-
-    Without mpirun its launcher starts a single process and says nothing; the address it sets for N > 1 gives it away.
-    """
-    if world_size > 1 or environ.get("ACCELERATE_USE_CPU", "").lower() != "true" or "MASTER_ADDR" not in environ:
-        return None
-    return (
-        "fedlora: accelerate launch --cpu started 1 process though more were asked for; torchrun --nproc_per_node N "
-        "starts N; one process is slower, and a step of --client_parallel data is smaller with it"
-    )

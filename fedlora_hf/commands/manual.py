@@ -1,6 +1,6 @@
 """`fedlora train --help`: our own options by group, at once. The parser that reads flags needs transformers, and time.
 
-What is printed here is the fields of options.py; `--help_all` prints the flags of TrainingArguments too.
+What is printed here is the fields of options/; `--help_all` prints the flags of TrainingArguments too.
 """
 # SPDX-License-Identifier: Apache-2.0
 
@@ -10,32 +10,10 @@ from dataclasses import Field, fields
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+from fedlora_hf.methods import METHODS
 from fedlora_hf.options import GROUPS
 
 USAGE = "fedlora train --model_name_or_path MODEL --dataset DATA [--OPTION VALUE ...] [--config FILE]"
-# Names and titles of the registry, which cannot be imported without torch; tests/test_cli.py compares them.
-METHODS = {
-    "clair": "Collaborative low-rank alignment and identifiable recovery",
-    "local": "Every client alone",
-    "fedavg": "Federated averaging of the LoRA factors",
-    "product_mean": "Exact mean of the products, re-factored",
-    "stacking": "Stacked factors",
-    "fedex": "Mean of the factors plus the exact residual",
-    "ffa": "Frozen A, averaged B",
-    "rolora": "B and A trained in turn, round by round",
-    "fedsa": "Shared A, own B",
-    "dirmag_mean": "Component-wise mean of magnitudes and directions",
-    "median": "Coordinate-wise median of the products",
-    "trimmed_mean": "Coordinate-wise trimmed mean of the products",
-    "multikrum": "Multi-Krum on the products",
-    "geometric_median": "Geometric median of the products",
-    "norm_clipping": "Mean of the changes, each clipped to a norm",
-    "centred_clipping": "Centred clipping of the changes",
-    "bulyan": "Bulyan on the products",
-    "fltrust": "Weights by the cosine with the server's own update",
-    "ties": "TIES merging of the products",
-    "dare": "DARE: random entries of the products dropped, the mean rescaled",
-}
 # Flags of TrainingArguments that most runs need, in our words.
 BORROWED = {
     "per_device_train_batch_size": "Examples in a step of a client.",
@@ -64,7 +42,7 @@ def manual() -> str:
         add_help=False,
     )
     general = parser.add_argument_group("This help")
-    general.add_argument("-h", "--help", action="store_true", help="What you read: the federation's own options.")
+    general.add_argument("-h", "--help", action="store_true", help="Show the federated options (this help).")
     general.add_argument("--help_all", action="store_true", help="Every flag, TrainingArguments' too (slower).")
     general.add_argument("--config", metavar="FILE", help="YAML file of flags; flags on the command line override it.")
     for options in GROUPS:
@@ -95,11 +73,12 @@ def _metavar(kind: Any) -> str:
         return "|".join(map(str, get_args(kind)))
     if get_origin(kind) in (Union, UnionType):
         inner: Sequence[Any] = [part for part in get_args(kind) if part is not type(None)]
-        return "JSON" if len(inner) > 1 else _metavar(inner[0])
+        return "NAME=VALUE ..." if len(inner) > 1 else _metavar(inner[0])
     return "NAME ..." if get_origin(kind) is list else _METAVARS[kind]
 
 
 def _methods() -> str:
     width = max(map(len, METHODS))
-    listing = "\n".join(f"  {name:{width}}  {title}" for name, title in METHODS.items())
-    return f"Aggregation methods:\n{listing}\n\nIn [brackets]: the default. A flag without a value is true."
+    listing = "\n".join(f"  {name:{width}}  {method.title}" for name, method in METHODS.items())
+    about = "Aggregation methods (fedlora methods NAME tells their options):"
+    return f"{about}\n{listing}\n\nIn [brackets]: the default. A flag without a value is true."

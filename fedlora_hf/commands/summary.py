@@ -26,7 +26,7 @@ def print_summary(record: RunRecord, folder: str, console: Console | None = None
             console.print(Text(f"{when}, {kind} adapter: {_numbers(means)}"), soft_wrap=True)
     verdict = record.diagnosis.get("summary")
     if verdict:
-        console.print(Text(f"what the clients share: {verdict}"), soft_wrap=True)
+        console.print(Text(verdict), soft_wrap=True)
     if privacy := privacy_told(record.privacy):
         console.print(Text(f"privacy: {privacy}"))
     console.print(Text(f"Adapters, run.json, README.md and report/index.html are in {folder}"), soft_wrap=True)

@@ -10,13 +10,13 @@ from flwr.serverapp import Grid
 
 from fedlora_hf.adapter.files import read_adapter
 from fedlora_hf.adapter.slot import AdapterSlot, peft_config, slot_rank, with_adapter
-from fedlora_hf.aggregation import method_named
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.flower.settings import Settings
 from fedlora_hf.flower.transport import FlowerTransport
 from fedlora_hf.flower.weightless import weightless_base
 from fedlora_hf.hub.publishing import Publisher
+from fedlora_hf.methods import method_named
 from fedlora_hf.record.lines import round_line
 from fedlora_hf.rounds.federation import Federation, Run
 from fedlora_hf.rounds.loop import RoundLoop

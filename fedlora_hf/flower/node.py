@@ -15,23 +15,21 @@ from flwr.app import ConfigRecord, Context, MetricRecord, RecordDict
 
 from fedlora_hf.adapter.files import write_adapter
 from fedlora_hf.adapter.slot import AdapterSlot, peft_config, with_adapter
-from fedlora_hf.aggregation import method_named
-from fedlora_hf.aggregation.method import Method
-from fedlora_hf.commands.train import load_base, load_data
-from fedlora_hf.config import FederatedConfig
+from fedlora_hf.config import SERVER_SIDE, FederatedConfig
 from fedlora_hf.data.prepare import divided
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.flower.settings import Settings, Value, read
 from fedlora_hf.flower.share import KEPT, changed, remember, travelling, with_remembered
 from fedlora_hf.flower.wire import DTYPES, holds, in_rank, put, take
+from fedlora_hf.loading import limited, load_base, load_data
+from fedlora_hf.methods import method_named
+from fedlora_hf.methods.method import Method
 from fedlora_hf.training.client_trainer import ClientTrainer
 from fedlora_hf.training.stages import round_stage
 from fedlora_hf.update import AdapterState
 
 # Keys of a node's own configuration that are no flag; every other key overrides the run's flag of that name.
 NODE_KEYS = ("client_id", "personal_dir", "keep_personal", "partition-id", "num-partitions")
-# What concerns the server alone.
-_SERVERS = ("output_dir", "push_to_hub", "resume_from", "report_to", "initial_adapter")
 Items = tuple[tuple[str, Value], ...]
 
 
@@ -140,7 +138,8 @@ def _at_work(run: Mapping[str, Value], node: Mapping[str, Value]) -> tuple[str, 
     """(client, its trainer, settings); the base model is loaded once a process, the trainer made for each message."""
     name, items = client_id(run, node), _items(run, node)
     args, settings = _options(items)
-    model, tokenizer, initial = _model(items)
+    model, tokenizer, initial, max_length = _model(items)
+    args = limited(args, max_length)
     splits = _own_clients(items, name) if "client_id" in node else _clients(items)
     trainer = ClientTrainer(model, args, {name: splits[name]}, processing_class=tokenizer)
     trainer.initial = initial  # what is in the model now, an earlier message has left there
@@ -150,7 +149,7 @@ def _at_work(run: Mapping[str, Value], node: Mapping[str, Value]) -> tuple[str, 
 def _items(run: Mapping[str, Value], node: Mapping[str, Value]) -> Items:
     """The configuration a node works by, as a key of caches: the run's, without the server's, under the node's own."""
     own = {name: value for name, value in node.items() if name not in NODE_KEYS}
-    theirs = {name: value for name, value in run.items() if name not in _SERVERS}
+    theirs = {name: value for name, value in run.items() if name not in SERVER_SIDE}
     return tuple(sorted({**theirs, **own}.items()))
 
 
@@ -161,12 +160,12 @@ def _options(items: Items) -> tuple[FederatedConfig, Settings]:
 
 
 @lru_cache(maxsize=1)
-def _model(items: Items) -> tuple[Any, Any, AdapterState]:
-    """The model with its adapter, the tokenizer, and the adapter as it was made."""
+def _model(items: Items) -> tuple[Any, Any, AdapterState, int]:
+    """The model with its adapter, the tokenizer, the adapter as it was made, and the longest sequence in tokens."""
     args, _ = _options(items)
-    base, tokenizer = load_base(args, args.labels if args.task == "sequence_classification" else None)
+    base, tokenizer, max_length = load_base(args, args.labels if args.task == "sequence_classification" else None)
     model = with_adapter(base, peft_config(args), args.seed)
-    return model, tokenizer, AdapterSlot(model).read()
+    return model, tokenizer, AdapterSlot(model).read(), max_length
 
 
 @lru_cache(maxsize=1)

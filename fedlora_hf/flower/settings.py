@@ -5,9 +5,9 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from fedlora_hf.commands.train import parse
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.errors import ConfigError
+from fedlora_hf.flags import parse
 from fedlora_hf.flower.wire import DTYPES
 
 Value = str | int | float | bool

@@ -15,9 +15,7 @@ from flwr.app import ConfigRecord, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedlora_hf.adapter.slot import AdapterSlot, slot_facts
-from fedlora_hf.aggregation.method import Method
 from fedlora_hf.aggregation.screening import expected_shapes
-from fedlora_hf.commands.train import load_base, load_server_data
 from fedlora_hf.errors import FedLoraError, one_line
 from fedlora_hf.flower.exchange import Reply, exchange
 from fedlora_hf.flower.replies import check, config, metrics, received
@@ -26,6 +24,8 @@ from fedlora_hf.flower.settings import Settings
 from fedlora_hf.flower.share import check_rank, travelling
 from fedlora_hf.flower.wire import holds, put, take, tensor_bytes
 from fedlora_hf.launch.processes import Processes
+from fedlora_hf.loading import limited, load_base, load_server_data
+from fedlora_hf.methods.method import Method
 from fedlora_hf.numerics.evidence import Evidence
 from fedlora_hf.record.record import RunRecord
 from fedlora_hf.record.standing import last_rounds
@@ -155,9 +155,9 @@ class FlowerTransport:
     def _trainer(self) -> ClientTrainer:
         """The base model and the server's own data; loaded when a global round first needs them."""
         labels = self.args.labels if self.args.task == "sequence_classification" else None
-        base, tokenizer = load_base(self.args, labels)
+        base, tokenizer, max_length = load_base(self.args, labels)
         data = load_server_data(self.args, labels)
-        return ClientTrainer(base, self.args, {SERVER: data}, processing_class=tokenizer)
+        return ClientTrainer(base, limited(self.args, max_length), {SERVER: data}, processing_class=tokenizer)
 
     def judge(self, ask: Ask) -> Mapping[str, Evidence]:
         """None: the clients' data are not here, and the option is refused."""

@@ -1,4 +1,4 @@
-"""The model card: what a run was and found, told from its record alone."""
+"""The model card: what a run was and found, made from its record alone."""
 # SPDX-License-Identifier: Apache-2.0
 
 import os

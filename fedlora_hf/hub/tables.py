@@ -80,7 +80,7 @@ def results(record: RunRecord) -> dict[str, Any]:
 
 
 def rejected(record: RunRecord) -> list[dict[str, Any]]:
-    """One row a client left out: what speaks against it."""
+    """One row a client left out: the evidence on it or the reason."""
     flagged = [str(name) for name in record.flagged]
     names = [*flagged, *(name for name in record.quarantined if name not in flagged)]
     return [

@@ -6,7 +6,7 @@ gradient is one small message a step, and another part of it may be trained from
 """
 # SPDX-License-Identifier: Apache-2.0
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import count as counting
 from typing import Any, TypeVar
@@ -188,3 +188,16 @@ class Processes:
 
 def _zeros(parameter: nn.Parameter) -> Tensor:
     return torch.zeros(parameter.numel(), device=parameter.device)
+
+
+def missing_processes(environ: Mapping[str, str], world_size: int) -> str | None:
+    """One line when `accelerate launch --cpu --num_processes N` was asked for N > 1 and started one, else None.
+
+    Without mpirun its launcher starts a single process and says nothing; the address it sets for N > 1 gives it away.
+    """
+    if world_size > 1 or environ.get("ACCELERATE_USE_CPU", "").lower() != "true" or "MASTER_ADDR" not in environ:
+        return None
+    return (
+        "fedlora: accelerate launch --cpu started 1 process though more were asked for; torchrun --nproc_per_node N "
+        "starts N; one process is slower, and a step of --client_parallel data is smaller with it"
+    )

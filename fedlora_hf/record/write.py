@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fedlora_hf import privacy
-from fedlora_hf.aggregation.method import Method
+from fedlora_hf.config import may_change
 from fedlora_hf.errors import ConfigError
+from fedlora_hf.methods.method import Method
 from fedlora_hf.numerics.evidence import Evidence
 from fedlora_hf.record.changes import compared, component_changes
 from fedlora_hf.record.evidence import plain_evidence
@@ -21,12 +22,6 @@ from fedlora_hf.training.stages import StageName
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate
 from fedlora_hf.util.redaction import redacted
 from fedlora_hf.util.rehearsal import Contamination
-
-# Options that may differ between a run and its resumption, because they move no number of the rounds before.
-_FREE = {"num_rounds", "keep_rounds", "personalise", "personal_steps", "evaluate_rounds", "generation_examples"}
-_FREE |= {"global_rounds", "personal_learning_rate"}
-_FREE |= {"max_new_tokens", "max_eval_examples", "resume_from", "server_min_clients", "client_timeout"}
-_FREE |= {"max_suspects", "dp_max_epsilon", "personal_proximal_mu"}
 
 
 def opening(
@@ -68,8 +63,8 @@ def newcomer(num_examples: int | None, contamination: Contamination | None = Non
 
 def check_same_run(earlier: RunRecord, now: RunRecord) -> None:
     """Refuse to go on from a run with other data, clients, seed or options: its rounds would not be this run's."""
-    for name in sorted((set(earlier.options) | set(now.options)) - _FREE):
-        if earlier.options.get(name) != now.options.get(name):
+    for name in sorted(set(earlier.options) | set(now.options)):
+        if not may_change(name) and earlier.options.get(name) != now.options.get(name):
             raise ConfigError(
                 f"{name}={now.options.get(name)!r}: the run to resume has {earlier.options.get(name)!r}; pass the same"
             )

@@ -26,17 +26,17 @@ FIGURES = (
     ReportFigure(
         "evidence",
         "Evidence per client",
-        "Every client is judged by the others. A marker above its threshold (the dashed line, or one dash a client) is "
+        "Every client is compared with the others. A marker above its threshold (dashed; for all or for each) is "
         "evidence of contamination. Circles are collaborative clients; triangles are flagged ones, filled in the "
-        "panels whose evidence convicts them. A triangle that is hollow everywhere was convicted by an earlier round.",
-        "No evidence about clients was recorded: the method judges nobody, or no round was completed.",
+        "panels whose score is above its threshold. A triangle that is filled nowhere was flagged in an earlier round.",
+        "No evidence about clients was recorded: the method does not flag clients, or no round was completed.",
         client_figures.evidence,
     ),
     ReportFigure(
         "similarity",
         "Similarity between clients",
-        "Cosine between the updates of every two clients. Clients that learned the same thing are blue to each other; "
-        "opposed ones are orange. Flagged clients stand last, behind the line.",
+        "Cosine between the updates of every two clients. Pairs that learned the same thing are blue, "
+        "opposed pairs orange. Flagged clients stand last, behind the line.",
         "No similarity between clients was recorded.",
         client_figures.similarity,
     ),
@@ -66,8 +66,8 @@ FIGURES = (
     ReportFigure(
         "spectrum",
         "Spectrum and chosen rank",
-        "A steep fall after the ring means that the chosen rank holds most of what the clients share. Energy discarded "
-        "is what the global adapter lost when it was written at its rank.",
+        "A steep fall after the ring (the chosen rank) means that this rank holds most of what clients share. Energy "
+        "discarded is what the global adapter lost when it was written at its rank.",
         "No spectrum or discarded energy was recorded: the method has none.",
         module_figures.spectrum,
     ),

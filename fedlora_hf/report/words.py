@@ -9,11 +9,13 @@ KIND_TITLES = {
     "subspace": "subspace: how much of the update lies outside what the other clients share",
     "direction": "direction: how far the update points away from the other clients",
     "scale": "scale: how far the size of the update is from the other clients' sizes",
+    "functional": "functional: how the update changes the loss on other clients' validation data",
 }
 _KIND_REASONS = {
     "subspace": "too much of its update lies outside the subspace the others share",
     "direction": "its update points away from the others",
-    "scale": "the size of its update is out of line with the others",
+    "scale": "its update is far larger or smaller than the others'",
+    "functional": "its update raises the loss on other clients' validation data",
 }
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 _LONGEST = 600  # characters of untrusted text worth showing
@@ -71,7 +73,7 @@ def verdict(run: Run) -> str:
         outcome.append(f"{quarantined} {'was' if quarantined == 1 else 'were'} quarantined as unusable")
     if not outcome:
         judged = any(client.evidence for client in run.clients)
-        said = "none was flagged, none quarantined" if judged else "none was quarantined; this run judged nobody"
+        said = "none was flagged, none quarantined" if judged else "none was quarantined; the method flags nobody"
         return f"Of {counted(len(run.clients), 'client')}, {said}."
     return f"Of {counted(len(run.clients), 'client')}, {' and '.join(outcome)}."
 
@@ -91,12 +93,12 @@ def reason_of(run: Run, client: Client) -> str:
     earlier = [str(entry.number) for entry in run.rounds if client.id in entry.flagged]
     if earlier:
         rounds = ", ".join(earlier)
-        return f"flagged in round {rounds}; its evidence over all rounds has not fallen far enough to clear it"
-    return "the record holds no score above a threshold for it"
+        return f"flagged in round {rounds}; its average over the rounds is still above half of the threshold"
+    return "the record holds no score of it above a threshold"
 
 
 def diagnosis(run: Run) -> tuple[list[str], list[tuple[str, str]]]:
-    """(sentences, [(name, value)]): what the last aggregation said of the cohort, text first, then its numbers."""
+    """(sentences, [(name, value)]): the last aggregation's diagnosis, text first, then its numbers."""
     sentences, values = [], []
     for key in sorted(run.record.diagnosis, key=str):
         value = run.record.diagnosis[key]

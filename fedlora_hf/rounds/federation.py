@@ -13,10 +13,10 @@ import numpy as np
 from torch import Tensor
 
 from fedlora_hf.aggregation import aggregate
-from fedlora_hf.aggregation.method import Method
 from fedlora_hf.aggregation.partial import mean_of_trained
 from fedlora_hf.aggregation.server_optimizer import space_of, stepped
 from fedlora_hf.errors import ConfigError, RoundError
+from fedlora_hf.methods.method import Method
 from fedlora_hf.record.changes import component_changes
 from fedlora_hf.record.evidence import past_rounds
 from fedlora_hf.record.record import RunRecord

@@ -14,7 +14,6 @@ from transformers import PrinterCallback, ProgressCallback, Trainer
 from fedlora_hf.adapter.files import read_adapter
 from fedlora_hf.adapter.slot import AdapterSlot, set_frozen, slot_rank, with_adapter
 from fedlora_hf.adapter.slot import peft_config as described
-from fedlora_hf.aggregation import method_named
 from fedlora_hf.aggregation.update_attacks import KINDS as UPDATE_ATTACKS
 from fedlora_hf.aggregation.update_attacks import attacked
 from fedlora_hf.config import FederatedConfig
@@ -25,6 +24,7 @@ from fedlora_hf.launch.processes import Processes
 from fedlora_hf.launch.quantisation import keep_trainable
 from fedlora_hf.launch.schedule import shares
 from fedlora_hf.launch.zero import plain_launch
+from fedlora_hf.methods import method_named
 from fedlora_hf.privacy import Privacy
 from fedlora_hf.training.local import LocalTraining, local_batches, num_local_steps
 from fedlora_hf.training.personal import Choice, Personal, Source, best, candidates, given, with_kept, with_tuned

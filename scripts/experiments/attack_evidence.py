@@ -7,12 +7,12 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from attack_report import Row, grid
-from attacks import ATTACKS, Cohort, cells, cohort
-from copying import RANK, REGIMES, Federation
-
 from fedlora_hf.aggregation import aggregate
 from fedlora_hf.update import ClientUpdate
+from scripts import PROJECT
+from scripts.experiments.attack_report import Row, grid
+from scripts.experiments.attacks import ATTACKS, Cohort, cells, cohort
+from scripts.experiments.copying import RANK, REGIMES, Federation
 
 KINDS = ("subspace", "direction", "scale")
 
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="first seed")
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds")
     parser.add_argument("--cache", type=Path, required=True, help="the cache of attacks.py")
-    default = Path(__file__).resolve().parents[2] / "docs" / "results" / "attacks"
+    default = PROJECT / "docs" / "results" / "attacks"
     parser.add_argument("--output_dir", type=Path, default=default)
     args = parser.parse_args(arguments)
     rows: list[Row] = []

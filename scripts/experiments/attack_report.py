@@ -10,7 +10,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
-from tables import COLOURS
+
+from scripts.experiments.tables import COLOURS
 
 Row = dict[str, str | int | float]
 DETECTORS = ("clair hard", "multikrum", "flower Krum", "flower MultiKrum", "flower Bulyan")

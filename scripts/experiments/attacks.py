@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from attack_report import Row, write_report
-from copying import DATA_ATTACKS, RANK, REGIMES, Federation, Regime, tune
-from other_aggregators import Rule, rules
-from update_attacks import UPDATE_ATTACKS, Knowledge
-from vectors import flat, shaped, stacked
 
 from fedlora_hf.aggregation import aggregate
 from fedlora_hf.training import personal as personalise
 from fedlora_hf.update import AdapterState, ClientUpdate
 from fedlora_hf.util.disk import write_atomically
 from fedlora_hf.util.seeding import derive_seed
+from scripts import PROJECT
+from scripts.experiments.attack_report import Row, write_report
+from scripts.experiments.copying import DATA_ATTACKS, RANK, REGIMES, Federation, Regime, tune
+from scripts.experiments.other_aggregators import Rule, rules
+from scripts.experiments.update_attacks import UPDATE_ATTACKS, Knowledge
+from scripts.experiments.vectors import flat, shaped, stacked
 
 CLEAN = "none"
 ATTACKS = (*DATA_ATTACKS, *UPDATE_ATTACKS)
@@ -206,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tune", action="store_true", help="only try learning rates for clients alone")
     parser.add_argument("--cache", type=Path, required=True, help="folder for trained updates and finished rows")
     parser.add_argument("--again", nargs="*", default=[], help="rules (beginnings of names) to run anew, e.g. clair")
-    default = Path(__file__).resolve().parents[2] / "docs" / "results" / "attacks"
+    default = PROJECT / "docs" / "results" / "attacks"
     parser.add_argument("--output_dir", type=Path, default=default)
     args = parser.parse_args(arguments)
     args.output_dir.mkdir(parents=True, exist_ok=True)

@@ -11,8 +11,9 @@ is 0.03 to 0.1, in three modules.
 from collections.abc import Callable
 
 import torch
-from experiments.cohorts import IN, OUT, noise, normal, unit
 from torch import Tensor
+
+from scripts.experiments.cohorts import IN, OUT, noise, normal, unit
 
 Cohort = dict[str, list[Tensor]]
 Family = Callable[[int, torch.Generator], Cohort]

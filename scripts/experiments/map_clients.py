@@ -14,11 +14,11 @@ import datasets
 import numpy as np
 import torch
 
-from fedlora_hf.commands.train import load_base
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.data.clients import make_clients
 from fedlora_hf.data.contaminate import contaminate
 from fedlora_hf.data.formats import load_examples
+from fedlora_hf.loading import limited, load_base
 from fedlora_hf.trainer import FederatedTrainer
 from fedlora_hf.util.seeding import derive_seed
 
@@ -168,8 +168,10 @@ def trainer(setting: Setting, split: str, seed: int, cache_dir: Path) -> Federat
     classes = _examples(setting).features.get("label")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "head"))  # a classifier's fresh head is drawn as the base is loaded
-        model, tokenizer = load_base(args, classes.names if classes else None)
-    return FederatedTrainer(model, args, client_data(setting, split, seed), processing_class=tokenizer)
+        model, tokenizer, max_length = load_base(args, classes.names if classes else None)
+    return FederatedTrainer(
+        model, limited(args, max_length), client_data(setting, split, seed), processing_class=tokenizer
+    )
 
 
 def train_missing(federation: FederatedTrainer) -> Iterator[str]:

@@ -7,13 +7,21 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
-from map_clients import SHARES, Setting, contaminated_pool, count_bad, is_complete, run_folder, variant
 
 from fedlora_hf.aggregation import aggregate
 from fedlora_hf.errors import ConvergenceWarning
 from fedlora_hf.rounds.store import RoundStore
 from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors
 from fedlora_hf.util.seeding import derive_seed
+from scripts.experiments.map_clients import (
+    SHARES,
+    Setting,
+    contaminated_pool,
+    count_bad,
+    is_complete,
+    run_folder,
+    variant,
+)
 
 Row = dict[str, str | int | float]
 UPDATE_KINDS = ("sign flip", "Gaussian")

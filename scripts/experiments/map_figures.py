@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from map_clients import SPLITS
-from map_detection import Row
+
+from scripts.experiments.map_clients import SPLITS
+from scripts.experiments.map_detection import Row
 
 MEASURES = {"recall": "recall", "precision": "precision", "false_positive_rate": "false-positive rate"}
 

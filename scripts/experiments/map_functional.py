@@ -4,11 +4,10 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from map_clients import SHARES, Setting, is_complete, run_folder, trainer, variant
-from map_detection import Row, auc, cohorts, trained
-
 from fedlora_hf.rounds.judges import functional_evidence
 from fedlora_hf.update import ClientUpdate
+from scripts.experiments.map_clients import SHARES, Setting, is_complete, run_folder, trainer, variant
+from scripts.experiments.map_detection import Row, auc, cohorts, trained
 
 
 def functional(

@@ -5,13 +5,13 @@ import math
 
 import matplotlib.pyplot as plt
 import torch
-from cohorts import IN, OUT, RANK, generator, normal, unit
 from matplotlib.ticker import NullFormatter
-from tables import COLOURS, arguments, write
 from torch import Tensor
 
 from fedlora_hf.numerics.clair import Clair
 from fedlora_hf.numerics.lowrank import subspace_distance
+from scripts.experiments.cohorts import IN, OUT, RANK, generator, normal, unit
+from scripts.experiments.tables import COLOURS, arguments, write
 
 K, BAD = 20, 6
 
@@ -77,7 +77,7 @@ def main() -> None:
         "noise",
         rows,
         "Error against noise and samples",
-        f"python scripts/experiments/noise.py --seed {args.seed} --seeds {args.seeds}",
+        f"python -m scripts.experiments.noise --seed {args.seed} --seeds {args.seeds}",
         f"{K} regressions with {OUT} responses and {IN} predictors, {BAD} of them with responses to other "
         f"coefficients; {args.seeds} seeds. Slope of the subspace error on logarithmic axes: "
         f"{in_noise:.2f} in the noise (1 expected), {in_size:.2f} in the samples "

@@ -3,11 +3,11 @@
 
 import matplotlib.pyplot as plt
 import torch
-from cohorts import IN, OUT, RANK, generator, noise, normal, unit
-from tables import COLOURS, arguments, write
 from torch import Tensor
 
 from fedlora_hf.numerics.clair import Clair, ClairResult
+from scripts.experiments.cohorts import IN, OUT, RANK, generator, noise, normal, unit
+from scripts.experiments.tables import COLOURS, arguments, write
 
 K = 20
 METHODS = ("local", "mean", "hard", "soft")
@@ -64,7 +64,7 @@ def main() -> None:
         "oracle_gain",
         rows,
         "Oracle gain",
-        f"python scripts/experiments/oracle_gain.py --seed {args.seed} --seeds {args.seeds}",
+        f"python -m scripts.experiments.oracle_gain --seed {args.seed} --seeds {args.seeds}",
         f"{K} clients, {OUT} x {IN}, rank {RANK} given, ||U V_k|| = 1, ||H_k|| = `off`, ||E_k|| = `sigma`; "
         f"{args.seeds} seeds. Squared error per client. "
         "Predicted with U known: the distance to `hard` is the cost of estimating U. "

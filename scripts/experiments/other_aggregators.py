@@ -13,7 +13,8 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
-from vectors import Vector
+
+from scripts.experiments.vectors import Vector
 
 
 class Chosen(NamedTuple):

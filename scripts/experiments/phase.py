@@ -4,11 +4,11 @@
 import warnings
 
 import matplotlib.pyplot as plt
-from cohorts import generator, krum_set, median_set, shared
-from tables import arguments, write
 
 from fedlora_hf.errors import ConvergenceWarning
 from fedlora_hf.numerics.clair import Clair
+from scripts.experiments.cohorts import generator, krum_set, median_set, shared
+from scripts.experiments.tables import arguments, write
 
 K, LEVEL = 20, 0.5
 RULES = ("clair", "clair convex", "krum", "median")
@@ -45,7 +45,7 @@ def main() -> None:
         "phase",
         rows,
         "Exact recovery of the contaminated set",
-        f"python scripts/experiments/phase.py --seed {args.seed} --seeds {args.seeds}",
+        f"python -m scripts.experiments.phase --seed {args.seed} --seeds {args.seeds}",
         f"{K} clients, noise half of the signal's norm, {args.seeds} seeds a cell. `share`: root of the share of "
         "a contaminated client's energy that is wrong (1: nothing in common with the honest). "
         "Coherent: one common wrong direction, honest "

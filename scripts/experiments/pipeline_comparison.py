@@ -1,6 +1,6 @@
 """Direction/magnitude pipeline against its baselines: global and local loss, equal steps, rates tuned alike.
 
-    python scripts/experiments/pipeline_comparison.py --model BASE --dolly databricks-dolly-15k.jsonl \
+    python -m scripts.experiments.pipeline_comparison --model BASE --dolly databricks-dolly-15k.jsonl \
         --natural_instructions FOLDER --held_out_half --cache CACHE
 
 Further flags are those of `fedlora train` (--max_length, --lora_r, --bf16, --gradient_checkpointing ...). Each client
@@ -15,23 +15,21 @@ import csv
 import gc
 import itertools
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from pipeline_comparison_data import Source, add_data_flags, sources
-from pipeline_comparison_report import KINDS, Row, choose, write_report
 
-from fedlora_hf.commands.train import load_base, parse
 from fedlora_hf.config import FederatedConfig
+from fedlora_hf.flags import parse
+from fedlora_hf.loading import limited, load_base
 from fedlora_hf.trainer import FederatedTrainer
 from fedlora_hf.update import AdapterState
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-from common import environment
+from scripts.common import environment
+from scripts.experiments.pipeline_comparison_data import Source, add_data_flags, sources
+from scripts.experiments.pipeline_comparison_report import KINDS, Row, choose, write_report
 
 Flags = Callable[[int, int], list[str]]
 
@@ -89,15 +87,18 @@ def config(args: argparse.Namespace, rest: Sequence[str], method: str, rate: flo
     """The options of one cell: the caller's, and over them the method's."""
     flags = ["--generation_examples", "0", "--disable_tqdm", "true", "--report_to", "none", *rest]
     flags += ["--model_name_or_path", args.model, "--local_steps", str(args.round_steps), "--learning_rate", str(rate)]
-    flags += ["--personalise", "method", "--personal_learning_rate", str(args.personal_rates[0])]
-    flags += ["--seed", str(seed), "--output_dir", str(args.cache / "run")]
-    return parse([*flags, *METHODS[method](args.total_steps // args.round_steps, args.round_steps)])
+    flags += ["--personalise", "method", "--seed", str(seed), "--output_dir", str(args.cache / "run")]
+    flags += METHODS[method](args.total_steps // args.round_steps, args.round_steps)
+    if "--personal_steps" in flags and flags[flags.index("--personal_steps") + 1] != "0":
+        flags += ["--personal_learning_rate", str(args.personal_rates[0])]
+    return parse(flags)
 
 
 def measured(source: Source, options: FederatedConfig, personal_rates: Sequence[float]) -> Iterator[Row]:
     """Train one cell; its losses, accuracies, bytes and time. One row for each rate of the personal steps, if any: they
     start from one and the same global adapter."""
-    model, tokenizer = load_base(options, None)
+    model, tokenizer, max_length = load_base(options, None)
+    options = limited(options, max_length)
     trainer = Measured(model, options, source.clients(options, options.seed), processing_class=tokenizer)
     trainer.store.clear()
     began = time.perf_counter()

@@ -10,12 +10,12 @@ from typing import Any
 
 import datasets
 import numpy as np
-from map_clients import HELD_OUT, held_out
 
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.data.clients import make_clients
 from fedlora_hf.data.formats import load_examples
 from fedlora_hf.util.seeding import derive_seed
+from scripts.experiments.map_clients import HELD_OUT, held_out
 
 
 @dataclass(frozen=True)

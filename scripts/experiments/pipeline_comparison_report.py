@@ -2,16 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import statistics
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from tables import COLOURS
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-from common import markdown
+from scripts.common import markdown
+from scripts.experiments.tables import COLOURS
 
 Row = dict[str, str | int | float]
 KINDS = ("global", "local")

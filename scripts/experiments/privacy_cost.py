@@ -1,6 +1,6 @@
 """What local differential privacy costs: benign accuracy of the demo's federation under clipping and noise.
 
-    python scripts/experiments/privacy_cost.py --output_dir docs/results/privacy --seeds 0 1 2
+    python -m scripts.experiments.privacy_cost --output_dir docs/results/privacy --seeds 0 1 2
 
 One base model of the demo's (of the first seed), three federations of its clients, FedAvg, four rounds; every client
 clips the change of its trained factors and adds its own noise. Personal adapters are the clients' own last updates.

@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import matplotlib.pyplot as plt
-from cohorts import CONTAMINATIONS, generator, shared
-from tables import COLOURS, arguments, write
 
 from fedlora_hf.numerics.clair import Clair
 from fedlora_hf.numerics.lowrank import subspace_distance
+from scripts.experiments.cohorts import CONTAMINATIONS, generator, shared
+from scripts.experiments.tables import COLOURS, arguments, write
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
         "recovery",
         rows,
         "Noiseless recovery",
-        f"python scripts/experiments/recovery.py --seed {args.seed} --seeds {args.seeds}",
+        f"python -m scripts.experiments.recovery --seed {args.seed} --seeds {args.seeds}",
         f"K = {K} clients, W_k = U (V_0 + V_k), 48 x 40, rank 3, found without being told; {args.seeds} seeds. "
         "`exact set`: share of seeds with exactly the contaminated clients flagged. `worst error`: sine of the "
         "largest principal angle, 1 where the rank differs.",

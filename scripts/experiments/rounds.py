@@ -1,6 +1,6 @@
 """(g) What rounds add up to: contaminated clients that go on sending, seen by one round's evidence and by all so far.
 
-    python scripts/experiments/rounds.py --cache CACHE
+    python -m scripts.experiments.rounds --cache CACHE
 
 The attack table's text copying, clients and data attacks, played for several rounds by `FederatedTrainer`. CACHE is the
 attack table's; finished runs are kept there, and a run that was stopped goes on where it was.
@@ -18,15 +18,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from copying import DATA_ATTACKS, REGIMES, Regime, base_model, client_lines, contaminated, options, suspects
 from datasets import DatasetDict
 from matplotlib.figure import Figure
-from tables import COLOURS
 
 from fedlora_hf import FederatedTrainer
 from fedlora_hf.commands.demo import letter_tokenizer
 from fedlora_hf.rounds import output
 from fedlora_hf.util.disk import write_atomically
+from scripts import PROJECT
+from scripts.experiments.copying import (
+    DATA_ATTACKS,
+    REGIMES,
+    Regime,
+    base_model,
+    client_lines,
+    contaminated,
+    options,
+    suspects,
+)
+from scripts.experiments.tables import COLOURS
 
 CLIENTS, MOST, ROUNDS = 12, 5, 4
 CLEAN, BENIGN, JUDGED = "none", "fedavg of the benign", "clair, functional"
@@ -178,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--quick", action="store_true", help="one regime, one attack, to see that it runs")
     parser.add_argument("--cache", type=Path, required=True, help="folder for base models and finished runs")
-    default = Path(__file__).resolve().parents[2] / "docs" / "results" / "rounds"
+    default = PROJECT / "docs" / "results" / "rounds"
     parser.add_argument("--output_dir", type=Path, default=default)
     args = parser.parse_args(arguments)
     args.output_dir.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """How far magnitudes and directions of A and B move between tasks and in training (arXiv 2510.11274).
 
-    python scripts/experiments/sensitivity.py --model BASE --dolly databricks-dolly-15k.jsonl \
+    python -m scripts.experiments.sensitivity --model BASE --dolly databricks-dolly-15k.jsonl \
         --natural_instructions FOLDER --held_out_half --cache CACHE --output_dir docs/results/sensitivity
 
 Every client trains plain LoRA for --steps from a start (--starts); snapshots are compared with those of other clients
@@ -19,29 +19,27 @@ import gc
 import itertools
 import math
 import statistics
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from pipeline_comparison import Measured
-from pipeline_comparison_data import Source, add_data_flags, sources
-from sensitivity_report import Row, write_report
 from torch import Tensor
 from transformers import TrainerCallback
 
 from fedlora_hf.adapter.slot import AdapterSlot
-from fedlora_hf.commands.train import load_base, parse
 from fedlora_hf.config import FederatedConfig
+from fedlora_hf.flags import parse
+from fedlora_hf.loading import limited, load_base
 from fedlora_hf.numerics.direction import Axis, component_change, split
 from fedlora_hf.training.stages import FACTORS, Stage, StageName
 from fedlora_hf.update import AdapterState, LoraFactors
 from fedlora_hf.util.seeding import derive_seed
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-from common import environment
+from scripts.common import environment
+from scripts.experiments.pipeline_comparison import Measured
+from scripts.experiments.pipeline_comparison_data import Source, add_data_flags, sources
+from scripts.experiments.sensitivity_report import Row, write_report
 
 # Where clients start: from one fresh adapter, each from a fresh one of its own, from one that is federated already.
 STARTS = ("fresh", "fresh, own", "federated")
@@ -123,7 +121,8 @@ def observed(taken: Mapping[str, Snapshots]) -> Iterator[Row]:
 def study(source: Source, options: FederatedConfig, args: argparse.Namespace) -> Iterator[Row]:
     """All rows of one dataset and seed."""
     rate = options.learning_rate if args.client_rate is None else args.client_rate
-    model, tokenizer = load_base(options, None)
+    model, tokenizer, max_length = load_base(options, None)
+    options = limited(options, max_length)
     trainer = Measured(model, options, source.clients(options, options.seed), processing_class=tokenizer)
     trainer.store.clear()
     trainer.train()

@@ -3,17 +3,15 @@
 
 import itertools
 import statistics
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullFormatter
-from tables import COLOURS
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-from common import markdown, write_csv
+from scripts.common import markdown, write_csv
+from scripts.experiments.tables import COLOURS
 
 Row = dict[str, str | int | float]
 # {ratio: (numerator, denominator, delta, the published number)}; published for LLaMA2-7B on tasks of Dolly.

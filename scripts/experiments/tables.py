@@ -6,6 +6,8 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from scripts import PROJECT
+
 Row = Mapping[str, str | int | float]
 # Okabe-Ito: told apart with every kind of colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -17,7 +19,7 @@ def arguments(name: str, text: str) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="first seed")
     parser.add_argument("--seeds", type=int, default=5, help="how many seeds")
     parser.add_argument("--quick", action="store_true", help="a few cells only, to see that it runs")
-    default = Path(__file__).resolve().parents[2] / "docs" / "results" / name
+    default = PROJECT / "docs" / "results" / name
     parser.add_argument("--output_dir", type=Path, default=default)
     found = parser.parse_args()
     found.output_dir.mkdir(parents=True, exist_ok=True)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from vectors import shaped, stacked
 
 from fedlora_hf.update import AdapterState, LoraFactors
+from scripts.experiments.vectors import shaped, stacked
 
 BOOST = 10.0
 LITTLE = 1.5  # standard deviations; the paper's own number for so few clients is near 0 and does no harm

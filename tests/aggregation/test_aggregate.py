@@ -10,10 +10,10 @@ import pytest
 import torch
 from sample_updates import cohort, dense, relative, same_bits, shares, with_common_factor
 
-from fedlora_hf.aggregation import METHODS, method_named
 from fedlora_hf.aggregation import aggregate as combine
 from fedlora_hf.aggregation.cohort import client_weights
 from fedlora_hf.errors import ConfigError, UpdateError
+from fedlora_hf.methods import METHODS, method_named
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, LoraFactors
 
 EVERY = sorted(METHODS)
@@ -88,7 +88,7 @@ def test_one_bad_client_of_eight_never_touches_the_result(method: str, bad: floa
 
 
 @pytest.mark.parametrize("method", EVERY)
-def test_bfloat16_updates_are_meaned_in_full_precision(method: str) -> None:
+def test_bfloat16_updates_are_averaged_in_full_precision(method: str) -> None:
     halves, lifted = [], []
     for client in clients_for(method):
         half = {module: f.to(torch.bfloat16) for module, f in client.state.items()}
@@ -121,7 +121,7 @@ def test_the_record_of_a_result_is_plain(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", EVERY)
-def test_updates_that_carry_a_graph_leave_it_at_the_door(method: str) -> None:
+def test_updates_with_an_autograd_graph_are_aggregated_without_it(method: str) -> None:
     clients = clients_for(method)
     state = clients[0].state
     live = {m: LoraFactors(f.A.clone().requires_grad_(), f.B.clone().requires_grad_()) for m, f in state.items()}

@@ -1,4 +1,4 @@
-"""The method clair over a cohort: through the door, with a reference, lazily, and over rounds."""
+"""The method clair over a cohort: through `aggregate`, with a reference, lazily, and over rounds."""
 # SPDX-License-Identifier: Apache-2.0
 
 from collections.abc import Iterator, Mapping
@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from fedlora_hf.aggregation import aggregate
-from fedlora_hf.aggregation.clair import METHOD, ClairOptions
 from fedlora_hf.errors import ConfigError, UpdateError
+from fedlora_hf.methods import METHODS
+from fedlora_hf.methods.clair import ClairOptions
 from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors, state_sum
 
 SHAPES = {"a": (24, 20), "b": (16, 20)}
@@ -16,7 +17,7 @@ K, BAD, R = 12, 4, 4
 
 
 def clients(seed: int = 0, ranks: tuple[int, ...] = (R,)) -> list[ClientUpdate]:
-    """Updates with a common direction and own parts in a shared output subspace; the last BAD are strangers."""
+    """Updates with a common direction and own parts in a shared output subspace; the last BAD are unrelated."""
     g = torch.Generator().manual_seed(seed)
     bases = {
         m: (torch.randn(out, 2, generator=g), torch.randn(2, width, generator=g)) for m, (out, width) in SHAPES.items()
@@ -168,10 +169,11 @@ def test_two_clients_are_refused_with_the_remedy() -> None:
         aggregate(clients()[:2], "clair")
 
 
-def test_options_are_checked_at_the_door() -> None:
+def test_options_are_checked_before_anything_is_computed() -> None:
     with pytest.raises(ConfigError, match="leave room"):
         aggregate(clients(), "clair", rank=17)
     with pytest.raises(ConfigError):
         aggregate(clients(), "clair", side="left")
-    assert METHOD.options is ClairOptions
-    assert (METHOD.name, METHOD.averages, METHOD.robust) == ("clair", "product", True)
+    method = METHODS["clair"]
+    assert method.options is ClairOptions
+    assert (method.name, method.averages, method.robust) == ("clair", "product", True)

@@ -13,7 +13,7 @@ from fedlora_hf.numerics.clair.evidence import Judgement
 from fedlora_hf.numerics.evidence import Evidence
 
 IDS = ("bad", "good")
-STRANGER, QUIET, SILENT = Evidence(0.95, 0.85), Evidence(0.1, 1.7), Evidence(0.0, None)
+UNRELATED, QUIET, SILENT = Evidence(0.95, 0.85), Evidence(0.1, 1.7), Evidence(0.0, None)
 LIKE_THE_CORE = Evidence(0.0, 0.85)
 
 
@@ -39,15 +39,15 @@ def flagged(*rounds: tuple[Evidence, bool]) -> bool:
 
 
 @pytest.mark.parametrize("quiet", [QUIET, SILENT])
-def test_rounds_that_could_not_have_seen_a_stranger_let_nobody_back_in(quiet: Evidence) -> None:
-    assert flagged((STRANGER, True))
-    assert flagged((STRANGER, True), (quiet, True), (quiet, True), (quiet, True))
+def test_rounds_that_could_not_have_flagged_an_unrelated_client_clear_nobody(quiet: Evidence) -> None:
+    assert flagged((UNRELATED, True))
+    assert flagged((UNRELATED, True), (quiet, True), (quiet, True), (quiet, True))
 
 
 def test_rounds_that_could_have_seen_one_do() -> None:
-    assert flagged((STRANGER, True), (LIKE_THE_CORE, True))
-    assert not flagged((STRANGER, True), (LIKE_THE_CORE, True), (LIKE_THE_CORE, True))
+    assert flagged((UNRELATED, True), (LIKE_THE_CORE, True))
+    assert not flagged((UNRELATED, True), (LIKE_THE_CORE, True), (LIKE_THE_CORE, True))
 
 
 def test_whoever_was_let_back_in_is_not_flagged_for_what_was() -> None:
-    assert not flagged((STRANGER, True), (LIKE_THE_CORE, False), (QUIET, True))
+    assert not flagged((UNRELATED, True), (LIKE_THE_CORE, False), (QUIET, True))

@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from fedlora_hf.aggregation.cohort import Cohort
-from fedlora_hf.aggregation.dirmag_mean import METHOD, DirMagMeanOptions, dirmag_mean
-from fedlora_hf.aggregation.fedavg import METHOD as FEDAVG
-from fedlora_hf.aggregation.method import NoOptions
+from fedlora_hf.aggregation.dirmag_mean import dirmag_mean
+from fedlora_hf.aggregation.fedavg import fedavg
 from fedlora_hf.errors import ConfigError
+from fedlora_hf.methods.means import DirMagMeanOptions
+from fedlora_hf.methods.method import NoOptions
 from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors
 
 
@@ -35,7 +36,7 @@ def test_rows_have_the_mean_of_the_clients_lengths_which_fedavg_shortens():
     ours = dirmag_mean(members, DirMagMeanOptions()).state["q"]
     lengths = torch.stack([factors(seed).A.norm(dim=1) for seed in (0, 1)]).mean(0)
     torch.testing.assert_close(ours.A.norm(dim=1), lengths)
-    averaged = FEDAVG.rule(members, NoOptions()).state["q"]
+    averaged = fedavg(members, NoOptions()).state["q"]
     assert (averaged.A.norm(dim=1) < lengths).all()
 
 
@@ -58,4 +59,4 @@ def test_the_axis_is_an_option_and_is_checked():
     assert not torch.allclose(rows.A, columns.A)
     torch.testing.assert_close(rows.B, columns.B)
     with pytest.raises(ConfigError, match="axis_b='both': must be 'row' or 'column'"):
-        METHOD.options(axis_b="both")
+        DirMagMeanOptions(axis_b="both")

@@ -1,4 +1,4 @@
-"""The door: what is let in, what is not and why, in one line each."""
+"""Screening: which updates are used, and why the others are not, in one line each."""
 # SPDX-License-Identifier: Apache-2.0
 
 from collections.abc import Callable, Iterator, Mapping

@@ -7,9 +7,10 @@ import pytest
 import torch
 from sample_updates import SHAPES, cohort, dense, relative, same_bits, turned
 
-from fedlora_hf.aggregation import METHODS, aggregate
+from fedlora_hf.aggregation import aggregate
 from fedlora_hf.aggregation.server_optimizer import server_rule, space_of, stepped
 from fedlora_hf.errors import ConfigError
+from fedlora_hf.methods import METHODS
 from fedlora_hf.numerics.server_step import KINDS, Rule, step
 from fedlora_hf.update import AdapterState, LoraFactors
 

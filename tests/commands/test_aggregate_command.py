@@ -151,7 +151,9 @@ def test_clair_leaves_refined_adapters_evidence_and_a_verdict(tmp_path: Path, ca
 
 def test_options_of_a_method(tmp_path: Path) -> None:
     folders = [stock(tmp_path / f"site{seed}", seed) for seed in range(5)]
-    record = combined(tmp_path / "out", *folders, method="trimmed_mean", option="trim=0.2")
+    record = combined(tmp_path / "out", *folders, aggregation="trimmed_mean", aggregation_options="trim=0.2")
+    assert record["options"]["trim"] == 0.2
+    record = combined(tmp_path / "same", *folders, method="trimmed_mean", aggregation_options='{"trim": 0.2}')
     assert record["options"]["trim"] == 0.2
 
 

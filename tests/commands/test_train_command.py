@@ -12,9 +12,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from fedlora_hf import cli
-from fedlora_hf.commands.train import parse
+from fedlora_hf import FederatedConfig, cli
 from fedlora_hf.errors import ConfigError
+from fedlora_hf.flags import parse
+from fedlora_hf.loading import prepare
 
 TINY = {
     "num_rounds": 2,
@@ -29,14 +30,15 @@ TINY = {
     "use_cpu": True,
     "disable_tqdm": True,
 }
+NO_ANSWERS: dict[str, Any] = {"generation_examples": 0, "max_new_tokens": None}
 # A few steps of a tiny model are too few for clair's weights to settle, which it says.
 pytestmark = pytest.mark.filterwarnings("ignore::fedlora_hf.errors.ConvergenceWarning")
 
 
 def run(base: Path, dataset: Path, folder: Path, **changes: Any) -> dict[str, Any]:
-    """Train, and give run.json."""
+    """Train, and give run.json. A change to None leaves a flag out."""
     flags = {"model_name_or_path": base, "dataset": dataset, "output_dir": folder, **TINY, **changes}
-    assert cli.main(["train", *(f"--{name}={value}" for name, value in flags.items())]) == 0
+    assert cli.main(["train", *(f"--{name}={value}" for name, value in flags.items() if value is not None)]) == 0
     return dict(json.loads((folder / "run.json").read_text()))
 
 
@@ -87,9 +89,9 @@ def test_made_up_clients(tmp_path: Path, base_model: Path, bare_output: None, pa
         partition_by=partition_by,
         num_clients=3,
         aggregation="fedavg",
-        dirichlet_alpha=5.0,
+        dirichlet_alpha=5.0 if partition_by == "dirichlet" else None,
         clients_per_round=2,
-        generation_examples=0,
+        **NO_ANSWERS,
     )
     assert list(record["clients"]) == ["client-00", "client-01", "client-02"]
     assert all(len(entry["cohort"]) == 2 for entry in record["rounds"])
@@ -105,6 +107,7 @@ def test_classification_of_categories(tmp_path: Path, base_model: Path, bare_out
         partition_by="iid",
         num_clients=3,
         aggregation="product_mean",
+        **NO_ANSWERS,
     )
     assert set(record["metrics"]["after"]["global"]) == {"loss", "accuracy"}
     adapted = loaded(base_model, tmp_path / "out", AutoModelForSequenceClassification, num_labels=8)
@@ -113,7 +116,7 @@ def test_classification_of_categories(tmp_path: Path, base_model: Path, bare_out
 
 def test_a_run_of_the_command_line_is_resumed(tmp_path: Path, base_model: Path, bare_output: None) -> None:
     data = sample_data.write_dolly(tmp_path / "dolly.jsonl", 40)
-    settings = {"aggregation": "fedavg", "generation_examples": 0}
+    settings = {"aggregation": "fedavg", **NO_ANSWERS}
     run(base_model, data, tmp_path / "whole", **settings)
     run(base_model, data, tmp_path / "parts", **settings, num_rounds=1)
     record = run(base_model, data, tmp_path / "parts", **settings, resume_from="last")
@@ -121,9 +124,43 @@ def test_a_run_of_the_command_line_is_resumed(tmp_path: Path, base_model: Path, 
     assert models.weight_files(tmp_path / "parts") == models.weight_files(tmp_path / "whole")
 
 
-def test_options_of_a_method_are_json() -> None:
-    args = parse(["--aggregation", "trimmed_mean", "--aggregation_options", '{"trim": 0.3}', "--use_cpu"])
-    assert args.aggregation_options == {"trim": 0.3}
+def test_options_of_a_method_are_words_or_json() -> None:
+    for words in (['{"trim": 0.3}'], ["trim=0.3"]):
+        args = parse(["--aggregation", "trimmed_mean", "--aggregation_options", *words, "--use_cpu"])
+        assert args.aggregation_options == {"trim": 0.3}
+    given = ["rank=2", "side=input", "center=true"]
+    args = parse(["--aggregation_options", *given, "--use_cpu"])
+    assert args.aggregation_options == {"rank": 2, "side": "input", "center": True}
+
+
+def test_a_command_line_without_flags_is_a_config_without_arguments() -> None:
+    """What is recorded as set is what was set, though argparse passes every option's default."""
+    assert parse(["--use_cpu"]).changed() == FederatedConfig(use_cpu=True).changed()
+
+
+def test_loading_changes_no_option(base_model: Path, tmp_path: Path) -> None:
+    dataset = str(sample_data.write_dolly(tmp_path / "dolly.jsonl", 40))
+    args = FederatedConfig(model_name_or_path=str(base_model), dataset=dataset, max_length=4096, use_cpu=True)
+    before = args.to_dict()
+    job = prepare(args)
+    assert args.to_dict() == before
+    assert job.args.max_length == job.model.config.max_position_embeddings < args.max_length
+    assert job.trainer().args.max_length == job.args.max_length
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_revision": "main"}, "model_revision=main: has no effect on a folder"),
+        ({"dataset_split": "test"}, "dataset_split=test: has no effect on a file"),
+    ],
+)
+def test_what_a_folder_or_a_file_does_not_have_is_refused(
+    base_model: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    dataset = str(sample_data.write_dolly(tmp_path / "dolly.jsonl", 40))
+    with pytest.raises(ConfigError, match=message):
+        prepare(FederatedConfig(model_name_or_path=str(base_model), dataset=dataset, use_cpu=True, **changes))
 
 
 def test_flags_override_the_config_file(tmp_path: Path) -> None:
@@ -145,7 +182,7 @@ def test_published_dolly_and_natural_instructions(
     tmp_path: Path, base_model: Path, bare_output: None, real_data: Path
 ) -> None:
     """A few examples of each client; the whole run is for the benchmarks."""
-    few = {"max_examples_per_client": 10, "num_rounds": 1, "local_steps": 1, "generation_examples": 0}
+    few = {"max_examples_per_client": 10, "num_rounds": 1, "local_steps": 1, **NO_ANSWERS}
     dolly = real_data / "dolly" / "databricks-dolly-15k.jsonl"
     record = run(base_model, dolly, tmp_path / "dolly", **few)
     assert len(record["clients"]) == 8

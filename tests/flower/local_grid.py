@@ -9,10 +9,11 @@ from typing import Any
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedlora_hf.commands.train import parse, prepare
+from fedlora_hf.flags import parse
 from fedlora_hf.flower.client_app import client_app
 from fedlora_hf.flower.federate import FlowerRun
 from fedlora_hf.flower.settings import read
+from fedlora_hf.loading import prepare
 from fedlora_hf.rounds.federation import Run
 
 Config = dict[str, Any]
@@ -91,6 +92,6 @@ def plain(config: Mapping[str, Any], folder: Path, *more: str) -> Any:
     own = {"output_dir", "min_nodes", "flags", "wire_dtype"}
     flags = [f"--{name}={value}" for name, value in config.items() if name not in own]
     args = parse([*flags, *config["flags"].split(), "--output_dir", str(folder), "--disable_tqdm", "true", *more])
-    trainer = prepare(args).trainer(args)
+    trainer = prepare(args).trainer()
     trainer.train()
     return trainer

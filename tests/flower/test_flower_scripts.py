@@ -12,16 +12,13 @@ from types import ModuleType
 
 import pytest
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-
 
 @pytest.fixture
-def script(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    return importlib.import_module(request.param)
+def script(request: pytest.FixtureRequest) -> ModuleType:
+    return importlib.import_module(f"scripts.{request.param}")
 
 
-@pytest.mark.parametrize("script", ["check_scaling"], indirect=True)
+@pytest.mark.parametrize("script", ["benchmarks.scaling"], indirect=True)
 def test_the_cost_model_recovers_its_coefficients_and_foretells(script: ModuleType) -> None:
     truth = script.Model("clair", linear=2e-9, other=3e-6, copies=2.5, dense=1.5)
     cases = [script.Case(K, 2, 512, 8) for K in (100, 300, 1000)]
@@ -33,7 +30,7 @@ def test_the_cost_model_recovers_its_coefficients_and_foretells(script: ModuleTy
     assert script.row("clair", cases[2], model, None)["basis"] == "by formula"
 
 
-@pytest.mark.parametrize("script", ["check_scaling"], indirect=True)
+@pytest.mark.parametrize("script", ["benchmarks.scaling"], indirect=True)
 def test_the_formula_of_a_message_is_its_size(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     case = script.Case(1, 3, 32, 4)
     formula, _ = script.traffic(case)
@@ -42,14 +39,14 @@ def test_the_formula_of_a_message_is_its_size(script: ModuleType, capsys: pytest
     assert numbers[1] == numbers[2] == 4 * case.numbers < numbers[3] < 4 * case.numbers + 2000
 
 
-@pytest.mark.parametrize("script", ["check_scaling"], indirect=True)
+@pytest.mark.parametrize("script", ["benchmarks.scaling"], indirect=True)
 def test_one_cohort_is_measured(script: ModuleType) -> None:
     found = script.measure(script.Case(4, 1, 16, 2), "clair")
     assert found["seconds"] > 0
     assert found["MiB"] >= 0
 
 
-@pytest.mark.parametrize("script", ["flower_daemons"], indirect=True)
+@pytest.mark.parametrize("script", ["checks.flower_daemons"], indirect=True)
 def test_certificates_are_for_this_host_and_keys_are_private(script: ModuleType, tmp_path: Path) -> None:
     key, certificate, ca = script.authority(tmp_path)
     _, _, other = script.authority(tmp_path, "other")
@@ -80,7 +77,7 @@ def handshake(certificate: Path, key: Path, trusted: Path) -> str:
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").is_file(), reason="memory is counted on Linux alone")
-@pytest.mark.parametrize("script", ["bench_engines"], indirect=True)
+@pytest.mark.parametrize("script", ["benchmarks.engines"], indirect=True)
 def test_memory_of_marked_processes_is_counted_and_of_no_others(script: ModuleType) -> None:
     code = "import time; block = bytearray(64 << 20); time.sleep(30)"
     with script.Memory("mine") as memory:
@@ -98,7 +95,7 @@ def test_memory_of_marked_processes_is_counted_and_of_no_others(script: ModuleTy
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="processes are looked up on Linux alone")
-@pytest.mark.parametrize("script", ["flower_daemons"], indirect=True)
+@pytest.mark.parametrize("script", ["checks.flower_daemons"], indirect=True)
 def test_a_daemon_ends_with_its_children(script: ModuleType, tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     child = f"import os, pathlib, time; pathlib.Path({str(pid)!r}).write_text(str(os.getpid())); time.sleep(60)"

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from local_grid import plain
 
 from fedlora_hf.adapter.files import read_adapter
+from scripts.checks.flower_daemons import Daemons
 
 PROJECT = Path(__file__).resolve().parents[2]
 SIMULATED = {"num-supernodes": 4, "client-resources-num-cpus": 1, "init-args-num-cpus": 2}
@@ -20,11 +20,6 @@ SIMULATED = {"num-supernodes": 4, "client-resources-num-cpus": 1, "init-args-num
 @pytest.fixture(scope="module")
 def superlink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A SuperLink for simulations, and what is needed to submit runs to it."""
-    sys.path.insert(0, str(PROJECT / "scripts"))
-    try:
-        from flower_daemons import Daemons
-    finally:
-        sys.path.remove(str(PROJECT / "scripts"))
     with Daemons(tmp_path_factory.mktemp("superlink"), {"OMP_NUM_THREADS": "1"}) as daemons:
         daemons.superlink("--insecure", "--simulation")
         yield daemons

@@ -16,9 +16,9 @@ from sample_record import sample_record
 
 from fedlora_hf.adapter.files import WEIGHTS, plain_config, read_adapter
 from fedlora_hf.aggregation.screening import examine
-from fedlora_hf.commands.train import FlagParser, _from_yaml
 from fedlora_hf.data.formats import load_examples
 from fedlora_hf.errors import FedLoraError
+from fedlora_hf.flags import FlagParser, _from_yaml
 from fedlora_hf.hub import parse_source, render_card
 from fedlora_hf.record.record import RunRecord, check_complete
 from fedlora_hf.update import ClientUpdate

@@ -99,7 +99,7 @@ def test_nothing_shared_is_said_and_only_size_is_judged(seed: int) -> None:
     updates[3] *= 30 * updates[0].norm() / updates[3].norm()
     found = Clair().fit(updates)
     assert found.diagnosis["identifiable"] is False
-    assert "no common structure" in str(found.diagnosis["summary"])
+    assert "common structure: none" in str(found.diagnosis["summary"])
     assert found.flagged == ("3",)
     assert found.evidence["0"]["subspace"].threshold is None
 
@@ -127,9 +127,9 @@ def test_a_group_that_shares_nothing_with_the_majority_is_flagged_and_said_to_ag
     found = Clair(refine="none").fit(groups([12, 8], 0.0)[0])
     assert found.flagged == tuple(str(k) for k in range(12, 20))
     assert found.diagnosis["flagged_agree"] is True
-    assert "honest group" in str(found.diagnosis["summary"])
-    strangers = contaminate(groups([20], 0.0)[0], 8, "own", torch.Generator().manual_seed(1))
-    found = Clair(refine="none").fit(strangers)
+    assert "collude, or are honest" in str(found.diagnosis["summary"])
+    unrelated = contaminate(groups([20], 0.0)[0], 8, "own", torch.Generator().manual_seed(1))
+    found = Clair(refine="none").fit(unrelated)
     assert found.flagged == tuple(str(k) for k in range(12, 20))
     assert found.diagnosis["flagged_agree"] is False
 
@@ -140,7 +140,7 @@ def test_a_majority_that_points_against_itself_judges_nobody() -> None:
     updates[3:5] = [-W for W in updates[3:5]]
     found = Clair(refine="none").fit(updates)
     assert found.diagnosis["opposed_majority"] is True
-    assert "several groups" in str(found.diagnosis["summary"])
+    assert "point against each other" in str(found.diagnosis["summary"])
     assert found.flagged == ()
 
 
@@ -260,7 +260,7 @@ def test_copies_are_reported_and_not_flagged() -> None:
 
 
 def test_a_weak_common_direction_is_used_where_it_is_far_beyond_chance() -> None:
-    """At an agreement of 0.09, where strangers agree to 0.01, sign flips are found; at 0.05, as clients with one task
+    """At an agreement of 0.09, where chance gives 0.01, sign flips are found; at 0.05, as clients with one task
     each may, nobody is judged by it."""
     g = torch.Generator().manual_seed(5)
 

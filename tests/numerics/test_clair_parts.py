@@ -126,16 +126,18 @@ def test_shorth_ignores_the_worse_half() -> None:
     assert spread < 2
 
 
-def test_a_stranger_has_next_to_nothing_or_no_more_than_chance() -> None:
+def test_an_unrelated_client_has_next_to_nothing_or_no_more_than_chance() -> None:
     scores = torch.linspace(-0.01, 0.01, 20)
     assert stranger_threshold(scores, torch.zeros(20))[0] == pytest.approx(0.85)
     assert stranger_threshold(scores, torch.full((20,), 0.08))[0] == pytest.approx(0.76)
     assert stranger_threshold(10 * scores, torch.zeros(20))[0] == pytest.approx(0.85)  # however wide others spread
-    assert float(stranger_threshold(scores, torch.full((20,), 0.2))[0]) > 1  # a stranger cannot be told from the core
+    assert (
+        float(stranger_threshold(scores, torch.full((20,), 0.2))[0]) > 1
+    )  # unrelated and like the core cannot be told apart
     assert critical_z(8) > critical_z(100) > 3
 
 
-def test_opposition_is_that_of_strangers_unless_members_point_against_each_other() -> None:
+def test_opposition_is_that_of_chance_unless_members_point_against_each_other() -> None:
     g = torch.Generator().manual_seed(0)
     x = torch.nn.functional.normalize(torch.randn(60, 400, generator=g, dtype=torch.float64), dim=1)
     everyone = torch.arange(60)

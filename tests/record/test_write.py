@@ -11,12 +11,13 @@ import sample_updates
 import torch
 
 from fedlora_hf.aggregation import aggregate
+from fedlora_hf.errors import ConfigError
 from fedlora_hf.numerics.evidence import Evidence
 from fedlora_hf.record.changes import compared, component_changes
 from fedlora_hf.record.lines import round_line, round_log
 from fedlora_hf.record.record import RunRecord
 from fedlora_hf.record.standing import collaborative, last_rounds, needed_updates, update_standing
-from fedlora_hf.record.write import add_round
+from fedlora_hf.record.write import add_round, check_same_run
 from fedlora_hf.update import AdapterState, Aggregate, LoraFactors
 
 IDS = ["ada", "bob", "eve", "kim"]
@@ -180,3 +181,25 @@ def test_run_json_has_what_the_interface_promises(tmp_path: Path, bare_output: N
     assert content["metrics"]["after"]["global"]["loss"] == pytest.approx(mean)
     assert [entry["round"] for entry in content["rounds"]] == [1, 2]
     assert content["options"]["local_steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("earlier", "now", "refused"),
+    [
+        ({"adam_beta1": 0.8}, {"adam_beta1": 0.7}, "adam_beta1=0.7: the run to resume has 0.8; pass the same"),
+        ({}, {"warmup_steps": 3}, "warmup_steps=3: the run to resume has None; pass the same"),
+        ({"lora_r": 4}, {"lora_r": 8}, "lora_r=8: the run to resume has 4; pass the same"),
+        ({"hub_license": "mit"}, {"hub_license": "apache-2.0"}, None),
+        ({}, {"hub_language": ["de"], "hub_with_clients": True, "logging_steps": 3, "push_to_hub": True}, None),
+    ],
+)
+def test_every_option_is_compared_on_resuming_but_those_that_move_no_number(
+    earlier: dict[str, Any], now: dict[str, Any], refused: str | None
+) -> None:
+    before, after = blank(), blank()
+    before.options, after.options = earlier, now
+    if refused is None:
+        check_same_run(before, after)
+        return
+    with pytest.raises(ConfigError, match=refused):
+        check_same_run(before, after)

@@ -72,7 +72,7 @@ def test_reason_falls_back_to_the_rounds_that_flagged():
 
 def test_verdict_says_when_nobody_was_judged():
     run = Run.of(RunRecord("train", "fedavg", 0, clients={"a": {}, "b": {}}))
-    assert words.verdict(run) == "Of 2 clients, none was quarantined; this run judged nobody."
+    assert words.verdict(run) == "Of 2 clients, none was quarantined; the method flags nobody."
 
 
 @pytest.mark.parametrize(

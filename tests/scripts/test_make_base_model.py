@@ -1,29 +1,16 @@
 """The base model script: what it saves loads with stock transformers, steps repeat themselves, text is learned."""
 # SPDX-License-Identifier: Apache-2.0
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import sample_data
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "make_base_model.py"
+from scripts import make_base_model as script
+
 SMALL = ["--hidden", "32", "--layers", "1", "--heads", "2", "--vocab_size", "320", "--max_length", "48"]
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_base_model", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +22,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def base(script: ModuleType, data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
     assert script.main([*data, *SMALL, "--steps", "30", "--output_dir", str(folder)]) == 0
     return folder
@@ -67,9 +54,7 @@ def test_the_card_says_what_it_was_made_of(base: Path) -> None:
     assert after < before - 0.5
 
 
-def test_steps_repeat_and_the_seed_matters(
-    script: ModuleType, data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_steps_repeat_and_the_seed_matters(data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = []
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         torch.rand(1)  # The state of the global generator must not matter.
@@ -80,12 +65,12 @@ def test_steps_repeat_and_the_seed_matters(
     assert "held-out loss" in capsys.readouterr().out
 
 
-def test_minutes_end_the_training(script: ModuleType, data: list[str], tmp_path: Path) -> None:
+def test_minutes_end_the_training(data: list[str], tmp_path: Path) -> None:
     assert script.main([*data, *SMALL, "--minutes", "0.01", "--output_dir", str(tmp_path)]) == 0
     assert (tmp_path / "model.safetensors").is_file()
 
 
-def test_held_out_texts_are_not_trained_on(script: ModuleType, data: list[str]) -> None:
+def test_held_out_texts_are_not_trained_on(data: list[str]) -> None:
     used, held_out = script.read_texts(data[1::2], 0.25, seed=0)
     assert (len(used), len(held_out)) == (75, 25)
     assert not set(used) & set(held_out)
@@ -93,7 +78,7 @@ def test_held_out_texts_are_not_trained_on(script: ModuleType, data: list[str]) 
     assert script.read_texts(data[1::2], 0.25, seed=1) != (used, held_out)
 
 
-def test_blocks_are_the_texts_in_a_row(script: ModuleType, data: list[str]) -> None:
+def test_blocks_are_the_texts_in_a_row(data: list[str]) -> None:
     texts, _ = script.read_texts(data[1::2], 0.0, seed=0)
     tokenizer = script.make_tokenizer(texts, 320, 512)
     blocks = script.pack(texts, tokenizer, 10)
@@ -102,7 +87,7 @@ def test_blocks_are_the_texts_in_a_row(script: ModuleType, data: list[str]) -> N
     assert row.startswith(tokenizer.decode(blocks.flatten()))
 
 
-def test_every_epoch_sees_every_block_once(script: ModuleType) -> None:
+def test_every_epoch_sees_every_block_once() -> None:
     blocks = torch.arange(10).view(10, 1)
     made = script.batches(blocks, 4, seed=0)
     first, second = ([next(made) for _ in range(3)] for _ in range(2))
@@ -112,7 +97,7 @@ def test_every_epoch_sees_every_block_once(script: ModuleType) -> None:
     assert torch.cat(first).tolist() != torch.cat(second).tolist()
 
 
-def test_learning_rate_warms_up_and_ends_at_a_tenth(script: ModuleType) -> None:
+def test_learning_rate_warms_up_and_ends_at_a_tenth() -> None:
     assert 0 < script.learning_rate(1.0, 0.0) < 0.1
     assert script.learning_rate(1.0, script.WARMUP) == pytest.approx(1.0)
     assert script.learning_rate(1.0, 1.0) == pytest.approx(0.1)
@@ -131,7 +116,6 @@ def test_learning_rate_warms_up_and_ends_at_a_tenth(script: ModuleType) -> None:
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
-    script: ModuleType,
     data: list[str],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

@@ -3,44 +3,47 @@
 
 import re
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "scripts"))
+from scripts import results
 
-import results  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def runnable() -> set[str]:
     """Every script that measures something: the experiments, the benchmarks, and what is measured beside them."""
-    found = [*ROOT.glob("scripts/experiments/*.py"), *ROOT.glob("scripts/*.py")]
-    chores = {"build_docs.py", "build_notebook.py", "update_readme.py", "results.py"}
-    return {str(path.relative_to(ROOT)) for path in found if "__main__" in path.read_text() and path.name not in chores}
+    found = [path for pattern in ("*.py", "*/*.py") for path in (ROOT / "scripts").glob(pattern)]
+    chores = {"build_docs.py", "build_notebook.py", "update_readme.py", "results.py", "same_bytes.py", "small_runs.py"}
+    return {path for path in found if "__main__" in path.read_text() and path.name not in chores}
+
+
+def script(step: Any) -> Path | None:
+    """The file that a step runs, None for a command of the package."""
+    words = shlex.split(step.command)
+    name = words[2].replace(".", "/") + ".py" if words[1] == "-m" else words[1]
+    return ROOT / name if name.startswith("scripts/") else None
 
 
 def test_every_experiment_and_benchmark_has_its_step() -> None:
-    named = {word for step in results.STEPS for word in shlex.split(step.command) if word.startswith("scripts/")}
-    assert named == runnable()
+    assert {path for step in results.STEPS if (path := script(step))} == runnable()
     assert len({step.name for step in results.STEPS}) == len(results.STEPS)
 
 
 @pytest.mark.parametrize("step", results.STEPS, ids=lambda step: step.name)
 def test_a_step_uses_flags_that_its_script_has(step: Any) -> None:
-    words = shlex.split(step.command)
-    if words[1] == "-m":
-        assert words[1:4] == ["-m", "fedlora_hf", "demo"]
+    main = script(step)
+    if main is None:
+        assert shlex.split(step.command)[1:4] == ["-m", "fedlora_hf", "demo"]
         return
-    script = ROOT / words[1]
-    helpers = re.findall(r"^(?:from|import) (\w+)", script.read_text(), re.MULTILINE)
-    files = [script, *(path for name in helpers if (path := script.with_name(f"{name}.py")).is_file())]
+    modules = re.findall(r"^from (scripts\.\w+\.\w+) import", main.read_text(), re.MULTILINE)
+    files = [main, *(ROOT / f"{module.replace('.', '/')}.py" for module in modules)]
     text = "".join(path.read_text() for path in files)
     for flag in re.findall(r"--(\w+)", step.command):
         # Numbers are often declared in a loop over (name, default).
-        assert f'"--{flag}"' in text or f'"{flag}"' in text, f"{words[1]} has no --{flag}"
+        assert f'"--{flag}"' in text or f'"{flag}"' in text, f"{main.name} has no --{flag}"
 
 
 def steps(folder: Path) -> tuple[Any, ...]:

@@ -13,7 +13,7 @@ import pytest
 from models import save_base
 from sample_data import write_dolly
 
-from fedlora_hf.commands.launch import missing_processes
+from fedlora_hf.launch.processes import missing_processes
 from fedlora_hf.rounds import output
 
 SHELF = Path(__file__).resolve().parents[2] / "trainers"
@@ -158,7 +158,7 @@ def test_under_accelerate_launch_and_torchrun_the_adapter_is_the_same_to_the_bit
 
 @pytest.mark.parametrize("path", sorted((SHELF / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_example_config_is_a_config_of_fedlora_train(path: Path, tmp_path: Path) -> None:
-    from fedlora_hf.commands.train import parse
+    from fedlora_hf.flags import parse
 
     args = parse(["--config", str(path), "--use_cpu", "true", "--output_dir", str(tmp_path)])
     assert args.target_modules == ["q_proj", "v_proj"]

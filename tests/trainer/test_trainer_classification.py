@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from fedlora_hf.aggregation import METHODS
+from fedlora_hf.methods import METHODS
 
 # Four clients of a few steps each are too few for clair's weights to settle, which it says.
 pytestmark = [

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedlora_hf import FederatedTrainer
 from fedlora_hf.adapter.files import read_adapter
-from fedlora_hf.aggregation import METHODS
+from fedlora_hf.methods import METHODS
 from fedlora_hf.training.local import LocalTraining
 from fedlora_hf.update import AdapterState
 

@@ -74,9 +74,9 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def summarise(B: Tensor, A: Tensor) -> tuple[Blocks, Tensor, Tensor]:
-    """(blocks, inner products (K, K), inner products of strangers) of one module from B (K, out, r) and A (K, r, in).
+    """(blocks, inner products (K, K), the same by chance) of one module from B (K, out, r) and A (K, r, in).
 
-    The strangers are at most STRANGERS of the clients, evenly spaced, each with the signs of its input coordinates
+    By chance: of at most STRANGERS of the clients, evenly spaced, each with the signs of its input coordinates
     drawn afresh: what the same updates' inner products would be if nobody pointed where another does.
     """
     K, _, r = B.shape
@@ -187,6 +187,6 @@ def _range_basis(X: Tensor, width: int, passes: int = 2) -> Tensor:
 
 
 def affinity(coords: Tensor) -> Tensor:
-    """(K, K) overlap of subspaces: <X_j X_j^T, X_k X_k^T> of unit-energy blocks; 1 / out on average for strangers."""
+    """(K, K) overlap of subspaces: <X_j X_j^T, X_k X_k^T> of unit-energy blocks; 1 / out on average by chance."""
     scatter = (coords @ coords.transpose(1, 2)).reshape(len(coords), -1)
     return scatter @ scatter.T

@@ -64,7 +64,7 @@ def counted_once(similarity: Tensor) -> Tensor:
 
 
 def independent(similarity: Tensor) -> Tensor:
-    """The (K, K) similarity with copies as strangers to each other: the same update sent twice vouches for nothing."""
+    """The (K, K) similarity with copies as unrelated to each other: an update sent twice is no agreement."""
     several = counted_once(similarity) < 1
     return torch.where((similarity > COPY) & several & ~torch.eye(len(similarity), dtype=torch.bool), 0.0, similarity)
 
@@ -84,18 +84,18 @@ def consensus(similarity: Tensor) -> Consensus:
 
 
 def chance_agreement(null: Tensor) -> float:
-    """Agreement that strangers reach: that of a (K, K) similarity without common direction, plus 4 standard errors."""
+    """Agreement by chance: that of a (K, K) similarity without common direction, plus 4 standard errors."""
     return consensus(null).agreement + 4 * typical(null) / len(null) ** 0.5
 
 
 def opposition(similarity: Tensor, members: Tensor) -> float:
     """How far members point against each other: root mean square of their negative similarities, scaled so that
-    for strangers, as often for as against each other, it is that of all."""
+    for unrelated clients, as often for as against each other, it is that of all."""
     among = similarity[members][:, members]
     against = among[~torch.eye(len(members), dtype=torch.bool)].clamp_max(0)
     return float((2 * against.square().mean()).sqrt())
 
 
 def typical(null: Tensor) -> float:
-    """Root mean square similarity of strangers, null (K, K)."""
+    """Root mean square similarity by chance, null (K, K)."""
     return float(null[~torch.eye(len(null), dtype=torch.bool)].square().mean().sqrt())

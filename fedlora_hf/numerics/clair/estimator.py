@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from fedlora_hf.errors import ConfigError, ConvergenceWarning, UpdateError
+from fedlora_hf.methods.clair import LEAST_CLIENTS, ClairOptions
 from fedlora_hf.numerics import lowrank
 from fedlora_hf.numerics.clair import admm, refine
 from fedlora_hf.numerics.clair.blocks import Blocks, affinity, flat, summarise
 from fedlora_hf.numerics.clair.consensus import consensus, cosines, counted_once, independent
 from fedlora_hf.numerics.clair.evidence import Judgement, judge, unjudged
-from fedlora_hf.numerics.clair.options import ClairOptions
 from fedlora_hf.numerics.clair.refine import ModuleFit, Pair
 from fedlora_hf.numerics.clair.subspace import (
     MAX_RANK,
@@ -27,7 +27,6 @@ from fedlora_hf.numerics.clair.subspace import (
     shared_rank,
 )
 
-LEAST_CLIENTS = 3
 # A norm below this share of the typical one is a zero update.
 NOTHING = 1e-6
 
@@ -63,7 +62,7 @@ class Solution:
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """The first pass: per module blocks (all clients), inner products of the clients and of strangers, scaled to the
+    """The first pass: per module blocks (all clients), inner products of the clients and by chance, scaled to the
     module's typical norm."""
 
     blocks: list[Blocks]
@@ -100,7 +99,7 @@ def solve(
     judgement, fit = _judged(seen, inner, alive, options)
     flagged = judgement.flagged if verdict is None else verdict(judgement)
     collaborative = alive & ~flagged
-    if not bool(collaborative.any()):  # every update is zero, or too few are not: nothing speaks against anyone
+    if not bool(collaborative.any()):  # every update is zero, or too few are not: there is no evidence on anyone
         collaborative = torch.ones_like(alive)
     once = counted_once(cosines(inner))
     weights = _weights(fit, alive, collaborative) * once

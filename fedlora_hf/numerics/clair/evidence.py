@@ -1,7 +1,7 @@
 """What the updates say of each client: three kinds of evidence, all cross-fitted, if there is a majority at all.
 
-A flag says "a stranger to what the majority shares", and where two kinds can tell either may speak for the client: one
-that is different in one way is not flagged for it.
+A flag says "unrelated to what the majority shares". Where both kinds are usable, a client is flagged only if neither
+clears it: one that differs in a single way is not flagged for it.
 
 subspace   how little of the majority's subspace the client uses, next to what the majority uses of it.
 direction  how little the client points where the consensus core points.
@@ -30,7 +30,7 @@ from fedlora_hf.numerics.clair.subspace import Fit, common_use
 from fedlora_hf.numerics.evidence import OF_UPDATES, Evidence
 
 # Least agreement, and least energy beyond chance shared by a majority, that count as common structure. From FAINT on an
-# agreement counts if it is BEYOND times that of strangers: in large layers chance is near 0.01, and clients with little
+# agreement counts if it is BEYOND times that of chance: in large layers chance is near 0.01, and clients with little
 # data agree to 0.09 without a fault in their order. Clients with one unrelated task each were seen to agree to 0.07.
 AGREEMENT, FAINT, BEYOND, SHARED = 0.1, 0.08, 3.0, 0.1
 # Of what clients that use the subspace at random overlap in it, what those of a majority do; rank-one clients reach the
@@ -83,9 +83,9 @@ def judge(
 ) -> Judgement:
     """Scores and thresholds of every client.
 
-    inner: (K, K) products pooled over modules, of clients in any state; null: those of strangers. alive: (K,) bool,
+    inner: (K, K) products pooled over modules, of clients in any state; null: the same by chance. alive: (K,) bool,
     clients whose update is not zero; `agreed` (their consensus in direction), `fit` and `modules` are of these alone.
-    centered: a common component was taken out of `modules`; a stranger then has its negative in the subspace.
+    centered: a common component was taken out of `modules`; an unrelated client then has its negative in the subspace.
     """
     index = alive.nonzero().squeeze(1)
     similarity, strangers = cosines(inner)[index][:, index], cosines(null)
@@ -146,7 +146,7 @@ def unjudged(inner: Tensor, alive: Tensor) -> Judgement:
 
 
 def _direction(agreed: Consensus, chance: float) -> tuple[Tensor, Tensor | None]:
-    """(scores, thresholds), both (K,); None where the core agrees no more than strangers would."""
+    """(scores, thresholds), both (K,); None where the core agrees no more than by chance."""
     if agreed.agreement <= 0:
         return torch.zeros_like(agreed.to_core), None
     aligned = 1 - agreed.to_core / agreed.agreement
@@ -167,7 +167,7 @@ def _subspace(fit: Fit, modules: Sequence[Blocks]) -> tuple[Tensor, Tensor | Non
 
 
 def _vouched(shared: Tensor, subspace: Tensor, aligned: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """Thresholds after each kind has spoken for clients the other would flag.
+    """Thresholds after each kind has cleared clients that the other would flag.
 
     A client that points where the core points has another use for the rest of its rank: its subspace alone never
     flags it. One that lives in the majority's subspace is flagged for its direction only when that is opposed. Both
@@ -203,9 +203,9 @@ def _spread(values: Tensor | None, index: Tensor, alive: Tensor) -> Tensor:
 
 
 def shared_energy(fit: Fit, modules: Sequence[Blocks]) -> tuple[Tensor, Tensor, float]:
-    """((K,) held-out energy in the subspace beyond chance, its standard error for a stranger, the kept half's median).
+    """((K,) held-out energy in the subspace beyond chance, its standard error by chance, the kept half's median).
 
-    A stranger's block of effective rank rho puts Beta(p / 2, (out - p) / 2) of each of its rho directions into a
+    An unrelated block of effective rank rho puts Beta(p / 2, (out - p) / 2) of each of its rho directions into a
     rank-p subspace; modules add up.
     """
     gain = fit.gains.sum(0)
@@ -220,17 +220,17 @@ def shared_energy(fit: Fit, modules: Sequence[Blocks]) -> tuple[Tensor, Tensor, 
 def summary(found: Mapping[str, float | bool | str], K: int) -> str:
     """The diagnosis in words."""
     if found["direction_usable"] and found["subspace_usable"]:
-        text = "the majority shares a direction and a subspace"
+        text = "common structure: shared subspace yes, common direction yes"
     elif found["direction_usable"]:
-        text = "the majority shares a direction; the subspace tells nothing"
+        text = "common structure: shared subspace not usable, common direction yes"
     elif found["subspace_usable"]:
-        text = "the majority shares a subspace but no direction"
+        text = "common structure: shared subspace yes, common direction no"
     elif found["opposed_majority"]:
-        text = "several groups: clients that share a subspace point against each other; flags on scale alone"
-    else:
-        text = "no common structure: different and contaminated clients cannot be told apart; flags on scale alone"
-    if found["flagged_agree"]:
-        text += (
-            "; the flagged agree with each other: colluding, or an honest group that shares nothing with the majority"
+        text = (
+            "common structure: not usable, clients that share a subspace point against each other; flags on scale alone"
         )
+    else:
+        text = "common structure: none, so honest and contaminated clients cannot be told apart; flags on scale alone"
+    if found["flagged_agree"]:
+        text += "; the flagged agree with each other: they collude, or are honest and share nothing with the majority"
     return text if K >= FEW else f"{text}; evidence is weak with {K} clients (below {FEW})"

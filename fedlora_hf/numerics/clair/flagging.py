@@ -1,7 +1,7 @@
 """From scores to flags: robust spread, guards on the size of the effect, and evidence combined over rounds.
 
 Every score says how far a client is FROM THE MAJORITY. A client is flagged when one score exceeds its threshold; a
-threshold of None says that the kind of evidence tells nothing here. How the constants were set: docs/clair.md.
+threshold of None says that the kind of evidence is not usable here. How the constants were set: docs/clair.md.
 """
 # SPDX-License-Identifier: Apache-2.0
 
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from fedlora_hf.numerics.evidence import Evidence
 
-# A client is flagged when it is a stranger to the majority: when it has less than 15 % of what the core shares, or
-# no more than chance explains (a stranger scores 1 give or take its standard error). Being an outlier is not enough:
-# honest minorities are outliers. Where ERRORS of these errors leave less than LEAST_CAP, only opposition is told.
+# A client is flagged when it is unrelated to the majority: when it has less than 15 % of what the core shares, or
+# no more than chance explains (an unrelated client scores 1, give or take its error). Being an outlier is not enough:
+# honest minorities are outliers. Where ERRORS of these errors leave less than LEAST_CAP, only opposition is flagged.
 CAP, LEAST_CAP, ERRORS = 0.85, 0.7, 3.0
 # Where no client of the core has more than EXACT of its energy outside the subspace, the model holds to the last digit,
 # and a client is flagged with this much less than the core has inside.
@@ -44,14 +44,14 @@ def shorth(x: Tensor) -> tuple[float, float]:
 
 def critical_z(n: int) -> float:
     """Robust z that a clean client exceeds with probability of about 1 / 1000 in a normal sample of n: the shorth of
-    few is often far too short. Fitted to simulations (scripts/calibrate_flags.py)."""
+    few is often far too short. Fitted to simulations (scripts/experiments/calibrate_flags.py)."""
     return 3.4 + 60.0 / n
 
 
 def stranger_threshold(scores: Tensor, errors: Tensor) -> Tensor:
-    """(K,) thresholds of a score that is 0 at the core, 1 for a stranger and 2 for the core's negative.
+    """(K,) thresholds of a score that is 0 at the core, 1 for an unrelated client and 2 for the core's negative.
 
-    errors: (K,) standard errors of a stranger's score.
+    errors: (K,) standard errors of an unrelated client's score.
     """
     cap = (1 - ERRORS * errors).clamp_max(CAP)
     return torch.where(cap >= LEAST_CAP, cap, torch.maximum(1 + ERRORS * errors, opposed_threshold(scores)))

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from fedlora_hf.errors import UpdateError
+from fedlora_hf.methods.clair import ClairOptions
 from fedlora_hf.numerics import lowrank
 from fedlora_hf.numerics.clair.blocks import stack
 from fedlora_hf.numerics.clair.estimator import Solution, refined, solve
-from fedlora_hf.numerics.clair.options import ClairOptions
 from fedlora_hf.numerics.clair.refine import Pair
 from fedlora_hf.numerics.evidence import Evidence
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedlora_hf.methods.clair import ClairOptions
 from fedlora_hf.numerics.clair.blocks import Blocks, affinity
 from fedlora_hf.numerics.clair.consensus import best, majority_size, ratings
-from fedlora_hf.numerics.clair.options import ClairOptions
 
 MAX_RANK = 16  # most directions that "auto" looks at
 CARRIES = 0.8  # share of what the majority shares that the judging rank must carry

@@ -1,0 +1,52 @@
+"""What a method says of itself: the facts that the registry, the command line, the card and the README read."""
+# SPDX-License-Identifier: Apache-2.0
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """It has none."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One aggregation method. Its rule is the function of its name in `fedlora_hf/aggregation/<name>.py`.
+
+    averages: "factors" when A and B are combined separately (inexact: the mean of products is not the product of
+        means), "product" when the updates B A themselves are.
+    options: the frozen dataclass of its options; its fields are the keyword arguments of `aggregate`.
+    trains: the factors a client trains; turns: those of round 1, 2 ... in turn, where they change.
+    keeps: the factors a client keeps for itself between rounds.
+    residual: the global adapter's first rows are what clients train next; the rest stands frozen under these.
+    restarts: clients start every round from fresh factors on top of the frozen aggregate.
+    robust: made to withstand contaminated clients.
+    weighted: the global adapter is a mean with `Aggregate.weights` (a coordinate-wise median is not).
+    uniform: every client counts once, whatever number of examples it claims.
+    least_clients: fewest usable updates it can work with.
+    needs_server: compares clients with an update trained on the server's own data.
+    rule: (cohort, options) -> Aggregate, a pure function, for a method whose rule is kept elsewhere; else None.
+    """
+
+    name: str
+    title: str
+    paper: str
+    averages: Literal["factors", "product"]
+    options: type = NoOptions
+    trains: tuple[str, ...] = ("A", "B")
+    turns: tuple[tuple[str, ...], ...] = ()
+    keeps: tuple[str, ...] = ()
+    residual: bool = False
+    restarts: bool = False
+    robust: bool = False
+    weighted: bool = True
+    uniform: bool = False
+    least_clients: int = 1
+    needs_server: bool = False
+    rule: Callable[[Any, Any], Any] | None = None
+
+    def trained(self, number: int) -> tuple[str, ...]:
+        """The factors that clients train in a round (rounds count from 1)."""
+        return self.turns[(number - 1) % len(self.turns)] if self.turns else self.trains
