@@ -106,6 +106,8 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
         """ConfigError for values that do not go together."""
         self._check_server()
         self._check_limits()
+        if self.scaffold:
+            self._check_scaffold()
         if self.labels is not None and not 1 < len(self.labels) == len(set(self.labels)):
             raise ConfigError(f"labels={','.join(self.labels)}: must be two or more, all different; name every class")
         if self.local_steps is None and self.local_epochs <= 0:
@@ -148,6 +150,20 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
             )
         if self.server_rule is not None:
             space_of(method)
+
+    def _check_scaffold(self) -> None:
+        method = method_named(self.aggregation)
+        if method.keeps or method.turns or (method.averages != "factors" and method.trains == ("A", "B")):
+            raise ConfigError(
+                f"scaffold with aggregation {method.name!r}: its clients' factors have no common coordinates from "
+                "round to round; choose fedavg or ffa, or leave scaffold out"
+            )
+        if self.adapter != "lora":
+            raise ConfigError(f"scaffold with adapter {self.adapter}: corrects plain LoRA's factors; leave out one")
+        if self.dp_clip is not None:
+            raise ConfigError("scaffold beside dp_clip: no noise covers a control variate; leave out one")
+        if self.fp16:
+            raise ConfigError("scaffold beside fp16: its gradients are scaled; pass --bf16 or leave it out")
 
     def _check_limits(self) -> None:
         """That the limits at which a run stops mean something beside the other options."""

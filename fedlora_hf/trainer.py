@@ -93,7 +93,8 @@ class FederatedTrainer(ClientTrainer):
     def train_client(self, client_id: str, number: int) -> ClientUpdate:
         """One client's local training in round `number`, from the state it starts that round with; its update."""
         start = self.federation.start(self.run, client_id)
-        return self.train_round(client_id, start.state, start.frozen, number)
+        controls = self.federation.controls(self.run, client_id)
+        return self.train_round(client_id, start.state, start.frozen, number, controls)
 
     # ---- what the loop tells, to Trainer's state and callbacks: a round is an epoch ----------------------------------
 

@@ -129,6 +129,11 @@ class RoundOptions:
         "FedProx: weight of half the squared distance to the round's start, added to a client's loss.",
         bound=at_least(0, "0 leaves the term out"),
     )
+    scaffold: bool = option(
+        False,
+        "SCAFFOLD: control variates on the trained factors correct each client's gradients towards what all have in "
+        "common; for aggregation fedavg and ffa, whose factors keep their coordinates from round to round.",
+    )
     server_min_clients: int = option(
         1,
         "Fewest usable updates a round may be aggregated from.",

@@ -25,6 +25,7 @@ from fedlora_hf.record.write import add_round
 from fedlora_hf.rounds.limits import check_suspects
 from fedlora_hf.rounds.residual import grown, split
 from fedlora_hf.rounds.store import RoundStore
+from fedlora_hf.training.control import Controls, next_server
 from fedlora_hf.training.personal import Choice, with_kept
 from fedlora_hf.training.stages import Stage, StageName, personal_stage, round_stage
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, compressed, state_sum
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from fedlora_hf.config import FederatedConfig
 
 SERVER = "server"  # who trains on the server's own data
+OPTIMIZER, SCAFFOLD = "optimizer/", "scaffold/"  # how names of what the server remembers begin
 
 
 @dataclass
@@ -60,7 +62,7 @@ class Outcome:
 
     state: the next global adapter. start: the adapter that the clients' updates are compared with. usable: the updates
     it rests on, flagged ones among them. quarantined: {client: reason}, those that failed included.
-    memory: the server optimizer's state after the round; empty where there is none.
+    memory: what the server remembers after the round: its optimizer's state, SCAFFOLD's control variate.
     """
 
     state: AdapterState
@@ -102,6 +104,20 @@ class Federation:
             return Start(*split(run.state, self.initial))
         own = self.last_update(run.record, client_id) if self.method.keeps else None
         return Start(run.state if own is None else with_kept(run.state, own.state, self.method.keeps))
+
+    def controls(self, run: Run, client_id: str) -> Controls | None:
+        """SCAFFOLD's control variates for a client's next round; None where the run is not SCAFFOLD's."""
+        if not self.args.scaffold or self.stage(run.round + 1).name is not StageName.FEDERATED:
+            return None
+        last = last_rounds(run.record).get(client_id)
+        return Controls(
+            self._remembered(run.round, SCAFFOLD), {} if last is None else self.store.control(last, client_id)
+        )
+
+    def _remembered(self, number: int, what: str) -> dict[str, Tensor]:
+        """What the server remembers after a round (0: before the first) under names that begin so, without that."""
+        memory = self.store.memory(number) if number else {}
+        return {name.removeprefix(what): tensor for name, tensor in memory.items() if name.startswith(what)}
 
     def last_update(self, record: RunRecord, client_id: str) -> ClientUpdate | None:
         """The client's update of the last round it took part in, read from disk; None if there is none."""
@@ -157,6 +173,7 @@ class Federation:
         check_suspects(self.args.max_suspects, number, cohort, combined.flagged, quarantined)
         combined = self._in_stage(run, number, combined, usable)
         combined, memory = self._stepped(run, number, combined)
+        memory = {**memory, **self._variate(run, number, usable)}
         state, start = combined.state, run.state
         if self.method.restarts:
             start = self.initial
@@ -171,11 +188,24 @@ class Federation:
         rule, stage = self.args.server_rule, self.stage(number)
         if rule is None or stage.name is not StageName.FEDERATED:
             return combined, {}
-        memory = self.store.memory(number - 1) if number > 1 else {}
+        memory = self._remembered(number - 1, OPTIMIZER)
         found = stepped(rule, space_of(self.method), run.state, combined.state, memory, stage.parts)
         modules = {**combined.modules, **found.modules}
         diagnosis = {**combined.diagnosis, "server_optimizer_began": not memory}
-        return replace(combined, state=found.state, modules=modules, diagnosis=diagnosis), found.memory
+        combined = replace(combined, state=found.state, modules=modules, diagnosis=diagnosis)
+        return combined, {f"{OPTIMIZER}{name}": tensor for name, tensor in found.memory.items()}
+
+    def _variate(self, run: Run, number: int, usable: Sequence[ClientUpdate]) -> Mapping[str, Tensor]:
+        """SCAFFOLD's control variate of the server after the round; {} where the run is not SCAFFOLD's."""
+        if not self.args.scaffold:
+            return {}
+        before, last = self._remembered(number - 1, SCAFFOLD), last_rounds(run.record)
+        changes = (
+            (self.store.control(last[c], c) if c in last else {}, self.store.control(number, c))
+            for c in (update.client_id for update in usable)
+        )
+        after = next_server(before, changes, len(run.record.clients))
+        return {f"{SCAFFOLD}{name}": tensor for name, tensor in after.items()}
 
     def _in_stage(self, run: Run, number: int, combined: Aggregate, usable: Sequence[ClientUpdate]) -> Aggregate:
         """The aggregate; in the global stage only of the parts that are trained, with the method's weights."""

@@ -57,7 +57,8 @@ class LocalTransport:
                 with self.processes.each_or_none():
                     self.train_into_store(client_id, ask.number)
         shared = [part for part in ask.stage.parts if part not in self.federation.method.keeps]
-        return Sent(message_bytes=self.message_bytes(shared))
+        # A control variate goes each way beside the adapter.
+        return Sent(message_bytes=self.message_bytes(shared) * (2 if self.args.scaffold else 1))
 
     def train_into_store(self, client_id: str, number: int) -> None:
         """Train a client unless an earlier, interrupted run already did; a client that fails is noted, not fatal."""

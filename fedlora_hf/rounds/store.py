@@ -1,8 +1,8 @@
 """Rounds on disk: an open round gathers clients' updates, a committed one is renamed into place, whole or not at all.
 
 rounds/3/                 committed: the global adapter, run.json up to here, and
-rounds/3/server_optimizer.safetensors, rounds/3/server/   the server optimizer's state and the server's own update,
-                          where the run has these
+rounds/3/server.safetensors   what the server remembers (its optimizer's state, SCAFFOLD's control variate), and
+rounds/3/server/          its own update, where the run has these; a client's control.safetensors is its variate
 rounds/3/clients/<id>/    each client's own update, a stock PEFT folder beside update.json
 rounds/.open-4/           under way: finished clients of the next round, which a resumed run does not train again
 """
@@ -29,7 +29,7 @@ from fedlora_hf.update import AdapterState, ClientUpdate
 from fedlora_hf.util.disk import read_json, remove_tree, sweep, sync, within, write_atomically
 
 UPDATE, FAILURE, FUNCTIONAL = "update.json", "failure.json", "functional.json"
-MEMORY, SERVER = "server_optimizer.safetensors", "server"
+MEMORY, SERVER, CONTROL = "server.safetensors", "server", "control.safetensors"
 MAX_NOTE_BYTES = 16 * 1024**2
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 
@@ -139,6 +139,8 @@ class RoundStore:
         remove_tree(draft)
         write_adapter(draft, update.state, self.config)
         facts = {"num_examples": update.num_examples, "metrics": dict(update.metrics)}
+        if update.control:
+            write_atomically(draft / CONTROL, safetensors_bytes(dict(update.control)))
         write_atomically(draft / UPDATE, json.dumps(facts).encode())
         remove_tree(place)
         os.rename(draft, place)
@@ -181,17 +183,12 @@ class RoundStore:
             return "training failed; the note of why cannot be read"
 
     def memory(self, number: int) -> dict[str, Tensor]:
-        """The server optimizer's state after a committed round; {} where it left none."""
-        path = self.folder / str(number) / MEMORY
-        if not path.is_file() or path.is_symlink():
-            return {}
-        try:
-            found = dict(load_file(path))
-        except (OSError, ValueError, SafetensorError) as error:
-            raise RecordError(f"{path}: not readable ({type(error).__name__}); resume from an earlier round") from None
-        if bad := [name for name, tensor in found.items() if unsound(tensor)]:
-            raise RecordError(f"{path}: {bad[0]} {unsound(found[bad[0]])}; resume from an earlier round")
-        return found
+        """What the server remembers after a committed round, named tensors; {} for nothing."""
+        return _tensors(self.folder / str(number) / MEMORY)
+
+    def control(self, number: int, client_id: str) -> dict[str, Tensor]:
+        """The control variate that a client left in a round; {} where it left none."""
+        return _tensors(self._place(number) / "clients" / client_id / CONTROL)
 
     def save_server(self, number: int, update: ClientUpdate) -> None:
         """Put what was trained on the server's own data into the open round, beside the clients' updates."""
@@ -212,7 +209,7 @@ class RoundStore:
     ) -> None:
         """Close the open round: write the global adapter and the record into it, then rename it, synced, into place.
 
-        memory: the server optimizer's state, written beside the adapter."""
+        memory: what the server remembers, written beside the adapter."""
         place = self._open(number)
         write_adapter(place, state, self.config)
         if memory:
@@ -298,3 +295,16 @@ def unlike(state: AdapterState, other: AdapterState) -> str | None:
 
 def _limit(threshold: Any) -> float | None:
     return None if threshold is None else float(threshold)
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """The named tensors of a file, finite all of them; {} where there is none."""
+    if not path.is_file() or path.is_symlink():
+        return {}
+    try:
+        found = dict(load_file(path))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise RecordError(f"{path}: not readable ({type(error).__name__}); resume from an earlier round") from None
+    if bad := [name for name, tensor in found.items() if unsound(tensor)]:
+        raise RecordError(f"{path}: {bad[0]} {unsound(found[bad[0]])}; resume from an earlier round")
+    return found

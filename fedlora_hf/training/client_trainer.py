@@ -26,6 +26,7 @@ from fedlora_hf.launch.schedule import shares
 from fedlora_hf.launch.zero import plain_launch
 from fedlora_hf.methods import method_named
 from fedlora_hf.privacy import Privacy
+from fedlora_hf.training.control import Controls
 from fedlora_hf.training.local import LocalTraining, local_batches, num_local_steps
 from fedlora_hf.training.personal import Choice, Personal, Source, best, candidates, given, with_kept, with_tuned
 from fedlora_hf.training.scorer import Scorer
@@ -139,18 +140,30 @@ class ClientTrainer(Trainer):
     # ---- one client --------------------------------------------------------------------------------------------------
 
     def train_round(
-        self, client_id: str, start: AdapterState, frozen: AdapterState | None, number: int
+        self,
+        client_id: str,
+        start: AdapterState,
+        frozen: AdapterState | None,
+        number: int,
+        controls: Controls | None = None,
     ) -> ClientUpdate:
         """A client's part in round `number`: its local steps from `start`, and of what they give what leaves the client
         (all of it or, where the run asks for privacy, clipped and with noise).
 
         frozen: an adapter that stands frozen under the trained one, where the method restarts its rounds; None: none.
+        controls: SCAFFOLD's, which the update then has the next of; None: none.
         """
         stage = round_stage(self.args, self.method.trained(number), number)
         seed = derive_seed(self.args.seed, "client", number, client_id)
         self.install(start, frozen)
         update = self.train_from(
-            start, client_id, self.clients[client_id], stage, seed, timeout=self.args.client_timeout
+            start,
+            client_id,
+            self.clients[client_id],
+            stage,
+            seed,
+            controls=controls,
+            timeout=self.args.client_timeout,
         )
         contaminated = self.args.contaminated.get(client_id)
         if contaminated is not None and contaminated.kind in UPDATE_ATTACKS:
@@ -171,6 +184,7 @@ class ClientTrainer(Trainer):
         seed: int,
         *,
         steps: int | None = None,
+        controls: Controls | None = None,
         timeout: float | None = None,
     ) -> ClientUpdate:
         """The update of `name` after a stage's local steps on its training split, from `start`, which is in the model.
@@ -184,12 +198,13 @@ class ClientTrainer(Trainer):
         mu = pull.get(stage.name, 0.0)
         steps = self.num_local_steps(data) if steps is None else steps
         with _learning_rate(self.args, stage.learning_rate):
-            result = LocalTraining(self, batches, steps, seed, proximal_mu=mu, timeout=timeout).run()
+            result = LocalTraining(self, batches, steps, seed, mu, controls, timeout).run()
         if self.processes.together:
             self.processes.check_same(self.slot.checksum(), f"the adapter of {name!r} after its local steps")
         facts = {"train_loss": result.train_loss, "steps": result.steps}
         # A factor that was not trained is the start's to the bit, which an adapter kept in other parts (dirmag) is not.
-        return ClientUpdate(name, with_kept(self.slot.read(), start, stage.untrained), len(data.train), facts)
+        state = with_kept(self.slot.read(), start, stage.untrained)
+        return ClientUpdate(name, state, len(data.train), facts, result.control)
 
     def personal(
         self, client_id: str, global_state: AdapterState, own: AdapterState | None, refined: AdapterState | None

@@ -9,7 +9,7 @@ scheduler factories, gradient accumulation by tokens), so a client's steps are a
 import gc
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +23,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 from transformers import TrainingArguments
 
 from fedlora_hf.errors import ClientTimeoutError, one_line
+from fedlora_hf.training.control import Controls, Correction
 from fedlora_hf.training.metrics import IGNORED
 from fedlora_hf.util.disk import is_disk_trouble
 from fedlora_hf.util.seeding import derive_seed
@@ -34,10 +35,11 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class LocalResult:
     """What a client's local training did. train_loss: mean over the steps, of the training loss without any FedProx
-    term; steps: optimizer steps taken."""
+    term; steps: optimizer steps taken; control: the client's next control variate, of SCAFFOLD."""
 
     train_loss: float
     steps: int
+    control: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def num_local_steps(args: Any, num_examples: int, processes: int = 1) -> int:
@@ -115,6 +117,7 @@ class LocalTraining:
     and gradients are added up, so every process takes the same step.
     proximal_mu: FedProx (Li et al. 2020, arXiv 1812.06127), mu / 2 * |w - w_start|^2 added to the loss; its gradient
     mu * (w - w_start) is added directly, which is the same and costs no graph.
+    controls: SCAFFOLD's control variates, added to the gradients before anything else is; None: none.
     timeout: seconds after which the client is given up, looked at after every step: ClientTimeoutError.
     """
 
@@ -123,12 +126,17 @@ class LocalTraining:
     steps: int
     seed: int
     proximal_mu: float = 0.0
+    controls: Controls | None = None
     timeout: float | None = None
     began: float = field(default_factory=time.monotonic, init=False)
 
     def __post_init__(self) -> None:
         trained = [parameter for parameter in self.trainer.model_wrapped.parameters() if parameter.requires_grad]
         self.parameters: list[nn.Parameter] = trained
+        named = self.trainer.model_wrapped.named_parameters()
+        self.correction = None
+        if self.controls is not None:
+            self.correction = Correction(self.controls, [(name, p) for name, p in named if p.requires_grad])
         self.start = [parameter.detach().clone() for parameter in trained] if self.proximal_mu else []
 
     def run(self) -> LocalResult:
@@ -149,7 +157,8 @@ class LocalTraining:
         finally:
             for parameter in self.parameters:
                 parameter.grad = None
-        return LocalResult(train_loss=float(total) / self.steps, steps=self.steps)
+        control = {} if self.correction is None else self.correction.variate(self.steps)
+        return LocalResult(float(total) / self.steps, self.steps, control)
 
     def _step(self, optimizer: Any, scheduler: Any) -> Tensor:
         """One optimizer step; its loss."""
@@ -157,6 +166,8 @@ class LocalTraining:
         micro_batches, num_items = trainer.step_batches(self.batches)
         trainer.step_begins()
         loss = trainer.processes.add_gradients(self.parameters, partial(trainer.backward, micro_batches, num_items))
+        if self.correction is not None:
+            self.correction.apply()
         for parameter, origin in zip(self.parameters, self.start, strict=bool(self.start)):
             if parameter.grad is not None:
                 parameter.grad.add_(parameter.detach() - origin, alpha=self.proximal_mu)
