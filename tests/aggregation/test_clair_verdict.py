@@ -32,7 +32,7 @@ def flagged(*rounds: tuple[Evidence, bool]) -> bool:
     thresholds = {"direction": torch.full((2,), limit, dtype=torch.float64)}
     for kind in ("subspace", "scale"):
         scores[kind], thresholds[kind] = torch.zeros(2, dtype=torch.float64), nothing
-    cohort: Any = SimpleNamespace(ids=IDS, past=past)
+    cohort: Any = SimpleNamespace(ids=IDS, past=past, functional={})
     verdict = _verdict(cohort, Judgement(scores, thresholds, [], {}))
     assert not verdict[1]
     return bool(verdict[0])
