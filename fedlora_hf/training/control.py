@@ -2,8 +2,8 @@
 
 Karimireddy et al. 2020 (arXiv 1910.06378), algorithm 1, on the trained factors: a local gradient g becomes
 g - c_k + c. The client's next c_k is the mean of its own gradients g over the round's steps. With plain SGD at a
-constant rate that is the paper's option II, c_k - c + (x - y) / (K eta), exactly; with AdamW, where that is no gradient,
-it still is one. Variates are named after the model's parameters; a missing one is 0.
+constant rate that is the paper's option II, c_k - c + (x - y) / (K eta), exactly; with AdamW that would be no gradient
+at all, and the mean still is one. Variates are named after the model's parameters; a missing one is 0.
 """
 # SPDX-License-Identifier: Apache-2.0
 

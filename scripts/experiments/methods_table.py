@@ -4,7 +4,7 @@ Ten clients with iid shares of four Natural Instructions tasks, three of them co
 its own. Each seed trains every client once (and the contaminated ones once more on each kind of wrong data); every
 method then combines the same updates, and the global adapter is tested on the benign clients' test examples.
 
-python scripts/experiments/methods_table.py --base MODEL --data NATURAL_INSTRUCTIONS/tasks --seeds 3
+python -m scripts.experiments.methods_table --base MODEL --data NATURAL_INSTRUCTIONS/tasks --seeds 3
 Rows already in the csv are not made again.
 """
 # SPDX-License-Identifier: Apache-2.0
@@ -21,7 +21,6 @@ import datasets
 import numpy as np
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
-from update_attacks import UPDATE_ATTACKS, Knowledge
 
 from fedlora_hf.aggregation import aggregate
 from fedlora_hf.config import FederatedConfig
@@ -31,6 +30,8 @@ from fedlora_hf.data.formats import load_examples
 from fedlora_hf.trainer import FederatedTrainer
 from fedlora_hf.update import AdapterState, ClientUpdate
 from fedlora_hf.util.seeding import derive_seed
+from scripts import PROJECT
+from scripts.experiments.update_attacks import UPDATE_ATTACKS, Knowledge
 
 TASKS = ("task190_", "task288_", "task586_", "task957_")
 CLIENTS, CONTAMINATED, RANK = 10, 3, 8
@@ -167,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of Natural Instructions task files")
     parser.add_argument("--seed", type=int, default=0, help="first seed")
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds")
-    default = Path(__file__).resolve().parents[2] / "docs" / "results" / "methods" / "methods.csv"
+    default = PROJECT / "docs" / "results" / "methods" / "methods.csv"
     parser.add_argument("--csv", type=Path, default=default, help="where the rows are, and go")
     args = parser.parse_args(arguments)
     disable_progress_bar()
