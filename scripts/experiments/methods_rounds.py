@@ -1,7 +1,7 @@
 """What is put around an average, and averages that need rounds, on real instructions: uneven clients, several rounds.
 
-Six clients with Dirichlet shares (alpha 0.5) of four Natural Instructions tasks, nobody contaminated; every variant runs
-the same rounds from the same start, and the global adapter is tested on all clients' test examples.
+Six clients with Dirichlet shares (alpha 0.5) of four Natural Instructions tasks, nobody contaminated; every variant
+runs the same rounds from the same start, and the global adapter is tested on all clients' test examples.
 
 python -m scripts.experiments.methods_rounds --base MODEL --data NATURAL_INSTRUCTIONS/tasks --seeds 3
 Rows already in the csv are not made again.
@@ -77,9 +77,8 @@ def table(file: Path) -> str:
             accuracy = statistics.mean(float(row["token_accuracy"]) for row in found)
             sent = statistics.mean(float(row["message_bytes"]) for row in found) / 1000
             spread = max(losses) - min(losses)
-            lines.append(
-                f"| {variant} | {statistics.mean(losses):.3f} | {spread:.3f} | {accuracy:.3f} | {sent:.0f} | {len(found)} |"
-            )
+            mean = statistics.mean(losses)
+            lines.append(f"| {variant} | {mean:.3f} | {spread:.3f} | {accuracy:.3f} | {sent:.0f} | {len(found)} |")
     return "\n".join(lines)
 
 
