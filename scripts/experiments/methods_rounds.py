@@ -1,6 +1,6 @@
 """What is put around an average, and averages that need rounds, on real instructions: uneven clients, several rounds.
 
-Six clients with Dirichlet shares (alpha 0.5) of four Natural Instructions tasks, nobody contaminated; every variant
+Five clients with Dirichlet shares (alpha 0.5) of four Natural Instructions tasks, nobody contaminated; every variant
 runs the same rounds from the same start, and the global adapter is tested on all clients' test examples.
 
 python -m scripts.experiments.methods_rounds --base MODEL --data NATURAL_INSTRUCTIONS/tasks --seeds 3
@@ -26,7 +26,7 @@ from fedlora_hf.trainer import FederatedTrainer
 from scripts import PROJECT
 from scripts.experiments.methods_table import examples
 
-CLIENTS, ROUNDS, STEPS, RANK = 6, 5, 6, 8
+CLIENTS, ROUNDS, STEPS, RANK = 5, 4, 8, 8
 VARIANTS: dict[str, dict[str, Any]] = {
     "fedavg": {"aggregation": "fedavg"},
     "product_mean": {"aggregation": "product_mean"},
@@ -47,8 +47,8 @@ COLUMNS = ("seed", "variant", "loss", "token_accuracy", "message_bytes")
 def row_of(base: Path, clients: Any, seed: int, variant: str, folder: str) -> dict[str, Any]:
     """One variant of one seed, trained and tested."""
     args = FederatedConfig(
-        output_dir=folder, seed=seed, num_rounds=ROUNDS, local_steps=STEPS, per_device_train_batch_size=4,
-        per_device_eval_batch_size=32, learning_rate=2e-3, lora_r=RANK, lora_alpha=2 * RANK, max_length=160,
+        output_dir=folder, seed=seed, num_rounds=ROUNDS, local_steps=STEPS, per_device_train_batch_size=2,
+        per_device_eval_batch_size=32, learning_rate=2e-3, lora_r=RANK, lora_alpha=2 * RANK, max_length=128,
         generation_examples=0, report_to="none", disable_tqdm=True, use_cpu=True, personalise="method",
         **VARIANTS[variant],
     )  # fmt: skip
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for seed in range(args.seed, args.seed + args.seeds):
         clients = make_clients(
             examples(args.data), partition_by="dirichlet", num_clients=CLIENTS, dirichlet_alpha=0.5,
-            validation_fraction=0.0, test_fraction=0.1, max_examples_per_client=60, seed=seed,
+            validation_fraction=0.0, test_fraction=0.1, max_examples_per_client=40, seed=seed,
         )  # fmt: skip
         for variant in VARIANTS:
             if (str(seed), variant) not in done:
