@@ -230,6 +230,9 @@ class Aggregate:
     personalised: {client id: its refined adapter}, of the collaborative clients; empty when the method refines
         nothing (a client then keeps its own update). May be lazy: an adapter is computed when it is asked for.
     weights: {client id: weight in the global adapter}, summing to 1; 0 for a client left out.
+    influence: {client id: what is left of its influence, 0 to 1}: less than 1 where the method lets a client count for
+        less than its share; empty where it knows no such thing.
+    suspicious: {client id: (kind of evidence, share of the way to its line)}, not flagged, near the line or turned.
     flagged: sound but judged contaminated. quarantined: {client id: reason}, unusable. Both sorted.
     evidence: {client id: {kind: Evidence}} that the flags rest on; see `numerics.evidence.Kind`.
     this_round: the same of this round alone, where `evidence` combines several; empty where it does not.
@@ -240,6 +243,8 @@ class Aggregate:
     state: AdapterState
     personalised: Mapping[str, AdapterState] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
+    influence: Mapping[str, float] = field(default_factory=dict)
+    suspicious: Mapping[str, tuple[str, float]] = field(default_factory=dict)
     flagged: tuple[str, ...] = ()
     quarantined: Mapping[str, str] = field(default_factory=dict)
     evidence: Mapping[str, Mapping[str, Evidence]] = field(default_factory=dict)

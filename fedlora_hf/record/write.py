@@ -105,6 +105,10 @@ def add_round(
             "flagged": list(combined.flagged),
             "quarantined": dict(quarantined),
             "weights": dict(combined.weights),
+            "influence": dict(combined.influence),
+            "suspicious": {
+                client: {"kind": kind, "of_line": share} for client, (kind, share) in combined.suspicious.items()
+            },
             "train_loss": {u.client_id: u.metrics["train_loss"] for u in updates if "train_loss" in u.metrics},
             "update_norm": norms,
             "evidence": plain_evidence(combined.this_round or combined.evidence, functional),

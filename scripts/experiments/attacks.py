@@ -26,12 +26,13 @@ from scripts.experiments.vectors import flat, shaped, stacked
 
 CLEAN = "none"
 ATTACKS = (*DATA_ATTACKS, *UPDATE_ATTACKS)
-# Our rules: {name: (method, options)}, all at their defaults.
+# Our rules: {name: (method, options)}, at their defaults, but for CLAIR: here whoever is not flagged counts in full;
+# what its smooth influence adds is measured by `influence.py`, against attackers who know the rules.
 OURS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "fedavg": ("fedavg", {}),
     "product_mean": ("product_mean", {}),
-    "clair hard": ("clair", {"refine": "hard"}),
-    "clair soft": ("clair", {"refine": "soft"}),
+    "clair hard": ("clair", {"refine": "hard", "influence": "flags"}),
+    "clair soft": ("clair", {"refine": "soft", "influence": "flags"}),
     "median": ("median", {}),
     "trimmed_mean": ("trimmed_mean", {}),
     "multikrum": ("multikrum", {}),

@@ -49,3 +49,14 @@ def test_every_statement_is_one_line_whatever_the_width() -> None:
         lines = shown(record, terminal, width=60).splitlines()
         assert record.diagnosis["summary"].rstrip() in map(str.rstrip, lines)
         assert lines[-1] == "Adapters, run.json, README.md and report/index.html are in out"
+
+
+def test_near_the_line_and_what_was_not_seen_are_said() -> None:
+    record = sample_record(6, 1, 0, 0)
+    record.suspicious = {"client-001": {"kind": "scale", "of_line": 0.8}}
+    record.clients["client-001"]["influence"] = 0.38
+    text = shown(record)
+    assert "near the line: client-001: scale at 80% of its line; kept 38 % of its influence" in text
+    assert "collaborative, kept 38 %" in text
+    assert "nobody was flagged: Evidence on updates cannot see" in text
+    assert "nobody was flagged" not in shown(sample_record(6, 1, 2, 0))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedlora_hf.numerics.clair.blocks import Blocks
+from fedlora_hf.numerics.clair.blocks import Blocks, by_chance
 from fedlora_hf.numerics.clair.consensus import Consensus, chance_agreement, copies, cosines, opposition, typical
 from fedlora_hf.numerics.clair.flagging import (
     ERRORS,
@@ -36,11 +36,15 @@ AGREEMENT, FAINT, BEYOND, SHARED = 0.1, 0.08, 3.0, 0.1
 # Of what clients that use the subspace at random overlap in it, what those of a majority do; rank-one clients reach the
 # median of a chi-square with one degree of freedom, 0.45.
 JOINT = 0.4
+# Clients with one unrelated task each still share a part of their output space. Without a common direction a subspace
+# tells who is contaminated only where the model holds: U V_k is most of what the core sends.
+MOST = 0.5
 HALF = 0.5  # of what the kept clients share, what each client of a majority must reach
 # A client lives in the majority's subspace when it has 70 % of the core's share: LoRA updates trained from one base on
 # constant outputs had half of it.
 INSIDE = 0.3
 FEW = 6
+LEAST_MEMBERS = 3  # of the core, for the agreement by chance
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,11 +92,12 @@ def judge(
     centered: a common component was taken out of `modules`; an unrelated client then has its negative in the subspace.
     """
     index = alive.nonzero().squeeze(1)
-    similarity, strangers = cosines(inner)[index][:, index], cosines(null)
-    chance = chance_agreement(strangers)
+    similarity, null = cosines(inner)[index][:, index], cosines(null)
+    members = _of_core(index[agreed.core], len(alive), len(null))
+    chance = chance_agreement(null, members)
     aligned, direction = _direction(agreed, chance)
     against = opposition(similarity, fit.kept)
-    opposed = direction is None and against > max(AGREEMENT, ERRORS * typical(strangers))
+    opposed = direction is None and against > max(AGREEMENT, ERRORS * typical(null))
     joint = common_use(modules, fit)
     shared, subspace, level = _subspace(fit, modules)
     if joint <= JOINT or opposed:
@@ -114,7 +119,7 @@ def judge(
         "common_use": joint,
         "direction_usable": direction is not None,
         "subspace_usable": subspace is not None,
-        "identifiable": direction is not None or subspace is not None,
+        "identifiable": direction is not None or (subspace is not None and level > MOST * len(modules)),
         "weak_evidence": len(index) < FEW,
         "opposed_majority": opposed,
         "flagged_agree": _agree(similarity, [(shared, subspace), (aligned, direction)], chance),
@@ -130,6 +135,13 @@ def judge(
         [[int(index[k]) for k in group] for group in copies(similarity)],
         found,
     )
+
+
+def _of_core(core: Tensor, K: int, count: int) -> Tensor:
+    """Indices, among the `count` of K clients that are compared by chance (`blocks.by_chance`), of the members of the
+    core; of all where those are too few to tell."""
+    members = torch.isin(torch.arange(K)[by_chance(K)], core).nonzero().squeeze(1)
+    return members if len(members) >= LEAST_MEMBERS else torch.arange(count)
 
 
 def unjudged(inner: Tensor, alive: Tensor) -> Judgement:
@@ -223,8 +235,13 @@ def summary(found: Mapping[str, float | bool | str], K: int) -> str:
         text = "common structure: shared subspace yes, common direction yes"
     elif found["direction_usable"]:
         text = "common structure: shared subspace not usable, common direction yes"
-    elif found["subspace_usable"]:
+    elif found["subspace_usable"] and found["identifiable"]:
         text = "common structure: shared subspace yes, common direction no"
+    elif found["subspace_usable"]:
+        text = (
+            "common structure: shared subspace in part, common direction no; who is unrelated to that part is flagged, "
+            "but honest and contaminated clients within it cannot be told apart"
+        )
     elif found["opposed_majority"]:
         text = (
             "common structure: not usable, clients that share a subspace point against each other; flags on scale alone"
