@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from fedlora_hf.aggregation.attacks import ATTACKS
 from fedlora_hf.aggregation.server_optimizer import server_rule, space_of
 from fedlora_hf.aggregation.update_attacks import KINDS as UPDATE_KINDS
 from fedlora_hf.errors import ConfigError
@@ -168,7 +169,14 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
     def _check_limits(self) -> None:
         """That the limits at which a run stops mean something beside the other options."""
         suspects_allowed(self.max_suspects, 1)
-        read_contaminate(self.contaminate, {*DATA_KINDS, *UPDATE_KINDS})
+        for client, how in self.contaminated.items():
+            if how.kind in ATTACKS and how.strength is not None:
+                raise ConfigError(f"contaminate {client}={how}: {how.kind} has no strength; write {client}={how.kind}")
+            if how.kind in ATTACKS and set(method_named(self.aggregation).trained(1)) != {"A", "B"}:
+                raise ConfigError(
+                    f"contaminate {client}={how}: attacks both factors, aggregation {self.aggregation} freezes one; "
+                    f"choose one of {', '.join(UPDATE_KINDS)}"
+                )
         if self.dp_max_epsilon is None:
             return
         if self.dp_clip is None or not self.dp_noise_multiplier:
@@ -182,7 +190,7 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
     @property
     def contaminated(self) -> dict[str, Contamination]:
         """{client: how it is contaminated on purpose}."""
-        return read_contaminate(self.contaminate, {*DATA_KINDS, *UPDATE_KINDS})
+        return read_contaminate(self.contaminate, {*DATA_KINDS, *UPDATE_KINDS, *ATTACKS})
 
     @property
     def server_rule(self) -> Rule | None:

@@ -70,7 +70,8 @@ class DataOptions:
         None,
         "Rehearse an attack on your own data: CLIENT=KIND[:STRENGTH] ...; KIND spoils the client's training answers "
         "(random_outputs, constant, shuffled, shuffled_labels, random_labels; strength: a share of the examples) or "
-        "its update (sign_flip, boost, gaussian, zero; strength: a factor).",
+        "its update (sign_flip, boost, gaussian, zero; strength: a factor), or is an attack by clients who know all "
+        "other updates (min-max, near-line, backdoor, white-box ...: see docs/choosing.md).",
     )
     validation_fraction: float = option(
         0.1,

@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from fedlora_hf.aggregation import aggregate
+from fedlora_hf.aggregation.attacks import ATTACKS
 from fedlora_hf.aggregation.partial import mean_of_trained
 from fedlora_hf.aggregation.server_optimizer import space_of, stepped
 from fedlora_hf.errors import ConfigError, RoundError
@@ -23,6 +24,7 @@ from fedlora_hf.record.record import RunRecord
 from fedlora_hf.record.standing import last_rounds, needed_updates
 from fedlora_hf.record.write import add_round
 from fedlora_hf.rounds.limits import check_suspects
+from fedlora_hf.rounds.rehearsal import rehearsed
 from fedlora_hf.rounds.residual import grown, split
 from fedlora_hf.rounds.store import RoundStore
 from fedlora_hf.training.control import Controls, next_server
@@ -138,22 +140,43 @@ class Federation:
 
     def combined(self, record: RunRecord, number: int, cohort: Sequence[str]) -> Aggregate:
         """The aggregate of a round's updates: a pure function of what the store holds, open round or committed."""
-        updates = [self.store.update(number, client) for client in cohort if not self.store.failure(number, client)]
+        updates = self.updates(number, cohort)
         if not updates:
             reason = self.store.failure(number, cohort[0])
             raise RoundError(f"round {number}: all {len(cohort)} clients failed; {cohort[0]!r} with: {reason}")
-        start = self.store.state(number - 1) if number > 1 and not self.method.restarts else None
-        if start is not None and self.method.residual:
-            start = split(start, self.initial)[0]
+        past, functional = past_rounds(record, number), self.store.functional(number)
+        return self._aggregated(updates, number, past=past, functional=functional)
+
+    def updates(self, number: int, cohort: Sequence[str]) -> list[ClientUpdate]:
+        """A round's updates as they reached the server: what the clients sent or, in a rehearsal, what attackers who
+        know the others' made of theirs. Clients that failed have none."""
+        found = [self.store.update(number, client) for client in cohort if not self.store.failure(number, client)]
+        attackers = {c: how for c, how in self.args.contaminated.items() if how.kind in ATTACKS}
+        if not attackers.keys() & {update.client_id for update in found}:
+            return found
+
+        def rule(states: Mapping[str, AdapterState]) -> AdapterState:
+            return self._aggregated([ClientUpdate(client, state) for client, state in states.items()], number).state
+
+        start = self._reference(number) or self.initial
+        return rehearsed(found, self.args.contaminated, start, rule, self.args.seed, number)
+
+    def _reference(self, number: int) -> AdapterState | None:
+        """What a round's clients started to train from; None for what is the same in every round, or in the first."""
+        if number == 1 or self.method.restarts:
+            return None
+        state = self.store.state(number - 1)
+        return split(state, self.initial)[0] if self.method.residual else state
+
+    def _aggregated(self, updates: Sequence[ClientUpdate], number: int, **more: Any) -> Aggregate:
         return aggregate(
             updates,
             self.args.aggregation,
             weight_by=self.args.weight_by,
             target_rank=None if self.method.restarts or self.method.residual else self.rank,
-            reference=start,
+            reference=self._reference(number),
             server=self.store.server_update(number),
-            past=past_rounds(record, number),
-            functional=self.store.functional(number),
+            **more,
             **cast(dict[str, Any], self.args.aggregation_options),
         )
 
@@ -164,7 +187,7 @@ class Federation:
         combined = self.combined(run.record, number, cohort)
         failures = {client: reason for client in cohort if (reason := self.store.failure(number, client))}
         quarantined = dict(sorted({**failures, **combined.quarantined}.items()))
-        usable = [self.store.update(number, client) for client in cohort if client not in quarantined]
+        usable = [u for u in self.updates(number, cohort) if u.client_id not in quarantined]
         if len(usable) < self.args.server_min_clients:
             raise RoundError(
                 f"round {number}: {len(usable)} usable updates, server_min_clients={self.args.server_min_clients}; "

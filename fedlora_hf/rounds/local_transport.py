@@ -89,8 +89,8 @@ class LocalTransport:
         return update, {"bytes_down": dict.fromkeys(trainer.clients, self.message_bytes(ask.stage.parts))}
 
     def judge(self, ask: Ask) -> Mapping[str, Evidence]:
-        store, number = self.store, ask.number
-        updates = [store.update(number, client) for client in ask.cohort if not store.failure(number, client)]
+        number = ask.number
+        updates = self.federation.updates(number, ask.cohort)
         # Whoever is flagged already is no judge of others.
         trusted = [client for client in ask.cohort if client not in ask.run.record.flagged]
         validation = {client: self.trainer.clients[client].validation for client in trusted}

@@ -10,11 +10,12 @@ import sample_data
 import torch
 from sample_updates import dense, relative, same_bits
 
+from fedlora_hf.aggregation import aggregate
 from fedlora_hf.aggregation.update_attacks import KINDS
 from fedlora_hf.data import contaminate
 from fedlora_hf.data.formats import load_examples
 from fedlora_hf.errors import ConfigError
-from fedlora_hf.update import AdapterState
+from fedlora_hf.update import AdapterState, ClientUpdate
 from fedlora_hf.util import rehearsal
 from fedlora_hf.util.rehearsal import Contamination, read_contaminate
 
@@ -96,7 +97,7 @@ def test_a_frozen_factor_stays_frozen_under_attack(tmp_path: Path, kind: str) ->
 
 
 def test_wrong_data_are_trained_on(tmp_path: Path) -> None:
-    model = models.tiny_llama(vocab_size=len(models.tiny_tokenizer()))
+    size = len(models.tiny_tokenizer())
     write = sample_data.write_dolly
     clients = {
         name: load_examples(str(write(tmp_path / f"{name}.jsonl", 6, seed)))
@@ -107,7 +108,9 @@ def test_wrong_data_are_trained_on(tmp_path: Path) -> None:
     for kind in ("", "bob=constant", "bob=constant:0.5"):
         folder = tmp_path / (kind or "honest").replace(":", "-")
         changes = {"contaminate": [kind]} if kind else {}
-        trainers[kind] = models.federation(folder, clients, model=model, more=more, **changes)
+        trainers[kind] = models.federation(
+            folder, clients, model=models.tiny_llama(vocab_size=size), more=more, **changes
+        )
     rows = {kind: [trainer.clients["bob"].train[k]["labels"] for k in range(6)] for kind, trainer in trainers.items()}
     differing = {
         kind: sum(list(a) != list(b) for a, b in zip(rows[""], found, strict=True)) for kind, found in rows.items()
@@ -115,6 +118,46 @@ def test_wrong_data_are_trained_on(tmp_path: Path) -> None:
     assert differing == {"": 0, "bob=constant": 6, "bob=constant:0.5": 3}
     same = [list(t.clients["ada"].train[0]["labels"]) for t in trainers.values()]
     assert same[0] == same[1] == same[2]
+
+
+@pytest.mark.parametrize("kind", ["little", "sybils", "white-box"])
+def test_attackers_who_know_the_others_change_what_the_server_reads_and_nothing_on_disk(
+    tmp_path: Path, kind: str
+) -> None:
+    honest, bad = (
+        run(tmp_path / "honest", num_rounds=1),
+        run(tmp_path / "bad", num_rounds=1, contaminate=[f"bob={kind}"]),
+    )
+    for client in ("ada", "bob", "eve"):
+        assert same_bits(first(honest, client), first(bad, client))
+    sent = {u.client_id: u.state for u in bad.federation.updates(1, ["ada", "bob", "eve"])}
+    assert same_bits(sent["ada"], first(bad, "ada"))
+    assert relative(dense(sent["bob"]), dense(first(bad, "bob"))) > 0.1
+    again = {u.client_id: u.state for u in bad.federation.updates(1, ["ada", "bob", "eve"])}
+    assert same_bits(sent["bob"], again["bob"])
+    updates = [ClientUpdate(client, state, bad.store.update(1, client).num_examples) for client, state in sent.items()]
+    expected = aggregate(updates, "product_mean", target_rank=bad.rank)
+    assert same_bits(bad.run.state, expected.state)
+    assert bad.run.record.clients["bob"]["contaminated"] == kind
+
+
+def test_a_resumed_rehearsal_is_the_same(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", num_rounds=3, contaminate=["bob=slow-drift"])
+    run(tmp_path / "parts", num_rounds=2, contaminate=["bob=slow-drift"])
+    resumed = run(tmp_path / "parts", num_rounds=3, contaminate=["bob=slow-drift"], resume_from="last")
+    assert same_bits(whole.run.state, resumed.run.state)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"contaminate": ["bob=min-max:2"]}, "min-max has no strength"),
+        ({"contaminate": ["bob=min-max"], "aggregation": "ffa"}, "aggregation ffa freezes one"),
+    ],
+)
+def test_attacks_that_cannot_be(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        models.federation(tmp_path, **changes)
 
 
 def test_a_client_that_is_none_of_the_run_is_refused(tmp_path: Path) -> None:
