@@ -53,6 +53,7 @@ RULES: dict[str, tuple[str, dict[str, Any]]] = {
     "ties": ("ties", {}),
     "ties, density 0.2": ("ties", {"density": 0.2}),
     "dare, density 0.5": ("dare", {"density": 0.5}),
+    "clair, influence=flags": ("clair", {"influence": "flags"}),
     "clair": ("clair", {}),
 }
 COLUMNS = ("seed", "attack", "rule", "loss", "token_accuracy")
@@ -121,10 +122,11 @@ def examples(data: Path) -> datasets.Dataset:
     return datasets.concatenate_datasets([part.select(range(110)) for part in parts])
 
 
-def rows_of(federation: Federation, done: set[tuple[str, str, str]]) -> Iterator[dict[str, Any]]:
-    """The rows of one seed that are not there yet."""
+def rows_of(federation: Federation, done: set[tuple[str, str, str]], wanted: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of one seed and the rules that are wanted, but for those that are there."""
     for attack in ATTACKS:
-        for rule, (method, options) in RULES.items():
+        for rule in wanted:
+            method, options = RULES[rule]
             if (str(federation.seed), attack, rule) in done:
                 continue
             found = aggregate(
@@ -168,6 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of Natural Instructions task files")
     parser.add_argument("--seed", type=int, default=0, help="first seed")
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds")
+    parser.add_argument("--rules", nargs="+", choices=list(RULES), default=list(RULES), help="only these")
     default = PROJECT / "docs" / "results" / "methods" / "methods.csv"
     parser.add_argument("--csv", type=Path, default=default, help="where the rows are, and go")
     args = parser.parse_args(arguments)
@@ -180,11 +183,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         args.csv.parent.mkdir(parents=True, exist_ok=True)
         args.csv.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
     for seed in range(args.seed, args.seed + args.seeds):
-        if all((str(seed), attack, rule) in done for attack in ATTACKS for rule in RULES):
+        if all((str(seed), attack, rule) in done for attack in ATTACKS for rule in args.rules):
             continue
         with tempfile.TemporaryDirectory() as folder:
             federation = Federation(args.base, args.data, seed, folder)
-            for row in rows_of(federation, done):
+            for row in rows_of(federation, done, args.rules):
                 with open(args.csv, "a", newline="", encoding="utf-8") as handle:
                     csv.DictWriter(handle, COLUMNS, lineterminator="\n").writerow(row)
     print(table(args.csv))
