@@ -12,6 +12,12 @@ from transformers.hf_argparser import string_to_bool
 
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.errors import ConfigError
+from fedlora_hf.util.disk import read_regular
+
+MAX_CONFIG_BYTES = 1024 * 1024
+
+# Of a union with `str` HfArgumentParser would take one word only.
+_SEVERAL_WORDS = ("report_to", "aggregation_options", "dataset", "validation_dataset", "test_dataset")
 
 
 class FlagParser(HfArgumentParser):
@@ -29,8 +35,8 @@ class FlagParser(HfArgumentParser):
         for action in self._actions:
             if action.type is string_to_bool and action.nargs is None:
                 action.nargs, action.const = "?", True  # a bare flag is true, for `bool | None` too
-            if action.dest in ("report_to", "aggregation_options"):
-                action.nargs = "+"  # of a union with `str` HfArgumentParser would take one word only
+            if action.dest in _SEVERAL_WORDS:
+                action.nargs = "+"
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see fedlora train --help_all")
@@ -53,7 +59,7 @@ def parse(arguments: Sequence[str]) -> FederatedConfig:
 def _from_yaml(path: str, parser: HfArgumentParser) -> list[str]:
     """The flags that a YAML file stands for, so that its values are checked as those of the command line are."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_regular(Path(path), MAX_CONFIG_BYTES).decode("utf-8")
         # An alias stands for what was written elsewhere: a few lines of them unfold to fill the memory with.
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
             raise ValueError("aliases (*name) are not for flags")

@@ -1,25 +1,32 @@
 """FederatedTrainer: rounds of local training and aggregation around one model, as a `transformers.Trainer`."""
 # SPDX-License-Identifier: Apache-2.0
 
+import os
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from torch import nn
 from transformers.trainer_utils import TrainOutput
 
+from fedlora_hf.adapter.files import read_adapter
 from fedlora_hf.config import FederatedConfig
-from fedlora_hf.data.prepare import prepare_client
-from fedlora_hf.errors import ConfigError
+from fedlora_hf.data.clients import named_clients, with_data_facts
+from fedlora_hf.data.labels import with_labels
+from fedlora_hf.data.prepare import prepare_client, wording_facts, wording_of
+from fedlora_hf.data.wording import save_tokenizer
+from fedlora_hf.errors import ConfigError, RecordError
 from fedlora_hf.hub import write_card
 from fedlora_hf.hub.publishing import Publisher
-from fedlora_hf.record.lines import round_line, round_log
+from fedlora_hf.loading import Job, args_of_run, facts_of_run, prepare_again
+from fedlora_hf.record.lines import claims_line, round_line, round_log
+from fedlora_hf.record.record import RunRecord
 from fedlora_hf.rounds.federation import SERVER, Federation, Run, check_cohort
 from fedlora_hf.rounds.local_transport import LocalTransport
 from fedlora_hf.rounds.loop import RoundLoop
 from fedlora_hf.rounds.output import ClientFolders
-from fedlora_hf.rounds.store import RoundStore
+from fedlora_hf.rounds.store import RoundStore, unlike
 from fedlora_hf.training.client_trainer import ClientTrainer
 from fedlora_hf.update import ClientUpdate
 from fedlora_hf.util.rehearsal import check_clients
@@ -30,8 +37,10 @@ class FederatedTrainer(ClientTrainer):
 
     model: a causal LM or a sequence classifier, or a PeftModel that has its adapter already.
     args: every option of the run.
-    client_datasets: {client id: Dataset, or {"train", "validation", "test"} of Datasets}, as
-        `data.clients.make_clients` gives them, or already tokenised (input_ids, labels).
+    client_datasets: {client: Dataset, or {"train", "validation", "test"} of Datasets}, as `data.clients.make_clients`
+        gives them, already tokenised (input_ids, labels), or in any schema that `fedlora train` reads; a path, a Hub id
+        or a stream too (see `prepare_client`). A name that cannot be a folder's stays the client's name; its id is
+        derived, and said.
     peft_config: the adapter; default made from `args` (adapter, lora_r, lora_alpha, target_modules ...).
     processing_class: the tokenizer; needed for text, and for ROUGE-L.
     server_dataset: data of the server's own, for the global stage of a pipeline (args.server_dataset says so).
@@ -54,6 +63,7 @@ class FederatedTrainer(ClientTrainer):
         record: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        client_datasets, names = named_clients(client_datasets)
         super().__init__(model, args, client_datasets, **kwargs)
         if (server_dataset is None) != (args.server_dataset is None):
             raise ConfigError("server_dataset: the data and args.server_dataset go together; pass both or neither")
@@ -64,11 +74,62 @@ class FederatedTrainer(ClientTrainer):
         self.publisher = Publisher(args, self.progress)
         self.store = RoundStore(f"{args.output_dir}/rounds", self.slot.config())
         self.federation = Federation(args, self.method, self.store, self.initial, self.rank)
+        record = with_labels(record or {}, model, args.task)
+        facts = with_data_facts(record, names, wording_facts(args, tokenizer, self.clients.values()))
         # Looked up when it is called, so that a subclass's `train_client` counts.
         transport = LocalTransport(
-            self, self.federation, lambda client, number: self.train_client(client, number), server, record or {}
+            self, self.federation, lambda client, number: self.train_client(client, number), server, facts
         )
         self.loop = RoundLoop(self.federation, transport, self, self.publisher, self.progress)
+
+    @classmethod
+    def of(cls, job: Job, **kwargs: Any) -> Self:
+        """The trainer of what `loading.prepare` loaded; further arguments are the constructor's."""
+        return cls(
+            job.model,
+            job.args,
+            job.clients,
+            processing_class=job.tokenizer,
+            server_dataset=job.server,
+            record=job.facts,
+            **kwargs,
+        )
+
+    @classmethod
+    def from_run(
+        cls,
+        folder: str | os.PathLike[str],
+        client_datasets: Mapping[str, Any] | None = None,
+        *,
+        model: nn.Module | None = None,
+        changes: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """The trainer of a finished run, standing where that ended: its adapters, its record, its options.
+
+        `evaluate()` measures it again and `train()` goes on (with `changes={"num_rounds": ...}`, for more rounds); base
+        model, tokenizer and data are loaded as the run's options name them.
+        client_datasets, model: for a run from Python, whose record names no files; further arguments are the
+        constructor's. changes: options over the recorded ones; what a resumed run may not change is refused by train().
+        Raises RecordError for a folder without a run, ConfigError for what the record does not name.
+        """
+        record = RunRecord.load(folder)
+        args = args_of_run(record, folder, changes or {})
+        if model is None or client_datasets is None:
+            job = prepare_again(args, record, client_datasets)
+            args, model, client_datasets = job.args, model or job.model, job.clients
+            kwargs = {"processing_class": job.tokenizer, "server_dataset": job.server, "record": job.facts, **kwargs}
+        trainer = cls(model, args, client_datasets, **{"record": facts_of_run(record), **kwargs})
+        trainer._stand_after(record)
+        return trainer
+
+    def _stand_after(self, record: RunRecord) -> None:
+        """Take up the state in which a run has left its output folder."""
+        state, _ = read_adapter(str(self.args.output_dir))
+        if reason := unlike(state, self.federation.initial):
+            raise RecordError(f"{self.args.output_dir}: {reason}; its adapter is not of this model")
+        folders = ClientFolders(str(self.args.output_dir), self.store.config)
+        self.loop.run = Run(len(record.rounds), state, record, folders.read(sorted(record.clients)))
 
     @property
     def run(self) -> Run:
@@ -81,10 +142,11 @@ class FederatedTrainer(ClientTrainer):
         """Run the rounds and write `output_dir`; go on from where `resume_from` (or `resume_from_checkpoint`) says."""
         began = time.perf_counter()
         resume = "last" if resume_from_checkpoint is True else resume_from_checkpoint or self.args.resume_from
-        run = self.loop.train(resume)
-        self.evaluate()
-        with self.processes.all_or_none():
-            self.save_model()
+        with self.loop.writing():
+            run = self.loop.train(resume)
+            self.evaluate()
+            with self.processes.all_or_none():
+                self.save_model()
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         losses = [loss for entry in run.record.rounds for loss in entry["train_loss"].values() if loss is not None]
         metrics = {"train_runtime": time.perf_counter() - began, "train_rounds": run.round}
@@ -118,6 +180,8 @@ class FederatedTrainer(ClientTrainer):
         self.state.epoch = entry["round"]
         self.log(round_log(entry))
         self.progress.say(round_line(entry, self.loop.num_rounds))
+        if warning := claims_line(self.loop.run.record.rounds):
+            self.progress.say(warning)
         self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
 
     # ---- evaluation --------------------------------------------------------------------------------------------------
@@ -150,6 +214,7 @@ class FederatedTrainer(ClientTrainer):
         if not self.is_world_process_zero():
             return
         self.loop.write(folder)
+        save_tokenizer(self.processing_class, wording_of(self.args, self.processing_class), folder)
         if folder != self.args.output_dir:
             folders = ClientFolders(folder, self.store.config)
             folders.begin()
@@ -173,12 +238,20 @@ class FederatedTrainer(ClientTrainer):
         revision: str | None = None,
         *,
         with_clients: bool = False,
+        with_client_facts: bool = False,
         **kwargs: Any,
     ) -> str | None:
-        """Push `output_dir` as one commit: the global adapter, run.json, card and report; the personal adapters only
-        when asked (`with_clients`), because they derive from private data. Private unless hub_private_repo=False.
+        """Push `output_dir` as one commit: the global adapter, the public part of run.json, and the card. Only when
+        asked, because they derive from private data: the personal adapters (`with_clients`), and what the record says
+        of each client with the report that shows it (`with_client_facts`). Private unless hub_private_repo=False.
         Returns the address of the commit."""
         if not self.is_world_process_zero():
             return None
         self.save_model()
-        return self.publisher.push(commit_message, token=token, revision=revision, with_clients=with_clients)
+        return self.publisher.push(
+            commit_message,
+            token=token,
+            revision=revision,
+            with_clients=with_clients,
+            with_client_facts=with_client_facts,
+        )

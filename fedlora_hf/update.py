@@ -8,7 +8,7 @@ much. Ranks and scales may differ from client to client.
 
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -127,17 +127,32 @@ class LoraFactors:
         return LoraFactors(self.A.to(*args, **kwargs), self.B.to(*args, **kwargs), self.scale)
 
 
+class Outline(NamedTuple):
+    """What is known of an adapter before any value is read. shapes: {module: (out, in), name of a tensor trained whole:
+    its shape}. ranks: {module: rank of its factors}."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    ranks: Mapping[str, int]
+
+
 class AdapterState(Mapping[str, LoraFactors]):
     """{module name: LoraFactors}, in sorted order, plus `extras`: tensors trained whole, such as a classification head.
 
     `factors` may be any mapping; one that reads a module from disk when asked keeps a thousand clients out of memory.
+    `outline`: of such a one, from the header of its file; None where only the values tell.
     """
 
-    __slots__ = ("_factors", "_names", "extras")
+    __slots__ = ("_factors", "_names", "extras", "outline")
 
-    def __init__(self, factors: Mapping[str, LoraFactors], extras: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        factors: Mapping[str, LoraFactors],
+        extras: Mapping[str, Tensor] | None = None,
+        outline: Outline | None = None,
+    ) -> None:
         if extras is None:
             extras = factors.extras if isinstance(factors, AdapterState) else {}
+        self.outline = outline
         self._factors = factors
         self._names = tuple(sorted(factors))
         self.extras: Mapping[str, Tensor] = extras
@@ -234,6 +249,8 @@ class Aggregate:
         less than its share; empty where it knows no such thing.
     suspicious: {client id: (kind of evidence, share of the way to its line)}, not flagged, near the line or turned.
     flagged: sound but judged contaminated. quarantined: {client id: reason}, unusable. Both sorted.
+    claimed_weights: {client id: share of the examples it claims}, its weight in a mean that believes every claim.
+    outlier_claims: {client id: one line} of those who claim far more examples than the others; what was made of it.
     evidence: {client id: {kind: Evidence}} that the flags rest on; see `numerics.evidence.Kind`.
     this_round: the same of this round alone, where `evidence` combines several; empty where it does not.
     modules: {module: {"rank", "spectrum", "discarded_energy", ...}}, plain numbers.
@@ -245,6 +262,8 @@ class Aggregate:
     weights: Mapping[str, float] = field(default_factory=dict)
     influence: Mapping[str, float] = field(default_factory=dict)
     suspicious: Mapping[str, tuple[str, float]] = field(default_factory=dict)
+    claimed_weights: Mapping[str, float] = field(default_factory=dict)
+    outlier_claims: Mapping[str, str] = field(default_factory=dict)
     flagged: tuple[str, ...] = ()
     quarantined: Mapping[str, str] = field(default_factory=dict)
     evidence: Mapping[str, Mapping[str, Evidence]] = field(default_factory=dict)

@@ -75,12 +75,14 @@ def instructions() -> str:
     attacks = list(dict.fromkeys(row["attack"] for row in rows))
     found = {(row["rule"], row["attack"], row["seed"]): float(row["loss"]) for row in rows}
     rules = list(dict.fromkeys(row["rule"] for row in rows))
-    seeds = [s for s in sorted({row["seed"] for row in rows}) if all((r, a, s) in found for r in rules for a in attacks)]
+    every = [(rule, attack) for rule in rules for attack in attacks]
+    seeds = [s for s in sorted({row["seed"] for row in rows}) if all((*cell, s) in found for cell in every)]
     means = {rule: [statistics.mean(found[rule, attack, s] for s in seeds) for attack in attacks] for rule in rules}
     best = [min(values) for values in zip(*means.values(), strict=True)]
     lines = [f"| {len(seeds)} seeds | " + " | ".join(attacks) + " | worst |", "|---|" + "---|" * (len(attacks) + 1)]
     for rule, values in means.items():
-        shown = (f"**{v:.2f}**" if f"{v:.2f}" == f"{low:.2f}" else f"{v:.2f}" for v, low in zip(values, best, strict=True))
+        text = [f"{value:.2f}" for value in values]
+        shown = (f"**{t}**" if t == f"{low:.2f}" else t for t, low in zip(text, best, strict=True))
         lines.append(f"| {rule} | " + " | ".join(shown) + f" | {max(values):.2f} |")
     return "\n".join(lines)
 

@@ -15,16 +15,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
+from fedlora_hf.adapter.header import read_header
 from fedlora_hf.errors import AdapterError, one_line
-from fedlora_hf.update import AdapterState, LoraFactors
+from fedlora_hf.update import AdapterState, LoraFactors, Outline
 from fedlora_hf.util.disk import read_json, write_atomically
 
 CONFIG, WEIGHTS, SIDE_CAR = "adapter_config.json", "adapter_model.safetensors", "dirmag_config.json"
 PREFIX = "base_model.model."
 MAX_CONFIG_BYTES = 4 * 1024 * 1024
-# An adapter of rank 64 for a model of 70 billion parameters has some 3 GiB; its header some 100 KiB.
-MAX_WEIGHTS_BYTES = 8 * 1024**3
-MAX_HEADER_BYTES = 16 * 1024**2
 MAX_NAME_LENGTH = 300
 # Of the expressions in rank_pattern and alpha_pattern: characters looked at while matching, and number [our choice].
 MAX_MATCH_STEPS, MAX_EXPRESSIONS = 1e9, 1000
@@ -47,7 +45,7 @@ _REFUSED = {
     "lora_A.bias": "a LoRA bias",
     "lora_B.bias": "a LoRA bias",
 }
-_TYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+FLOATS = ("F16", "BF16", "F32", "F64")  # safetensors' names of the dtypes an adapter may have
 
 
 class StoredFactors(Mapping[str, LoraFactors]):
@@ -101,7 +99,7 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[AdapterState, dict[str
     folder = Path(folder)
     config = read_config(folder)
     path = folder / WEIGHTS
-    if not path.is_file():
+    if not path.exists():
         pickled = folder / "adapter_model.bin"
         if pickled.exists():
             raise AdapterError(
@@ -109,19 +107,19 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[AdapterState, dict[str
             )
         raise AdapterError(f"{path}: no such file; give a folder written by save_pretrained of a LoRA adapter")
     try:
-        _check_size(path)
-        with safe_open(path, framework="pt") as file:
-            names = sorted(file.keys())
-            shapes = {name: _header(file, name) for name in names}
-    except (OSError, SafetensorError, ValueError) as error:
+        header = read_header(path)
+        odd = [(name, entry.dtype) for name, entry in header.items() if entry.dtype not in FLOATS]
+        if odd:
+            raise ValueError(f"{odd[0][0]} has dtype {odd[0][1]}, not one of {', '.join(FLOATS)}")
+    except (OSError, ValueError) as error:
         raise AdapterError(f"{path}: {_first_line(error)}; the file is damaged, copy it again") from None
-    return _state(path, names, shapes, config), config
+    return _state(path, {name: entry.shape for name, entry in header.items()}, config), config
 
 
-def _state(path: Path, names: list[str], shapes: Mapping[str, list[int]], config: Mapping[str, Any]) -> AdapterState:
+def _state(path: Path, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> AdapterState:
     factors: dict[str, dict[str, str]] = {}
     extras: dict[str, str] = {}
-    for name in names:
+    for name in shapes:
         if not name.isprintable() or len(name) > MAX_NAME_LENGTH:
             raise AdapterError(f"{path}: {name[:80]!r} is no module's name; save the adapter again")
         for part, what in _REFUSED.items():
@@ -132,7 +130,7 @@ def _state(path: Path, names: list[str], shapes: Mapping[str, list[int]], config
             factors.setdefault(match["module"], {})[match["factor"]] = name
         else:
             extras[name.removeprefix(PREFIX)] = name
-    keys, ranks = {}, {}
+    keys, ranks, sizes = {}, {}, {}
     for module, pair in sorted(factors.items()):
         if set(pair) != {"A", "B"}:
             raise AdapterError(
@@ -140,13 +138,16 @@ def _state(path: Path, names: list[str], shapes: Mapping[str, list[int]], config
             )
         A, B = shapes[pair["A"]], shapes[pair["B"]]
         if len(A) != 2 or len(B) != 2 or A[0] != B[1]:
-            raise AdapterError(f"{path}: {module} has A {A} and B {B}; a linear layer has A (r, in) and B (out, r)")
+            raise AdapterError(
+                f"{path}: {module} has A {list(A)} and B {list(B)}; a linear layer has A (r, in) and B (out, r)"
+            )
         keys[module] = (pair["A"], pair["B"])
-        ranks[module] = A[0]
+        ranks[module], sizes[module] = A[0], (B[0], A[1])
     if not keys:
         raise AdapterError(f"{path}: no lora_A / lora_B weights; give a folder written by save_pretrained of LoRA")
     scales = module_scales(config, ranks, str(path))
-    return AdapterState(StoredFactors(path, keys, scales), StoredTensors(path, extras))
+    outline = Outline({**sizes, **{name: shapes[key] for name, key in extras.items()}}, ranks)
+    return AdapterState(StoredFactors(path, keys, scales), StoredTensors(path, extras), outline)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -241,17 +242,6 @@ def _matched(config: Mapping[str, Any], name: str, modules: Iterable[str], defau
     return found
 
 
-def _check_size(path: Path) -> None:
-    """ValueError when file or header is larger than any adapter's; a header costs many times its size once read."""
-    size = path.stat().st_size
-    if size > MAX_WEIGHTS_BYTES:
-        raise ValueError(f"{size / 1e9:.1f} GB, more than the {MAX_WEIGHTS_BYTES / 1e9:.1f} GB an adapter may have")
-    with open(path, "rb") as file:
-        header = int.from_bytes(file.read(8), "little")
-    if header > MAX_HEADER_BYTES:
-        raise ValueError(f"its header says it has {header} bytes, more than {MAX_HEADER_BYTES}")
-
-
 def write_adapter(folder: str | os.PathLike[str], state: AdapterState, config: Mapping[str, Any]) -> None:
     """Write `state` as a stock PEFT folder, each file whole or not at all, tensors in float32.
 
@@ -305,13 +295,6 @@ def target_modules(config: Mapping[str, Any], modules: list[str]) -> Any:
     matches = {name: {m for m in modules if m == name or m.endswith(f".{name}")} for name in named}
     fits = all(matches.values()) and set().union(*matches.values()) == set(modules)
     return named if fits else modules
-
-
-def _header(file: Any, name: str) -> list[int]:
-    part = file.get_slice(name)
-    if part.get_dtype() not in _TYPES:
-        raise ValueError(f"{name} has dtype {part.get_dtype()}, not one of {', '.join(_TYPES)}")
-    return list(part.get_shape())
 
 
 def _first_line(error: BaseException) -> str:

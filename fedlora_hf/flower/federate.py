@@ -17,7 +17,7 @@ from fedlora_hf.flower.transport import FlowerTransport
 from fedlora_hf.flower.weightless import weightless_base
 from fedlora_hf.hub.publishing import Publisher
 from fedlora_hf.methods import method_named
-from fedlora_hf.record.lines import round_line
+from fedlora_hf.record.lines import claims_line, round_line
 from fedlora_hf.rounds.federation import Federation, Run
 from fedlora_hf.rounds.loop import RoundLoop
 from fedlora_hf.rounds.store import RoundStore
@@ -52,11 +52,12 @@ class FlowerRun:
 
     def train(self) -> Run:
         """Run the rounds and write `output_dir`."""
-        run = self.loop.train(self.args.resume_from)
-        self.loop.evaluate()
-        self.loop.write(str(self.args.output_dir))
+        with self.loop.writing():
+            run = self.loop.train(self.args.resume_from)
+            self.loop.evaluate()
+            self.loop.write(str(self.args.output_dir))
         if self.args.push_to_hub:
-            self.publisher.push("End of training", token=None, revision=None, with_clients=False)
+            self.publisher.push("End of training")
         return run
 
     # ---- what the loop tells -----------------------------------------------------------------------------------------
@@ -70,6 +71,8 @@ class FlowerRun:
 
     def round_ended(self, entry: Mapping[str, Any]) -> None:
         logger.info("%s", round_line(entry, self.loop.num_rounds))
+        if warning := claims_line(self.loop.run.record.rounds):
+            logger.warning("%s", warning)
 
 
 def _check(args: FederatedConfig) -> None:

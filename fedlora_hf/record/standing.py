@@ -26,6 +26,8 @@ def update_standing(record: RunRecord) -> None:
                 flagged.add(client)
             if not entry.get("thinned"):  # else they stand as they were found then
                 facts["weight"] = entry["weights"].get(client, 0.0)
+                facts["claimed_weight"] = (entry.get("claimed_weights") or {}).get(client)
+                facts["outlier_claim"] = (entry.get("outlier_claims") or {}).get(client, "")
                 facts["evidence"] = entry["combined_evidence"].get(client, {})
                 if client in entry.get("influence", {}):
                     facts["influence"] = entry["influence"][client]

@@ -97,8 +97,16 @@ class Client:
     influence: float | None
     suspicion: tuple[str, float] | None
     num_examples: float | None
+    claimed_weight: float | None
+    outlier_claim: str
     evidence: dict[str, Score]
     metrics: dict[str, Values]
+    name: str = ""
+
+    @property
+    def title(self) -> str:
+        """Its name in the data, and its id where that is another."""
+        return f"{self.name} ({self.id})" if self.name else self.id
 
 
 @dataclass(frozen=True)
@@ -192,6 +200,7 @@ def _suspicion(value: Any) -> tuple[str, float] | None:
 def _clients(record: RunRecord) -> list[Client]:
     flagged = {str(client_id) for client_id in record.flagged}
     last = mapping(record.rounds[-1].get("evidence")) if record.rounds else {}
+    names = mapping(record.data.get("names"))
     found = []
     for client_id in {*record.clients, *flagged, *record.quarantined}:
         entry = record.clients.get(client_id, {})
@@ -206,8 +215,11 @@ def _clients(record: RunRecord) -> list[Client]:
                 influence=number(entry.get("influence")),
                 suspicion=_suspicion(record.suspicious.get(client_id)) if state == COLLABORATIVE else None,
                 num_examples=number(entry.get("num_examples")),
+                claimed_weight=number(entry.get("claimed_weight")),
+                outlier_claim=str(entry.get("outlier_claim") or ""),
                 evidence=_evidence(entry.get("evidence")) or _evidence(last.get(client_id)),
                 metrics={view: values(item) for view, item in mapping(entry.get("metrics")).items()},
+                name=str(names.get(str(client_id), "")),
             )
         )
     return sorted(found, key=lambda client: (STATES.index(client.state), natural(client.id), client.id))

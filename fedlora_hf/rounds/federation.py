@@ -173,6 +173,7 @@ class Federation:
             updates,
             self.args.aggregation,
             weight_by=self.args.weight_by,
+            weight_cap=self.args.weight_cap,
             target_rank=None if self.method.restarts or self.method.residual else self.rank,
             reference=self._reference(number),
             server=self.store.server_update(number),

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fedlora_hf.adapter.slot import slot_facts
+from fedlora_hf.data.fingerprint import data_sha256
 from fedlora_hf.data.prepare import ClientData
 from fedlora_hf.errors import RoundError
 from fedlora_hf.numerics.evidence import Evidence
@@ -36,11 +37,13 @@ class LocalTransport:
         self.trainer, self.federation, self.train_client = trainer, federation, train_client
         self.server, self.facts = server, dict(facts)
         self.args, self.store, self.processes = trainer.args, federation.store, trainer.processes
+        self._data_sha256 = data_sha256(trainer.clients if server is None else {**trainer.clients, SERVER: server})
 
     def opening(self) -> RunRecord:
-        examples = {client: len(data.train) for client, data in self.trainer.clients.items()}
+        examples = {client: data.train.num_examples for client, data in self.trainer.clients.items()}
         adapter = slot_facts(self.trainer.slot, self.args.adapter)
-        return opening(self.args, self.federation.method, self.facts, examples, adapter)
+        sha256 = {"data": self._data_sha256, "base": self.trainer.base_sha256}
+        return opening(self.args, self.federation.method, self.facts, examples, adapter, sha256)
 
     def present(self, run: Run, number: int) -> Iterable[str]:
         return self.trainer.clients

@@ -6,22 +6,30 @@ it is used: after each commit the loop goes on from what it reads back.
 """
 # SPDX-License-Identifier: Apache-2.0
 
+import logging
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from fedlora_hf.errors import RecordError
 from fedlora_hf.hub.publishing import Publisher
+from fedlora_hf.launch.heartbeat import heartbeat
 from fedlora_hf.record.standing import collaborative
 from fedlora_hf.record.write import add_metrics, check_same_run, mean_over_collaborative
 from fedlora_hf.rounds.adopt import adopted
 from fedlora_hf.rounds.federation import Federation, Run, check_cohort
 from fedlora_hf.rounds.limits import check_budget
 from fedlora_hf.rounds.output import ClientFolders, check_overwrite, write_run
+from fedlora_hf.rounds.ownership import check_no_less, check_output
 from fedlora_hf.rounds.store import unlike
 from fedlora_hf.rounds.transport import Ask, Transport, Watcher
 from fedlora_hf.training.stages import total_rounds
 from fedlora_hf.util.disk import sweep
+from fedlora_hf.util.lock import one_writer
 from fedlora_hf.util.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 
 class RoundLoop:
@@ -37,12 +45,26 @@ class RoundLoop:
         self.federation, self.transport, self.watcher = federation, transport, watcher
         self.args, self.store, self.publisher, self.progress = federation.args, federation.store, publisher, progress
         self.processes = transport.processes
-        self.run = self._new_run()
+        self.run, self._begun = self._new_run(), False
 
     @property
     def num_rounds(self) -> int:
         """Rounds of the whole run, those of the global stage included."""
         return total_rounds(self.args)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Be the only writer of the output folder meanwhile; ConfigError where it is another's, or another writes.
+
+        Where several processes run, one that is lost ends the others, which would wait for it.
+        """
+        with ExitStack() as held:
+            with self.processes.all_or_none():
+                if self.processes.first:
+                    check_output(self.args.output_dir, self.run.record.kind)
+                    held.enter_context(one_writer(self.args.output_dir))
+            held.enter_context(heartbeat(self.processes.number, self.processes.count))
+            yield
 
     def train(self, resume: str | None = None) -> Run:
         """The rounds, and the personal adapters; `evaluate` and `write` are the caller's to ask for."""
@@ -71,7 +93,8 @@ class RoundLoop:
                 now.clients = now.clients or earlier.clients  # over a network they are not known before they answer
                 check_same_run(earlier, now)
         if damage is not None:
-            self.progress.say(f"going on from round {number}, the last that is whole: {damage}")
+            # Not by way of the bar, which may be switched off: rounds that were done are lost.
+            logger.warning("going on from round %s, the last that is whole: %s", number, damage)
         with self.processes.all_or_none():
             if self.processes.first:
                 self._clear(number, new=earlier is None)
@@ -80,6 +103,7 @@ class RoundLoop:
             if reason := unlike(state, self.federation.initial):
                 raise RecordError(f"{self.store.folder / str(number)}: {reason}; its adapter is not of this model")
             self.run = Run(number, state, earlier)
+        self._begun = True
 
     def _new_run(self) -> Run:
         return Run(0, self.federation.initial, self.transport.opening())
@@ -193,5 +217,11 @@ class RoundLoop:
             add_metrics(record, kind, scores)
 
     def write(self, folder: str, *, report: bool = True) -> None:
-        """Write the global adapter, run.json, the card and, unless told not to, the report."""
+        """Write the global adapter, run.json, the card and, unless told not to, the report.
+
+        ConfigError where they would replace what is not this run's, or a run that has come further.
+        """
+        check_output(folder, self.run.record.kind)
+        if not self._begun:
+            check_no_less(folder, self.run.round)
         write_run(folder, self.run.state, self.store.config, self.run.record, report=report)

@@ -3,6 +3,7 @@
 rounds/3/                 committed: the global adapter, run.json up to here, and
 rounds/3/server.safetensors   what the server remembers (its optimizer's state, SCAFFOLD's control variate), and
 rounds/3/server/          its own update, where the run has these; a client's control.safetensors is its variate
+rounds/3/                 committed: the global adapter, run.json up to here, SHA256SUMS of all its files, and
 rounds/3/clients/<id>/    each client's own update, a stock PEFT folder beside update.json
 rounds/.open-4/           under way: finished clients of the next round, which a resumed run does not train again
 """
@@ -21,12 +22,13 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from fedlora_hf.adapter.files import read_adapter, write_adapter
-from fedlora_hf.aggregation.screening import unsound, unsound_state
-from fedlora_hf.errors import AdapterError, ConfigError, FedLoraError, RecordError, one_line
+from fedlora_hf.aggregation.soundness import unsound, unsound_state
+from fedlora_hf.errors import AdapterError, ConfigError, FedLoraError, RecordError, StorageError, one_line
 from fedlora_hf.numerics.evidence import Evidence
-from fedlora_hf.record.record import RunRecord, check_complete
+from fedlora_hf.record.record import FILE_NAME, RunRecord, check_complete
 from fedlora_hf.update import AdapterState, ClientUpdate
 from fedlora_hf.util.disk import read_json, remove_tree, sweep, sync, within, write_atomically
+from fedlora_hf.util.sums import changed_file, write_sums
 
 UPDATE, FAILURE, FUNCTIONAL = "update.json", "failure.json", "functional.json"
 MEMORY, SERVER, CONTROL = "server.safetensors", "server", "control.safetensors"
@@ -51,18 +53,26 @@ class RoundStore:
     def damage(self, number: int) -> str | None:
         """Why a run cannot go on from a committed round (a file cut short, say), in one line; None when it can.
 
-        Its record, its global adapter and the headers of the updates that lie there are read; older updates are not.
+        Every file that lies there is as its sha256 tells, and so are the updates that earlier rounds keep; its record,
+        its global adapter and the headers of its updates are read.
         """
+        place = self.folder / str(number)
         try:
-            check_complete(self.record(number), number, str(self.folder / str(number)))
+            for earlier in self.committed():
+                kept = "" if earlier == number else "clients/"
+                if earlier <= number and (reason := changed_file(self.folder / str(earlier), kept)):
+                    return f"{self.folder / str(earlier)}: {reason}"
+            check_complete(self.record(number), number, str(place))
             self.memory(number)
             if reason := unsound_state(self.state(number)):
-                return f"{self.folder / str(number)}: {reason}"
+                return f"{place}: {reason}"
             for client_id in _names(within(self.folder, str(number), "clients")):
                 if not (self.folder / str(number) / "clients" / client_id / FAILURE).is_file():
                     self.update(number, client_id)
         except FedLoraError as error:
             return str(error)
+        except (OSError, ValueError) as error:
+            return f"{place}: {one_line(error, 120)}"
         return None
 
     def last_sound(self) -> tuple[int, str | None]:
@@ -129,7 +139,7 @@ class RoundStore:
         """The update a client has already left in an open round, or None: not trained yet, or left damaged."""
         try:
             return self._read(self._open(number), client_id)
-        except (AdapterError, RecordError):
+        except (AdapterError, RecordError, StorageError):
             return None
 
     def save(self, number: int, update: ClientUpdate) -> ClientUpdate:
@@ -172,7 +182,10 @@ class RoundStore:
 
     def fail(self, number: int, client_id: str, reason: str) -> None:
         """Note in the open round that a client could not be trained, and why."""
-        write_atomically(self._open(number) / "clients" / client_id / FAILURE, json.dumps(reason).encode())
+        place = self._open(number) / "clients" / client_id
+        if place.is_symlink():  # what it leads to is not ours to write into
+            remove_tree(place)
+        write_atomically(place / FAILURE, json.dumps(reason).encode())
 
     def failure(self, number: int, client_id: str) -> str | None:
         """Why a client of a round, open or committed, could not be trained, or None."""
@@ -215,6 +228,7 @@ class RoundStore:
         if memory:
             write_atomically(place / MEMORY, safetensors_bytes({name: t.contiguous() for name, t in memory.items()}))
         record.save(place)
+        write_sums(place)
         for path in sorted(place.rglob("*")):
             sync(path)
         sync(place)
@@ -240,6 +254,7 @@ class RoundStore:
     def amend(self, number: int, record: RunRecord) -> None:
         """Replace the record of a committed round by one that knows more of it, such as its metrics."""
         record.save(self.folder / str(number))
+        write_sums(self.folder / str(number), FILE_NAME)
 
     def prune(self, keep: int, needed: Iterable[tuple[int, str]], bases: Container[int] = ()) -> None:
         """Remove committed rounds but the last `keep` (0: none is removed), except the updates that are `needed`.
@@ -268,7 +283,7 @@ class RoundStore:
         return self.folder / f".open-{number}"
 
     def _read(self, place: Path, client_id: str) -> ClientUpdate:
-        folder = place / "clients" / client_id
+        folder = within(place, "clients", client_id)
         state, _ = read_adapter(folder)
         try:
             facts = read_json(folder / UPDATE, MAX_NOTE_BYTES)

@@ -11,6 +11,7 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, Trainer
 
+from fedlora_hf.adapter.base_fingerprint import base_sha256
 from fedlora_hf.adapter.files import read_adapter
 from fedlora_hf.adapter.slot import AdapterSlot, set_frozen, slot_rank, with_adapter
 from fedlora_hf.adapter.slot import peft_config as described
@@ -18,6 +19,8 @@ from fedlora_hf.aggregation.update_attacks import KINDS as UPDATE_ATTACKS
 from fedlora_hf.aggregation.update_attacks import attacked
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.data.collate import Collator
+from fedlora_hf.data.labels import head_labels
+from fedlora_hf.data.packing import check_packing
 from fedlora_hf.data.prepare import ClientData, prepare_client
 from fedlora_hf.errors import ConfigError, DataError
 from fedlora_hf.launch.processes import Processes
@@ -62,10 +65,13 @@ class ClientTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         _check_arguments(args, client_datasets)
+        head = head_labels(getattr(model, "config", None))
         self.clients: dict[str, ClientData] = {
-            client_id: prepare_client(client_id, client_datasets[client_id], processing_class, args)
+            client_id: prepare_client(client_id, client_datasets[client_id], processing_class, args, head)
             for client_id in sorted(client_datasets)
         }
+        if args.packing:
+            check_packing(model)
         if not isinstance(model, PeftModel):
             model = with_adapter(model, peft_config or described(args), args.seed)
         if data_collator is None:
@@ -82,6 +88,7 @@ class ClientTrainer(Trainer):
         together, sharded = args.client_parallel == "data", is_sharded(self.accelerator, args.zero)
         self.processes = Processes(self.accelerator, together=together, lockstep=sharded)
         self.slot = AdapterSlot(self.model)
+        self.base_sha256 = base_sha256(self.model, {id(parameter) for parameter in self.slot.parameters()})
         # Never wrapped: `processes` adds up what a wrapper would, so any part of the adapter can be trained next.
         self.model_wrapped = prepared(self.accelerator, self.slot, together, args.zero)
         if sharded and (self.compute_loss_func or not self.model_accepts_loss_kwargs):
@@ -204,7 +211,7 @@ class ClientTrainer(Trainer):
         facts = {"train_loss": result.train_loss, "steps": result.steps}
         # A factor that was not trained is the start's to the bit, which an adapter kept in other parts (dirmag) is not.
         state = with_kept(self.slot.read(), start, stage.untrained)
-        return ClientUpdate(name, state, len(data.train), facts, result.control)
+        return ClientUpdate(name, state, data.train.num_examples, facts, result.control)
 
     def personal(
         self, client_id: str, global_state: AdapterState, own: AdapterState | None, refined: AdapterState | None

@@ -23,6 +23,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 from transformers import TrainingArguments
 
 from fedlora_hf.errors import ClientTimeoutError, one_line
+from fedlora_hf.launch.alarm import alarm
 from fedlora_hf.training.control import Controls, Correction
 from fedlora_hf.training.metrics import IGNORED
 from fedlora_hf.util.disk import is_disk_trouble
@@ -108,6 +109,10 @@ def _without_labels(batch: dict[str, Any]) -> dict[str, Any]:
     return {**batch, "labels": torch.full_like(batch["labels"], IGNORED)}
 
 
+# Seconds more that a step may take once the time is over: an ordinary slow one then says itself how slow it was.
+GRACE = 1.0
+
+
 @dataclass(eq=False)
 class LocalTraining:
     """One client's steps of a round, on the trainable parameters of the trainer's model, in place.
@@ -118,7 +123,8 @@ class LocalTraining:
     proximal_mu: FedProx (Li et al. 2020, arXiv 1812.06127), mu / 2 * |w - w_start|^2 added to the loss; its gradient
     mu * (w - w_start) is added directly, which is the same and costs no graph.
     controls: SCAFFOLD's control variates, added to the gradients before anything else is; None: none.
-    timeout: seconds after which the client is given up, looked at after every step: ClientTimeoutError.
+    timeout: seconds after which the client is given up: ClientTimeoutError. They are looked at after every step; GRACE
+    seconds later a step that hangs is broken off too (where processes work together, while it waits for its batch).
     """
 
     trainer: "ClientTrainer"
@@ -129,6 +135,7 @@ class LocalTraining:
     controls: Controls | None = None
     timeout: float | None = None
     began: float = field(default_factory=time.monotonic, init=False)
+    step: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         trained = [parameter for parameter in self.trainer.model_wrapped.parameters() if parameter.requires_grad]
@@ -146,12 +153,14 @@ class LocalTraining:
         number = trainer.processes.share[0]  # a process with batches of its own needs dropout of its own
         try:
             with (
+                alarm(None if trainer.processes.together else self._rest, self._hangs),
                 trainer.fresh_optimizer(self.steps) as (optimizer, scheduler),
                 torch.random.fork_rng(_cuda_devices(device)),
                 _mode_set_once(trainer.model_wrapped),
             ):
                 torch.manual_seed(derive_seed(self.seed, "dropout", *([number] if number else [])))
                 for step in range(1, self.steps + 1):
+                    self.step = step
                     total += self._step(optimizer, scheduler)
                     self._check_time(step)
         finally:
@@ -163,7 +172,7 @@ class LocalTraining:
     def _step(self, optimizer: Any, scheduler: Any) -> Tensor:
         """One optimizer step; its loss."""
         trainer, args = self.trainer, self.trainer.args
-        micro_batches, num_items = trainer.step_batches(self.batches)
+        micro_batches, num_items = trainer.step_batches(self._batches_in_time())
         trainer.step_begins()
         loss = trainer.processes.add_gradients(self.parameters, partial(trainer.backward, micro_batches, num_items))
         if self.correction is not None:
@@ -178,6 +187,23 @@ class LocalTraining:
         optimizer.zero_grad(set_to_none=True)
         trainer.step_ended()
         return loss
+
+    def _batches_in_time(self) -> Iterator[list[dict[str, Any]]]:
+        """The next step's batches; where processes work together, too long a wait ends here and is told to all."""
+        with alarm(self._rest if self.trainer.processes.together else None, self._hangs):
+            batch = next(self.batches)
+        yield batch
+
+    @property
+    def _rest(self) -> float | None:
+        """Seconds until a step that hangs is broken off."""
+        return None if self.timeout is None else self.timeout + GRACE - (time.monotonic() - self.began)
+
+    def _hangs(self) -> ClientTimeoutError:
+        return ClientTimeoutError(
+            f"step {self.step} of {self.steps} has not ended {self.timeout:g} s after the first began: "
+            "client_timeout; see whether its data can be read, or raise it"
+        )
 
     def _check_time(self, step: int) -> None:
         if self.timeout is None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from fedlora_hf import cli
 from fedlora_hf.adapter.files import WEIGHTS, read_adapter
+from fedlora_hf.record.record import RunRecord
 
 # A handful of random adapters agree on nothing, which clair says.
 pytestmark = [
@@ -176,12 +177,14 @@ def refused(capsys: Any, *arguments: str | Path) -> str:
     return str(line)
 
 
-def test_two_adapters_of_one_name_are_refused(tmp_path: Path, capsys: Any) -> None:
-    one, two = stock(tmp_path / "a" / "site"), stock(tmp_path / "b" / "site")
-    line = refused(capsys, one, two, "--output_dir", tmp_path / "out")
-    assert "its client id 'site' is also that of" in line
-    assert "rename a folder" in line
-    assert not (tmp_path / "out").exists()
+def test_adapters_of_one_name_are_told_apart_by_their_path(tmp_path: Path, capsys: Any) -> None:
+    folders = [stock(tmp_path / f"hospital_{name}" / "checkpoint-100") for name in "abc"]
+    out = tmp_path / "out"
+    assert cli.main(["aggregate", *map(str, folders), "--output_dir", str(out), "--method", "product_mean"]) == 0
+    assert sorted(RunRecord.load(out).clients) == ["hospital_a", "hospital_b", "hospital_c"]
+    line = refused(capsys, folders[0], folders[0], "--output_dir", tmp_path / "twice")
+    assert "is given twice; name every adapter once" in line
+    assert not (tmp_path / "twice").exists()
 
 
 def test_no_usable_adapter_is_an_error(tmp_path: Path, capsys: Any) -> None:
