@@ -5,6 +5,7 @@ import torch
 
 from fedlora_hf.aggregation import changes
 from fedlora_hf.aggregation.cohort import Cohort
+from fedlora_hf.aggregation.counts import limited
 from fedlora_hf.methods.robust import CentredClippingOptions
 from fedlora_hf.numerics import clipping
 from fedlora_hf.update import Aggregate
@@ -18,9 +19,10 @@ def centred_clipping(cohort: Cohort, options: CentredClippingOptions) -> Aggrega
     """
     shares = torch.tensor([cohort.weights[client] for client in cohort.ids], dtype=torch.float64)
     found, radii = clipping.centred(changes.gram(cohort), shares, options.radius, options.steps)
-    state, modules = changes.moved(cohort, dict(zip(cohort.ids, found.tolist(), strict=True)))
     total = float(found.sum())
-    weights = dict(zip(cohort.ids, (found / total).tolist(), strict=True)) if total else dict(cohort.weights)
+    shared = dict(zip(cohort.ids, (found / total).tolist(), strict=True)) if total else dict(cohort.weights)
+    weights = limited(shared, cohort.weight_limits)
+    state, modules = changes.moved(cohort, {client: weight * total for client, weight in weights.items()})
     return Aggregate(
         state, weights=weights, modules=modules, diagnosis={"radii": radii, "step_length": total}, n_iter=options.steps
     )
