@@ -8,11 +8,15 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from fedlora_hf.aggregation.attacks import ATTACKS
+from fedlora_hf.aggregation.server_optimizer import server_rule, space_of
+from fedlora_hf.aggregation.update_attacks import KINDS as UPDATE_KINDS
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.launch.quantisation import check_quantisation
 from fedlora_hf.launch.zero import plain_launch, zero_settings
 from fedlora_hf.methods import method_named
 from fedlora_hf.methods.settings import read_options
+from fedlora_hf.numerics.server_step import Rule
 from fedlora_hf.options import (
     AdapterOptions,
     AggregationOptions,
@@ -28,6 +32,8 @@ from fedlora_hf.options.arguments import check_arguments, fill_in
 from fedlora_hf.options.facts import check_bounds, check_effects, facts_of
 from fedlora_hf.options.spelling import suggestion
 from fedlora_hf.privacy import Privacy
+from fedlora_hf.util.counts import suspects_allowed
+from fedlora_hf.util.rehearsal import DATA_KINDS, Contamination, read_contaminate
 
 # ---- what becomes of the options of TrainingArguments (those of our own say it in their field) -----------------------
 # In every record, whether changed or not.
@@ -115,9 +121,14 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
         if self.personal_steps is None:
             self.personal_steps = 20 if self.pipeline == "fedlora_optimizer" else 0
         self.aggregation_options = read_options(method_named(self.aggregation), self.aggregation_options)
+        self.contaminate = _names(self.contaminate)
 
     def _check_together(self) -> None:
         """ConfigError for values that do not go together."""
+        self._check_server()
+        self._check_limits()
+        if self.scaffold:
+            self._check_scaffold()
         if self.labels is not None and not 1 < len(self.labels) == len(set(self.labels)):
             raise ConfigError(f"labels={','.join(self.labels)}: must be two or more, all different; name every class")
         if not self.dataloader_num_workers:
@@ -142,7 +153,7 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
                 "leave it out, or dp_clip"
             )
         method = method_named(self.aggregation)
-        if self.weight_by == "uniform" and not method.weighted:
+        if self.weight_by == "uniform" and method.uniform:
             raise ConfigError(
                 f"weight_by=uniform: has no effect with {method.name}, in which every client counts once; leave it out"
             )
@@ -151,6 +162,73 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
         own, value = type(self).__dataclass_fields__[item.name], getattr(self, item.name)
         default = own.default if own.default_factory is MISSING else own.default_factory()
         return value != default and not any(value in same and default in same for same in _ALIKE)
+
+    def _check_server(self) -> None:
+        """The server's own data and optimizer, against what the method and the pipeline make of them."""
+        method = method_named(self.aggregation)
+        if self.server_dataset is None and method.needs_server:
+            raise ConfigError(
+                f"aggregation={method.name!r} without server_dataset: it compares clients with an update trained "
+                "on the server's own data; pass --server_dataset, or choose multikrum"
+            )
+        if self.server_dataset is not None and self.pipeline == "none" and not method.needs_server:
+            raise ConfigError(
+                f"server_dataset={self.server_dataset!r}: only the global stage of a pipeline and fltrust train on the "
+                "server; pass --pipeline fedlora_optimizer or leave it out"
+            )
+        if self.server_rule is not None:
+            space_of(method)
+
+    def _check_scaffold(self) -> None:
+        method = method_named(self.aggregation)
+        if method.keeps or method.turns or (method.averages != "factors" and method.trains == ("A", "B")):
+            raise ConfigError(
+                f"scaffold with aggregation {method.name!r}: its clients' factors have no common coordinates from "
+                "round to round; choose fedavg or ffa, or leave scaffold out"
+            )
+        if self.adapter != "lora":
+            raise ConfigError(f"scaffold with adapter {self.adapter}: corrects plain LoRA's factors; leave out one")
+        if self.dp_clip is not None:
+            raise ConfigError("scaffold beside dp_clip: no noise covers a control variate; leave out one")
+        if self.fp16:
+            raise ConfigError("scaffold beside fp16: its gradients are scaled; pass --bf16 or leave it out")
+
+    def _check_limits(self) -> None:
+        """That the limits at which a run stops mean something beside the other options."""
+        suspects_allowed(self.max_suspects, 1)
+        for client, how in self.contaminated.items():
+            if how.kind in ATTACKS and how.strength is not None:
+                raise ConfigError(f"contaminate {client}={how}: {how.kind} has no strength; write {client}={how.kind}")
+            if how.kind in ATTACKS and set(method_named(self.aggregation).trained(1)) != {"A", "B"}:
+                raise ConfigError(
+                    f"contaminate {client}={how}: attacks both factors, aggregation {self.aggregation} freezes one; "
+                    f"choose one of {', '.join(UPDATE_KINDS)}"
+                )
+        if self.dp_max_epsilon is None:
+            return
+        if self.dp_clip is None or not self.dp_noise_multiplier:
+            raise ConfigError(
+                f"dp_max_epsilon={self.dp_max_epsilon}: without noise nothing is guaranteed; pass --dp_clip and "
+                "--dp_noise_multiplier"
+            )
+        if self.dp_seed is not None:
+            raise ConfigError(f"dp_seed={self.dp_seed}: voids the guarantee that dp_max_epsilon bounds; leave out one")
+
+    @property
+    def contaminated(self) -> dict[str, Contamination]:
+        """{client: how it is contaminated on purpose}."""
+        return read_contaminate(self.contaminate, {*DATA_KINDS, *UPDATE_KINDS, *ATTACKS})
+
+    @property
+    def server_rule(self) -> Rule | None:
+        """The server's optimizer; None for none."""
+        return server_rule(
+            self.server_optimizer,
+            self.server_learning_rate,
+            self.server_momentum,
+            self.server_beta2,
+            self.server_tau,
+        )
 
     @property
     def place_model_on_device(self) -> bool | None:

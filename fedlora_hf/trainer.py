@@ -31,6 +31,7 @@ from fedlora_hf.rounds.store import RoundStore, unlike
 from fedlora_hf.rounds.watching import TrainerWatcher
 from fedlora_hf.training.client_trainer import ClientTrainer
 from fedlora_hf.update import ClientUpdate
+from fedlora_hf.util.rehearsal import check_clients
 
 
 class FederatedTrainer(ClientTrainer):
@@ -79,6 +80,7 @@ class FederatedTrainer(ClientTrainer):
         server = None if server_dataset is None else prepare_client(SERVER, server_dataset, tokenizer, args)
         self._server = server
         check_cohort(args, self.method, len(self.clients))
+        check_clients(args.contaminated, self.clients)
         self.publisher = Publisher(args, self.progress)
         self.store = RoundStore(f"{args.output_dir}/rounds", self.slot.config())
         self.federation = Federation(args, self.method, self.store, self.initial, self.rank)
@@ -174,7 +176,8 @@ class FederatedTrainer(ClientTrainer):
         """One client's local training in round `number`, from the state it starts that round with; its update."""
         start = self.federation.start(self.run, client_id)
         moments = self.federation.moments(self.run.record, client_id) if self.args.keep_optimizer else b""
-        return self.train_round(client_id, start.state, start.frozen, number, moments)
+        controls = self.federation.controls(self.run, client_id)
+        return self.train_round(client_id, start.state, start.frozen, number, controls, moments)
 
     def _steps_of(self, number: int) -> int:
         """Optimizer steps of all who train in a round."""

@@ -226,12 +226,14 @@ class ClientUpdate:
     """What one client sends: its adapter, and how many examples it was trained on (None: not known).
 
     The state is the whole adapter (relative to the frozen base model), not the change since the last round.
+    control: its next control variate, {parameter: tensor}, where the run is SCAFFOLD's; see training/control.py.
     """
 
     client_id: str
     state: AdapterState
     num_examples: int | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    control: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.state, AdapterState):

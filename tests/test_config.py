@@ -80,7 +80,10 @@ def test_refusals_are_one_line_with_value_rule_and_remedy(changes: dict[str, Any
             {"global_learning_rate": 0.1, "pipeline": "fedlora_optimizer", "global_rounds": 0},
             "has no effect without global_rounds; pass --global_rounds",
         ),
-        ({"server_dataset": "d.jsonl"}, "server_dataset=d.jsonl: has an effect with pipeline fedlora_optimizer only"),
+        (
+            {"server_dataset": "d.jsonl"},
+            "server_dataset='d.jsonl': only the global stage of a pipeline and fltrust",
+        ),
         ({"personal_learning_rate": 0.1}, "has no effect without personal_steps; pass --personal_steps"),
         ({"dirichlet_alpha": 2.0}, "dirichlet_alpha=2.0: has an effect with partition_by dirichlet only"),
         ({"dirichlet_alpha": 0.0}, "dirichlet_alpha=0.0: must be a finite number above 0"),

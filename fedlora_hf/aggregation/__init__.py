@@ -12,7 +12,7 @@ import torch
 from fedlora_hf.aggregation.cohort import Cohort, PastRound, client_weights
 from fedlora_hf.aggregation.counts import WEIGHT_CAP, Counts, believed
 from fedlora_hf.aggregation.coverage import check_alike, filled
-from fedlora_hf.aggregation.screening import PartialModules, screen
+from fedlora_hf.aggregation.screening import PartialModules, checked_server, screen
 from fedlora_hf.errors import ConfigError, UpdateError
 from fedlora_hf.methods import method_named
 from fedlora_hf.methods.method import Method
@@ -32,6 +32,7 @@ def aggregate(
     partial_modules: PartialModules = "quarantine",
     past: Sequence[PastRound] = (),
     functional: Mapping[str, Evidence] | None = None,
+    server: AdapterState | None = None,
     **options: Any,
 ) -> Aggregate:
     """Combine clients' updates into one global adapter and, where the method refines, personalised ones.
@@ -51,6 +52,7 @@ def aggregate(
         or "refuse" (UpdateError). `coverage.costs` tells what each would cost.
     past: what earlier rounds found, oldest first; clair combines their evidence with this round's.
     functional: {client: evidence} of this round from other clients' losses, where it was taken; clair counts it too.
+    server: an adapter trained on the server's own data from the same start; fltrust compares with it.
 
     Raises ConfigError for a bad argument, UpdateError when no usable update is left or ids repeat.
     """
@@ -71,10 +73,11 @@ def aggregate(
             raise UpdateError(f"0 usable updates: at least one is needed; check the clients ({reasons or 'none came'})")
         if not found.modules:
             raise UpdateError("0 modules that all clients have: at least one is needed; train the same target modules")
+        trusted = None if server is None else checked_server(server, found.usable[0], found.modules)
         counts = _counted(found.usable, chosen, weight_by, weight_cap)
         usable = tuple(replace(u, num_examples=counts.used.get(u.client_id, u.num_examples)) for u in found.usable)
         limits = dict.fromkeys(counts.outliers, weight_cap) if chosen.counts == "capped" else {}
-        start = (target_rank, reference, tuple(past), functional or {}, limits)
+        start = (target_rank, reference, tuple(past), functional or {}, limits, trusted)
         cohort = Cohort(usable, weight_by, found.modules, *start)
         result = rule_of(chosen)(cohort, settings)
     left_out = {"modules_left_out": list(found.left_out)} if found.left_out else {}

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
 from statistics import median
@@ -143,6 +143,18 @@ def _read(update: ClientUpdate, reference: AdapterState | None) -> Outline | str
     if promised is not None and (dict(promised.shapes), dict(promised.ranks)) != (shapes, ranks):
         return "its file has changed while it was read"
     return Outline(shapes, ranks)
+
+
+def checked_server(server: AdapterState, client: ClientUpdate, modules: Container[str]) -> AdapterState:
+    """The server's own update, of the modules that the clients have; UpdateError when it cannot be compared."""
+    kept = server.restricted({*(module for module in server if module in modules), *client.state.extras})
+    found = examine(ClientUpdate("server", kept))
+    expected: dict[str, tuple[int, ...]] = {module: client.state[module].shape for module in client.state}
+    expected |= {name: tuple(tensor.shape) for name, tensor in client.state.extras.items()}
+    reason = found if isinstance(found, str) else mismatch(found, expected, "quarantine")
+    if reason:
+        raise UpdateError(f"the server's own update: {one_line(reason, 400)}; train it from the clients' start")
+    return kept
 
 
 def largest_ranks(found: Sequence[Outline], expected: Shapes, reference: AdapterState | None) -> dict[str, float]:

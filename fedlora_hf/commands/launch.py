@@ -23,14 +23,14 @@ def run(main: Callable[[Sequence[str]], object], about: str | None) -> int:
 
 
 def exit_code(action: Callable[[], object]) -> int:
-    """0 when `action` is done, 2 with one line on standard error for anything a user can mend, 130 or 143 when
-    interrupted or terminated."""
+    """0 when `action` is done, 130 or 143 when interrupted or terminated; with one line on standard error 2 for what a
+    user can mend, 3 where a limit that the user set stopped a round."""
     try:
         with _terminated_as_interrupted():
             action()
     except FedLoraError as error:
         print(f"fedlora: error: {error}", file=sys.stderr)  # noqa: T201
-        return 2
+        return error.exit_code
     except OSError as error:
         if not (is_disk_trouble(error) or isinstance(error, PermissionError)):
             raise

@@ -60,7 +60,10 @@ def train(content: RecordDict, context: Context) -> RecordDict:
     start = with_remembered(fit(take(content, "start"), trainer), context.state, method.keeps)
     before = trainer.test_metrics({name: start}).get(name, {}) if order["score"] else {}
     frozen, number = take(content, "frozen") if holds(content, "frozen") else None, int(order["round"])
-    update, stage = trainer.train_round(name, start, frozen, number), round_stage(trainer.args, method.trains, number)
+    update, stage = (
+        trainer.train_round(name, start, frozen, number),
+        round_stage(trainer.args, method.trained(number), number),
+    )
     if method.keeps:
         remember(context.state, update.state, method.keeps)
     put(reply, "update", update.state, DTYPES[settings.wire_dtype], travelling(stage, method.keeps))

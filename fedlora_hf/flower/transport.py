@@ -86,7 +86,7 @@ class FlowerTransport:
     def _enter(self, run: Run, clients: Sequence[str]) -> None:
         """See that the record knows these clients, and their nodes."""
         for client in clients:
-            known = run.record.clients.setdefault(client, newcomer(None))
+            known = run.record.clients.setdefault(client, newcomer(None, self.args.contaminated.get(client)))
             known["node"] = str(self.roster.nodes.get(client, known.get("node")))
         run.record.data["refused_nodes"] = {str(node): why for node, why in self.roster.refused.items()}
 

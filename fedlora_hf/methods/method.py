@@ -27,11 +27,15 @@ class Method:
     averages: "factors" when A and B are combined separately (inexact: the mean of products is not the product of
         means), "product" when the updates B A themselves are.
     options: the frozen dataclass of its options; its fields are the keyword arguments of `aggregate`.
-    trains: the factors a client trains; keeps: the factors a client keeps for itself between rounds.
+    trains: the factors a client trains; turns: those of round 1, 2 ... in turn, where they change.
+    keeps: the factors a client keeps for itself between rounds.
+    residual: the global adapter's first rows are what clients train next; the rest stands frozen under these.
     restarts: clients start every round from fresh factors on top of the frozen aggregate.
     robust: made to withstand contaminated clients.
     weighted: the global adapter is a mean with `Aggregate.weights` (a coordinate-wise median is not).
+    uniform: every client counts once, whatever number of examples it claims.
     least_clients: fewest usable updates it can work with.
+    needs_server: compares clients with an update trained on the server's own data.
     rule: (cohort, options) -> Aggregate, a pure function, for a method whose rule is kept elsewhere; else None.
     """
 
@@ -41,14 +45,22 @@ class Method:
     averages: Literal["factors", "product"]
     options: type = NoOptions
     trains: tuple[str, ...] = ("A", "B")
+    turns: tuple[tuple[str, ...], ...] = ()
     keeps: tuple[str, ...] = ()
+    residual: bool = False
     restarts: bool = False
     robust: bool = False
     weighted: bool = True
+    uniform: bool = False
     least_clients: int = 1
+    needs_server: bool = False
     rule: Callable[[Any, Any], Any] | None = None
+
+    def trained(self, number: int) -> tuple[str, ...]:
+        """The factors that clients train in a round (rounds count from 1)."""
+        return self.turns[(number - 1) % len(self.turns)] if self.turns else self.trains
 
     @property
     def counts(self) -> Trust:
         """What it makes of the clients' numbers of examples."""
-        return "trusted" if not self.robust else "capped" if self.weighted else "unused"
+        return "trusted" if not self.robust else "unused" if self.uniform else "capped"

@@ -96,6 +96,13 @@ class DataOptions:
     max_examples_per_client: int | None = option(
         None, "At most so many examples a client, drawn at random.", bound=at_least(1, "leave it out for all examples")
     )
+    contaminate: list[str] | None = option(
+        None,
+        "Rehearse an attack on your own data: CLIENT=KIND[:STRENGTH] ...; KIND spoils the client's training answers "
+        "(random_outputs, constant, shuffled, shuffled_labels, random_labels; strength: a share of the examples) or "
+        "its update (sign_flip, boost, gaussian, zero; strength: a factor), or is an attack by clients who know all "
+        "other updates (min-max, near-line, backdoor, white-box ...: see docs/choosing.md).",
+    )
     validation_fraction: float = option(
         0.1,
         "Share of each client's examples it keeps to choose its adapter with.",
@@ -168,10 +175,22 @@ class RoundOptions:
         "FedProx: weight of half the squared distance to the round's start, added to a client's loss.",
         bound=at_least(0, "0 leaves the term out"),
     )
+    scaffold: bool = option(
+        False,
+        "SCAFFOLD: control variates on the trained factors correct each client's gradients towards what all have in "
+        "common; for aggregation fedavg and ffa, whose factors keep their coordinates from round to round.",
+    )
     server_min_clients: int = option(
         1,
         "Fewest usable updates a round may be aggregated from.",
         bound=at_least(1, "a round needs an update"),
+        resumable=True,
+        side="server",
+    )
+    max_suspects: str | None = option(
+        None,
+        "Stop, with nothing changed and exit code 3, at a round with more flagged or quarantined clients than this: a "
+        "number, or a share such as 0.25. Default: no limit.",
         resumable=True,
         side="server",
     )

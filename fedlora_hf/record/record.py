@@ -38,7 +38,8 @@ class RunRecord:
     suspicious: {id: {"kind", "of_line"}}: near the line of a flag in its last round, or beyond it in that round alone.
     clients: {id: {"collaborative", "weight", "influence" (what is left of it, 0 to 1), "claimed_weight",
         "outlier_claim" ("" or the line of the last round), "num_examples", "evidence": {kind: {"score", "threshold"}},
-        "metrics": {"before" | "global" | "personalised" | "local": {metric: value}}}}.
+        "metrics": {"before" | "global" | "personalised" | "local": {metric: value}}}}; also "contaminated":
+        "kind:strength" of a client that the run contaminated on purpose.
     modules: {name: {"rank", "spectrum", "discarded_energy"}}.
     metrics: {"before": {"global": {...}}, "after": {"global": {...}, "personalised": {...}}}, means over the
         collaborative clients.

@@ -21,6 +21,7 @@ from fedlora_hf.training.metrics import mean_metrics
 from fedlora_hf.training.stages import StageName
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate
 from fedlora_hf.util.redaction import redacted
+from fedlora_hf.util.rehearsal import Contamination
 
 
 def opening(
@@ -49,16 +50,23 @@ def opening(
         versions=versions(),
         adapter=dict(adapter),
         sha256=dict(sha256 or {}),
-        clients={client: newcomer(count) for client, count in num_examples.items()},
+        clients={client: newcomer(count, args.contaminated.get(client)) for client, count in num_examples.items()},
     )
     for name, value in facts.items():
         setattr(record, name, value)
     return record
 
 
-def newcomer(num_examples: int | None) -> dict[str, Any]:
-    """What is known of a client that has sent nothing yet."""
-    return {"collaborative": True, "weight": 0.0, "num_examples": num_examples, "evidence": {}, "metrics": {}}
+def newcomer(num_examples: int | None, contamination: Contamination | None = None) -> dict[str, Any]:
+    """What is known of a client that has sent nothing yet; "contaminated" says how it is so on purpose, if it is."""
+    known: dict[str, Any] = {
+        "collaborative": True,
+        "weight": 0.0,
+        "num_examples": num_examples,
+        "evidence": {},
+        "metrics": {},
+    }
+    return known if contamination is None else {**known, "contaminated": str(contamination)}
 
 
 def check_same_run(earlier: RunRecord, now: RunRecord) -> None:

@@ -65,7 +65,8 @@ class LocalTransport:
             self.trainer.control.should_training_stop = True
             return Sent(complete=False)
         shared = [part for part in ask.stage.parts if part not in self.federation.method.keeps]
-        return Sent(message_bytes=self.message_bytes(shared))
+        # A control variate goes each way beside the adapter.
+        return Sent(message_bytes=self.message_bytes(shared) * (2 if self.args.scaffold else 1))
 
     def train_into_store(self, client_id: str, number: int) -> bool:
         """Train a client unless an earlier, interrupted run already did; a client that fails is noted, not fatal.
@@ -105,8 +106,8 @@ class LocalTransport:
         return update, {"bytes_down": dict.fromkeys(trainer.clients, self.message_bytes(ask.stage.parts))}
 
     def judge(self, ask: Ask) -> Mapping[str, Evidence]:
-        store, number = self.store, ask.number
-        updates = [store.update(number, client) for client in ask.cohort if not store.failure(number, client)]
+        number = ask.number
+        updates = self.federation.updates(number, ask.cohort)
         # Whoever is flagged already is no judge of others.
         trusted = [client for client in ask.cohort if client not in ask.run.record.flagged]
         validation = {client: self.trainer.clients[client].validation for client in trusted}

@@ -19,6 +19,7 @@ from fedlora_hf.record.standing import collaborative
 from fedlora_hf.record.write import add_metrics, check_same_run, mean_over_collaborative
 from fedlora_hf.rounds.adopt import adopted
 from fedlora_hf.rounds.federation import Federation, Run, check_cohort
+from fedlora_hf.rounds.limits import check_budget
 from fedlora_hf.rounds.output import ClientFolders, check_overwrite, write_run
 from fedlora_hf.rounds.ownership import check_no_less, check_output
 from fedlora_hf.rounds.store import unlike
@@ -144,12 +145,15 @@ class RoundLoop:
         """
         federation, run, number, cohort = self.federation, ask.run, ask.number, ask.cohort
         check_cohort(self.args, federation.method, len(cohort))
+        check_budget(self.args, number, run.record.rounds, cohort)
         sent = self.transport.train(ask)
         if not sent.complete:
             return False
         with self.processes.all_or_none():
             if self.args.functional_judges and not self.store.functional(number):
                 self._judge(ask)
+            if federation.method.needs_server:
+                self._train_server(ask)
             if self.processes.first:
                 seconds = time.perf_counter() - began
                 outcome = federation.outcome(run, number, cohort)
@@ -165,6 +169,14 @@ class RoundLoop:
             found = self.transport.judge(ask)
             if self.processes.first:
                 self.store.note_functional(ask.number, found)
+
+    def _train_server(self, ask: Ask) -> None:
+        """Train on the server's own data, as a client would, what the method compares clients with."""
+        done = self.store.server_update(ask.number) is not None
+        if not self.processes.agreed(done) and (self.processes.first or self.processes.together):
+            update, _ = self.transport.train_on_server(ask)
+            if self.processes.first:
+                self.store.save_server(ask.number, update)
 
     def _server_round(self, ask: Ask, began: float) -> None:
         """A round of the global stage on the server's own data: its result is the new global adapter."""

@@ -1,5 +1,8 @@
 """Rounds on disk: an open round gathers clients' updates, a committed one is renamed into place, whole or not at all.
 
+rounds/3/                 committed: the global adapter, run.json up to here, and
+rounds/3/server.safetensors   what the server remembers (its optimizer's state, SCAFFOLD's control variate), and
+rounds/3/server/          its own update, where the run has these; a client's control.safetensors is its variate
 rounds/3/                 committed: the global adapter, run.json up to here, SHA256SUMS of all its files, and
 rounds/3/clients/<id>/    each client's own update, a stock PEFT folder beside update.json
 rounds/.open-4/           under way: finished clients of the next round, which a resumed run does not train again
@@ -13,8 +16,13 @@ from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor
+
 from fedlora_hf.adapter.files import read_adapter, write_adapter
-from fedlora_hf.aggregation.soundness import unsound_state
+from fedlora_hf.aggregation.soundness import unsound, unsound_state
 from fedlora_hf.errors import AdapterError, ConfigError, FedLoraError, RecordError, StorageError, one_line
 from fedlora_hf.numerics.evidence import Evidence
 from fedlora_hf.record.record import FILE_NAME, RunRecord, check_complete
@@ -23,6 +31,7 @@ from fedlora_hf.util.disk import read_json, remove_tree, sweep, sync, within, wr
 from fedlora_hf.util.sums import changed_file, write_sums
 
 UPDATE, FAILURE, FUNCTIONAL, OPTIMIZER = "update.json", "failure.json", "functional.json", "optimizer.safetensors"
+MEMORY, SERVER, CONTROL = "server.safetensors", "server", "control.safetensors"
 MAX_NOTE_BYTES = 16 * 1024**2
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 
@@ -55,6 +64,7 @@ class RoundStore:
                 if earlier <= number and (reason := changed_file(self.folder / str(earlier), kept)):
                     return f"{self.folder / str(earlier)}: {reason}"
             check_complete(self.record(number), number, str(place))
+            self.memory(number)
             if reason := unsound_state(self.state(number)):
                 return f"{place}: {reason}"
             for client_id in _names(within(self.folder, str(number), "clients")):
@@ -109,8 +119,9 @@ class RoundStore:
         for path in self.folder.glob(".open-*"):
             if path.name != f".open-{number + 1}" or path.is_symlink() or not path.is_dir():
                 remove_tree(path)
-            elif (path / "clients").is_symlink():
-                remove_tree(path / "clients")
+            for inner in ("clients", SERVER):
+                if (path / inner).is_symlink():
+                    remove_tree(path / inner)
         for folder in (self.folder, self._open(number + 1), self._open(number + 1) / "clients"):
             sweep(folder)
 
@@ -142,6 +153,8 @@ class RoundStore:
         remove_tree(draft)
         write_adapter(draft, update.state, self.config)
         facts = {"num_examples": update.num_examples, "metrics": dict(update.metrics)}
+        if update.control:
+            write_atomically(draft / CONTROL, safetensors_bytes(dict(update.control)))
         write_atomically(draft / UPDATE, json.dumps(facts).encode())
         if optimizer:
             write_atomically(draft / OPTIMIZER, optimizer)
@@ -193,10 +206,38 @@ class RoundStore:
         except (OSError, ValueError):
             return "training failed; the note of why cannot be read"
 
-    def commit(self, number: int, state: AdapterState, record: RunRecord) -> None:
-        """Close the open round: write the global adapter and the record into it, then rename it, synced, into place."""
+    def memory(self, number: int) -> dict[str, Tensor]:
+        """What the server remembers after a committed round, named tensors; {} for nothing."""
+        return _tensors(self.folder / str(number) / MEMORY)
+
+    def control(self, number: int, client_id: str) -> dict[str, Tensor]:
+        """The control variate that a client left in a round; {} where it left none."""
+        return _tensors(self._place(number) / "clients" / client_id / CONTROL)
+
+    def save_server(self, number: int, update: ClientUpdate) -> None:
+        """Put what was trained on the server's own data into the open round, beside the clients' updates."""
+        place = self._open(number) / SERVER
+        draft = place.with_name(f".{SERVER}.tmp")
+        remove_tree(draft)
+        write_adapter(draft, update.state, self.config)
+        remove_tree(place)
+        os.rename(draft, place)
+
+    def server_update(self, number: int) -> AdapterState | None:
+        """What a round, open or committed, trained on the server's own data to compare clients with; None: nothing."""
+        place = self._place(number) / SERVER
+        return read_adapter(place)[0] if place.is_dir() and not place.is_symlink() else None
+
+    def commit(
+        self, number: int, state: AdapterState, record: RunRecord, memory: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Close the open round: write the global adapter and the record into it, then rename it, synced, into place.
+
+        memory: what the server remembers, written beside the adapter."""
         place = self._open(number)
         write_adapter(place, state, self.config)
+        if memory:
+            write_atomically(place / MEMORY, safetensors_bytes({name: t.contiguous() for name, t in memory.items()}))
         record.save(place)
         write_sums(place)
         for path in sorted(place.rglob("*")):
@@ -236,6 +277,8 @@ class RoundStore:
         needed = set(needed)
         for number in self.committed()[:-keep]:
             place = self.folder / str(number)
+            remove_tree(place / SERVER)
+            remove_tree(place / MEMORY)
             clients = within(place, "clients")
             for client in clients.iterdir() if clients.is_dir() else ():
                 if (number, client.name) not in needed:
@@ -282,3 +325,16 @@ def unlike(state: AdapterState, other: AdapterState) -> str | None:
 
 def _limit(threshold: Any) -> float | None:
     return None if threshold is None else float(threshold)
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """The named tensors of a file, finite all of them; {} where there is none."""
+    if not path.is_file() or path.is_symlink():
+        return {}
+    try:
+        found = dict(load_file(path))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise RecordError(f"{path}: not readable ({type(error).__name__}); resume from an earlier round") from None
+    if bad := [name for name, tensor in found.items() if unsound(tensor)]:
+        raise RecordError(f"{path}: {bad[0]} {unsound(found[bad[0]])}; resume from an earlier round")
+    return found

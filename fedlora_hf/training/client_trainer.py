@@ -3,6 +3,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from fedlora_hf.adapter.slot import (
     slot_ranks,
     write_initial,
 )
+from fedlora_hf.aggregation.update_attacks import KINDS as UPDATE_ATTACKS
+from fedlora_hf.aggregation.update_attacks import attacked
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.data.collate import Collator
 from fedlora_hf.data.labels import head_labels
@@ -35,8 +38,9 @@ from fedlora_hf.methods import method_named
 from fedlora_hf.privacy import Privacy
 from fedlora_hf.training.checks import check_construction, check_tokens, told_in_one_line
 from fedlora_hf.training.computed import computed_metrics
+from fedlora_hf.training.control import Controls
 from fedlora_hf.training.local import LocalTraining, StoppedError, local_batches, num_local_steps
-from fedlora_hf.training.personal import Personal, best, candidates, given, with_kept, with_tuned
+from fedlora_hf.training.personal import Choice, Personal, Source, best, candidates, given, with_kept, with_tuned
 from fedlora_hf.training.scorer import Scorer
 from fedlora_hf.training.sharding import is_sharded, prepared
 from fedlora_hf.training.stages import Stage, StageName, personal_stage, round_stage
@@ -153,15 +157,22 @@ class ClientTrainer(Trainer):
     # ---- one client --------------------------------------------------------------------------------------------------
 
     def train_round(
-        self, client_id: str, start: AdapterState, frozen: AdapterState | None, number: int, moments: bytes = b""
+        self,
+        client_id: str,
+        start: AdapterState,
+        frozen: AdapterState | None,
+        number: int,
+        controls: Controls | None = None,
+        moments: bytes = b"",
     ) -> ClientUpdate:
         """A client's part in round `number`: its local steps from `start`, and of what they give what leaves the client
         (all of it or, where the run asks for privacy, clipped and with noise).
 
         frozen: an adapter that stands frozen under the trained one, where the method restarts its rounds; None: none.
+        controls: SCAFFOLD's, which the update then has the next of; None: none.
         moments: state that its optimizer goes on with.
         """
-        stage = round_stage(self.args, self.method.trains, number)
+        stage = round_stage(self.args, self.method.trained(number), number)
         seed = derive_seed(self.args.seed, "client", number, client_id)
         self.install(start, frozen)
         update = self.train_from(
@@ -171,9 +182,13 @@ class ClientTrainer(Trainer):
             stage,
             seed,
             order=self.order_seed("client", number, client_id),
+            controls=controls,
             timeout=self.args.client_timeout,
             moments=moments,
         )
+        contaminated = self.args.contaminated.get(client_id)
+        if contaminated is not None and contaminated.kind in UPDATE_ATTACKS:
+            update = replace(update, state=attacked(contaminated, update.state, start, seed, stage.untrained))
         return update if self.privacy is None else self.privacy.applied(update, start, stage.untrained, seed)
 
     def order_seed(self, *purpose: int | str) -> int:
@@ -196,6 +211,7 @@ class ClientTrainer(Trainer):
         *,
         order: int | None = None,
         steps: int | None = None,
+        controls: Controls | None = None,
         timeout: float | None = None,
         moments: bytes = b"",
     ) -> ClientUpdate:
@@ -209,16 +225,17 @@ class ClientTrainer(Trainer):
         share, even = self.processes.share, self.processes.lockstep
         order = seed if order is None else order
         batches = local_batches(data.train, self.data_collator, self.args, order, share=share, even=even)
-        mu = self.args.fedprox_mu if stage.name is StageName.FEDERATED else 0.0
+        pull = {StageName.FEDERATED: self.args.fedprox_mu, StageName.PERSONAL: self.args.personal_proximal_mu}
+        mu = pull.get(stage.name, 0.0)
         steps = self.num_local_steps(data) if steps is None else steps
         with _learning_rate(self.args, stage.learning_rate):
-            result = LocalTraining(self, batches, steps, seed, mu, timeout, moments).run()
+            result = LocalTraining(self, batches, steps, seed, mu, controls, timeout, moments).run()
         if self.processes.together:
             self.processes.check_same(self.slot.checksum(), f"the adapter of {name!r} after its local steps")
         facts = {"train_loss": result.train_loss, "steps": result.steps}
         # A factor that was not trained is the start's to the bit, which an adapter kept in other parts (dirmag) is not.
         state = with_kept(self.slot.read(), start, stage.untrained)
-        return ClientUpdate(name, state, data.train.num_examples, facts)
+        return ClientUpdate(name, state, data.train.num_examples, facts, result.control)
 
     def personal_adapter(
         self, client_id: str, global_state: AdapterState, own: AdapterState | None, refined: AdapterState | None
@@ -236,7 +253,9 @@ class ClientTrainer(Trainer):
             found = best(candidates(global_state, own, refined, self.rank), loss)
         if not self.args.personal_steps:
             return found
-        return with_tuned(found, lambda state: self._tuned(client_id, state), loss)
+        # Ditto's personal model is held to the global one, so it starts there too, whatever was chosen.
+        base = Personal(Choice(Source.GLOBAL), global_state) if self.args.personal_proximal_mu else found
+        return with_tuned(found, base, lambda state: self._tuned(client_id, state), loss)
 
     def _tuned(self, client_id: str, state: AdapterState) -> AdapterState:
         """`state` after `personal_steps` further local steps of the client."""

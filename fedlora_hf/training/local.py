@@ -9,7 +9,7 @@ scheduler factories, gradient accumulation by tokens), so a client's steps are a
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +25,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from fedlora_hf.errors import ClientTimeoutError, one_line
 from fedlora_hf.launch.alarm import alarm
+from fedlora_hf.training.control import Controls, Correction
 from fedlora_hf.training.metrics import IGNORED
 from fedlora_hf.training.moments import moments_of, restore
 from fedlora_hf.util.disk import is_disk_trouble
@@ -46,10 +47,11 @@ _LOADER: dict[str, Any] = {
 @dataclass(frozen=True)
 class LocalResult:
     """What a client's local training did. train_loss: mean over the steps, of the training loss without any FedProx
-    term; steps: optimizer steps taken."""
+    term; steps: optimizer steps taken; control: the client's next control variate, of SCAFFOLD."""
 
     train_loss: float
     steps: int
+    control: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def num_local_steps(args: Any, num_examples: int, processes: int = 1) -> int:
@@ -158,6 +160,7 @@ class LocalTraining:
     and gradients are added up, so every process takes the same step.
     proximal_mu: FedProx (Li et al. 2020, arXiv 1812.06127), mu / 2 * |w - w_start|^2 added to the loss; its gradient
     mu * (w - w_start) is added directly, which is the same and costs no graph.
+    controls: SCAFFOLD's control variates, added to the gradients before anything else is; None: none.
     timeout: seconds after which the client is given up: ClientTimeoutError. They are looked at after every step; GRACE
     seconds later a step that hangs is broken off too (where processes work together, while it waits for its batch).
     moments: state that the optimizer goes on with (moments.py); none is a fresh one.
@@ -168,6 +171,7 @@ class LocalTraining:
     steps: int
     seed: int
     proximal_mu: float = 0.0
+    controls: Controls | None = None
     timeout: float | None = None
     moments: bytes = b""
     began: float = field(default_factory=time.monotonic, init=False)
@@ -176,6 +180,10 @@ class LocalTraining:
     def __post_init__(self) -> None:
         trained = [parameter for parameter in self.trainer.model_wrapped.parameters() if parameter.requires_grad]
         self.parameters: list[nn.Parameter] = trained
+        named = self.trainer.model_wrapped.named_parameters()
+        self.correction = None
+        if self.controls is not None:
+            self.correction = Correction(self.controls, [(name, p) for name, p in named if p.requires_grad])
         self.start = [parameter.detach().clone() for parameter in trained] if self.proximal_mu else []
 
     def run(self) -> LocalResult:
@@ -202,7 +210,8 @@ class LocalTraining:
         finally:
             for parameter in self.parameters:
                 parameter.grad = None
-        return LocalResult(train_loss=float(total) / self.steps, steps=self.steps)
+        control = {} if self.correction is None else self.correction.variate(self.steps)
+        return LocalResult(float(total) / self.steps, self.steps, control)
 
     def _step(self, optimizer: Any, scheduler: Any) -> Tensor:
         """One optimizer step; its loss."""
@@ -210,6 +219,8 @@ class LocalTraining:
         micro_batches, num_items = trainer.step_batches(self._batches_in_time())
         trainer.step_begins()
         loss = trainer.processes.add_gradients(self.parameters, partial(trainer.backward, micro_batches, num_items))
+        if self.correction is not None:
+            self.correction.apply()
         for parameter, origin in zip(self.parameters, self.start, strict=bool(self.start)):
             if parameter.grad is not None:
                 parameter.grad.add_(parameter.detach() - origin, alpha=self.proximal_mu)
