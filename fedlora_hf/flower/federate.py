@@ -80,8 +80,6 @@ def _check(args: FederatedConfig) -> None:
         raise ConfigError("model_name_or_path is missing: the server needs the base model's config; set it in the app")
     if args.task != "causal_lm" and args.labels is None:
         raise ConfigError(f"task={args.task!r} without labels: the server has no data; pass labels='first,second,...'")
-    if args.scaffold:
-        raise ConfigError("scaffold: control variates do not travel over Flower yet; leave it out, or use --fedprox_mu")
     if args.functional_judges:
         raise ConfigError(f"functional_judges={args.functional_judges}: clients' data are not here; leave it out")
     if (args.resume_from or "").startswith("hub:"):
