@@ -10,6 +10,7 @@ from flwr.app import ConfigRecord, MetricRecord
 from torch import Tensor
 
 from fedlora_hf.aggregation.screening import Shapes, examine, mismatch
+from fedlora_hf.aggregation.soundness import unsound
 from fedlora_hf.errors import UpdateError
 from fedlora_hf.flower.exchange import Reply
 from fedlora_hf.flower.wire import take
@@ -56,6 +57,15 @@ def check(update: ClientUpdate, shapes: Shapes) -> None:
     found = examine(update)
     if reason := found if isinstance(found, str) else mismatch(found, shapes, "quarantine"):
         raise UpdateError(reason)
+
+
+def check_control(control: Mapping[str, Tensor], size: int) -> None:
+    """Raise UpdateError for a control variate that is not finite, or not of `size` bytes in float32, as what is trained
+    is."""
+    if reason := next((f"{name[:80]!r} {why}" for name, t in control.items() if (why := unsound(t))), None):
+        raise UpdateError(f"control variate {reason}; use this package's client")
+    if sum(4 * tensor.numel() for tensor in control.values()) != size:
+        raise UpdateError("control variate of another size than what is trained: with scaffold all have one rank")
 
 
 def config(reply: Reply) -> Mapping[str, object]:

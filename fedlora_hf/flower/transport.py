@@ -8,6 +8,7 @@ again with resume_from=last asks only those who had not answered.
 import importlib.metadata
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -18,12 +19,12 @@ from fedlora_hf.adapter.slot import AdapterSlot, slot_facts
 from fedlora_hf.aggregation.screening import expected_shapes
 from fedlora_hf.errors import FedLoraError, UpdateError, one_line
 from fedlora_hf.flower.exchange import Reply, exchange
-from fedlora_hf.flower.replies import check, config, fingerprint, numbers, received
+from fedlora_hf.flower.replies import check, check_control, config, fingerprint, numbers, received
 from fedlora_hf.flower.roster import Roster, addressed
 from fedlora_hf.flower.roster_file import read_roster
 from fedlora_hf.flower.settings import Settings
 from fedlora_hf.flower.share import check_rank, travelling
-from fedlora_hf.flower.wire import holds, put, take, tensor_bytes
+from fedlora_hf.flower.wire import SCAFFOLD, holds, put, put_tensors, take, take_tensors, tensor_bytes
 from fedlora_hf.launch.processes import Processes
 from fedlora_hf.loading import limited, load_base, load_server_data
 from fedlora_hf.methods.method import Method
@@ -110,7 +111,8 @@ class FlowerTransport:
         messages = addressed(self.roster.nodes, asked, MessageType.TRAIN, order, seconds)
         for reply in exchange(self.grid, messages, seconds):
             client = clients[reply.node]
-            came[client] = 0 if reply.content is None else tensor_bytes(reply.content, "update")
+            if reply.content is not None:
+                came[client] = tensor_bytes(reply.content, "update") + tensor_bytes(reply.content, SCAFFOLD)
             if self._receive(ask, client, reply) and self._has_forgotten(ask, client, reply):
                 forgot.append(client)
         nodes = {client: ask.run.record.clients[client]["node"] for client in ask.cohort}
@@ -120,8 +122,12 @@ class FlowerTransport:
     def _order(self, ask: Ask, client: str) -> tuple[RecordDict, int]:
         """What a client is sent to train a round, and the bytes of its tensors."""
         start = self.federation.start(ask.run, client)
-        content = RecordDict({"config": ConfigRecord({"round": ask.number, "score": ask.number == 1})})
+        controls = self.federation.controls(ask.run, client)
+        config: dict[str, Any] = {"round": ask.number, "score": ask.number == 1, "scaffold": controls is not None}
+        content = RecordDict({"config": ConfigRecord(config)})
         size = put(content, "start", start.state)
+        if controls is not None:  # the client's own variate is on its node
+            size += put_tensors(content, SCAFFOLD, controls.server)
         return content, size + (put(content, "frozen", start.frozen) if start.frozen is not None else 0)
 
     def _receive(self, ask: Ask, client: str, reply: Reply) -> bool:
@@ -133,6 +139,10 @@ class FlowerTransport:
             check_rank(update.state, start, stage.untrained)
             check(update, self.shapes)
             self._check_new(ask, update, start, factors)
+            if self.args.scaffold and reply.content is not None:
+                control = take_tensors(reply.content, SCAFFOLD)
+                check_control(control, self.message_bytes(stage.parts))
+                update = replace(update, control=control)
             self.store.save(ask.number, update)
         except (FedLoraError, ValueError, OverflowError) as error:
             reason = one_line(error, 300)

@@ -186,7 +186,7 @@ class Federation:
             **cast(dict[str, Any], self.args.aggregation_options),
         )
         ranks = {module: factors.rank for module, factors in self.initial.items()}
-        uneven = len(set(ranks.values())) > 1 and not self.method.restarts
+        uneven = len(set(ranks.values())) > 1 and not (self.method.restarts or self.method.residual)
         return _fitted(combined, ranks) if uneven else combined
 
     def outcome(self, run: Run, number: int, cohort: Sequence[str]) -> Outcome:

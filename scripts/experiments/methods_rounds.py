@@ -66,6 +66,10 @@ def table(file: Path) -> str:
     """The csv as Markdown: mean loss and accuracy over seeds, their spread, and what a client sends."""
     with open(file, newline="", encoding="utf-8") as handle:
         rows = list(csv.DictReader(handle))
+    variants = {row["variant"] for row in rows}
+    have = {(row["seed"], row["variant"]) for row in rows}
+    # Seeds differ more than variants do: only those that all variants in the file have are compared.
+    rows = [row for row in rows if all((row["seed"], variant) in have for variant in variants)]
     lines = [
         "| | loss | spread over seeds | token accuracy | sent by a client, kB | seeds |",
         "|---|---|---|---|---|---|",
