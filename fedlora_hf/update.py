@@ -246,6 +246,9 @@ class Aggregate:
     personalised: {client id: its refined adapter}, of the collaborative clients; empty when the method refines
         nothing (a client then keeps its own update). May be lazy: an adapter is computed when it is asked for.
     weights: {client id: weight in the global adapter}, summing to 1; 0 for a client left out.
+    influence: {client id: what is left of its influence, 0 to 1}: less than 1 where the method lets a client count for
+        less than its share; empty where it knows no such thing.
+    suspicious: {client id: (kind of evidence, share of the way to its line)}, not flagged, near the line or turned.
     flagged: sound but judged contaminated. quarantined: {client id: reason}, unusable. Both sorted.
     claimed_weights: {client id: share of the examples it claims}, its weight in a mean that believes every claim.
     outlier_claims: {client id: one line} of those who claim far more examples than the others; what was made of it.
@@ -258,6 +261,8 @@ class Aggregate:
     state: AdapterState
     personalised: Mapping[str, AdapterState] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
+    influence: Mapping[str, float] = field(default_factory=dict)
+    suspicious: Mapping[str, tuple[str, float]] = field(default_factory=dict)
     claimed_weights: Mapping[str, float] = field(default_factory=dict)
     outlier_claims: Mapping[str, str] = field(default_factory=dict)
     flagged: tuple[str, ...] = ()

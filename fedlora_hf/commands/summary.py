@@ -10,8 +10,10 @@ from rich.text import Text
 
 from fedlora_hf.hub.tables import privacy_told
 from fedlora_hf.record.record import RunRecord
+from fedlora_hf.report.view import Run
+from fedlora_hf.report.words import suspicion_of, unseen
 
-MAX_CLIENTS = 40
+MAX_CLIENTS, MAX_SUSPICIOUS = 40, 8
 
 
 def print_summary(record: RunRecord, folder: str, console: Console | None = None) -> None:
@@ -26,10 +28,18 @@ def print_summary(record: RunRecord, folder: str, console: Console | None = None
     for when, kind in (("before", "global"), ("after", "global"), ("after", "personalised")):
         means = record.metrics.get(when, {}).get(kind)
         if means:
-            console.print(Text(f"{when}, {kind} adapter: {_numbers(means)}"), soft_wrap=True)
+            told = f" ({record.data['metrics']})" if record.data.get("metrics") else ""
+            console.print(Text(f"{when}, {kind} adapter{told}: {_numbers(means)}"), soft_wrap=True)
     verdict = record.diagnosis.get("summary")
     if verdict:
         console.print(Text(verdict), soft_wrap=True)
+    run = Run.of(record)
+    if run.suspicious:
+        named = "; ".join(f"{client.title}: {suspicion_of(client)}" for client in run.suspicious[:MAX_SUSPICIOUS])
+        more = len(run.suspicious) - MAX_SUSPICIOUS
+        console.print(Text(f"near the line: {named}{f'; and {more} more' if more > 0 else ''}"), soft_wrap=True)
+    if said := unseen(run):
+        console.print(Text(f"nobody was flagged: {said}"), soft_wrap=True)
     if privacy := privacy_told(record.privacy):
         console.print(Text(f"privacy: {privacy}"))
     console.print(Text(f"Adapters, run.json, README.md and report/index.html are in {folder}"), soft_wrap=True)
@@ -62,7 +72,8 @@ def _verdict(record: RunRecord, client: str) -> str:
     if client in record.quarantined:
         return f"quarantined: {record.quarantined[client]}"
     if client not in record.flagged:
-        return "collaborative"
+        kept = record.clients[client].get("influence")
+        return "collaborative" if kept is None or kept >= 0.995 else f"collaborative, kept {100 * kept:.0f} %"
     usable = {
         kind: item
         for kind, item in record.clients[client]["evidence"].items()

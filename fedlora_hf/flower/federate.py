@@ -63,7 +63,9 @@ class FlowerRun:
     # ---- what the loop tells -----------------------------------------------------------------------------------------
 
     def ready(self, run: Run) -> None:
-        """Wait for the nodes."""
+        """Wait for the nodes; those that were clients before are so again."""
+        known = {client: str(facts.get("node")) for client, facts in run.record.clients.items()}
+        self.roster.remember({client: int(node) for client, node in known.items() if node.isdecimal()})
         self.roster.wait(self.settings.min_nodes, self.settings.wait_seconds)
 
     def round_begins(self, number: int) -> None:

@@ -112,6 +112,10 @@ def add_round(
             "flagged": list(combined.flagged),
             "quarantined": dict(quarantined),
             "weights": dict(combined.weights),
+            "influence": dict(combined.influence),
+            "suspicious": {
+                client: {"kind": kind, "of_line": share} for client, (kind, share) in combined.suspicious.items()
+            },
             "claimed_weights": dict(combined.claimed_weights),
             "outlier_claims": dict(combined.outlier_claims),
             "train_loss": {u.client_id: u.metrics["train_loss"] for u in updates if "train_loss" in u.metrics},

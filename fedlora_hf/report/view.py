@@ -94,6 +94,8 @@ class Client:
     state: str
     reason: str
     weight: float | None
+    influence: float | None
+    suspicion: tuple[str, float] | None
     num_examples: float | None
     claimed_weight: float | None
     outlier_claim: str
@@ -144,6 +146,11 @@ class Run:
         return [client for client in self.clients if client.state == state]
 
     @property
+    def suspicious(self) -> list[Client]:
+        """Clients not flagged whose evidence is near a line."""
+        return [client for client in self.clients if client.suspicion is not None]
+
+    @property
     def kinds(self) -> list[str]:
         """The kinds of evidence that anybody has a score of, the three known ones first."""
         found = {kind for client in self.clients for kind in client.evidence}
@@ -184,6 +191,12 @@ def _evidence(value: Any) -> dict[str, Score]:
     return found
 
 
+def _suspicion(value: Any) -> tuple[str, float] | None:
+    """(kind of evidence, share of the way to its line), or None."""
+    share = number(mapping(value).get("of_line"))
+    return None if share is None else (str(mapping(value).get("kind", "")), share)
+
+
 def _clients(record: RunRecord) -> list[Client]:
     flagged = {str(client_id) for client_id in record.flagged}
     last = mapping(record.rounds[-1].get("evidence")) if record.rounds else {}
@@ -199,6 +212,8 @@ def _clients(record: RunRecord) -> list[Client]:
                 state=state,
                 reason=str(record.quarantined.get(client_id, "")),
                 weight=number(entry.get("weight")),
+                influence=number(entry.get("influence")),
+                suspicion=_suspicion(record.suspicious.get(client_id)) if state == COLLABORATIVE else None,
                 num_examples=number(entry.get("num_examples")),
                 claimed_weight=number(entry.get("claimed_weight")),
                 outlier_claim=str(entry.get("outlier_claim") or ""),

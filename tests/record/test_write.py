@@ -160,6 +160,22 @@ def test_evidence_is_plain_numbers() -> None:
     assert record.rounds[0]["collaborative"] == ["client1"]
 
 
+def test_influence_and_suspicion_follow_the_last_round_of_each_client() -> None:
+    updates = sample_updates.cohort(2)
+    record = blank()
+    record.clients = {u.client_id: {} for u in updates}
+    for number, (kept, near) in enumerate([(0.2, {"client0": ("direction", 0.7)}), (0.9, {})], 1):
+        influence = {"client0": kept, "client1": 1.0}
+        combined = Aggregate(updates[0].state, weights={"client1": 1.0}, influence=influence, suspicious=near)
+        add_round(record, number, ["client0", "client1"], updates, combined, {}, None, {})
+        assert record.clients["client0"]["influence"] == record.rounds[-1]["influence"]["client0"] == kept
+        assert record.suspicious == ({"client0": {"kind": "direction", "of_line": 0.7}} if near else {})
+    assert record.rounds[0]["suspicious"] == {"client0": {"kind": "direction", "of_line": 0.7}}
+    plain = Aggregate(updates[0].state, weights={"client1": 1.0})
+    add_round(record, 3, ["client1"], updates[1:], plain, {}, None, {})
+    assert record.clients["client0"]["influence"] == 0.9
+
+
 def test_run_json_has_what_the_interface_promises(tmp_path: Path, bare_output: None) -> None:
     trainer = models.federation(tmp_path, models.token_clients({"ada": 4, "bob": 6}, held_out=2))
     trainer.train()
