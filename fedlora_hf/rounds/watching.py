@@ -119,9 +119,8 @@ class TrainerWatcher:
             self.loop.amend()
             self.trainer.log(dict(found))
         metrics = _metrics(entry)
-        is_best = self._note_best(entry["round"], metrics)
-        self._evaluated(metrics)
-        return is_best
+        self._evaluated(metrics)  # EarlyStoppingCallback compares with the best before
+        return self._note_best(entry["round"], metrics)
 
     def _evaluated(self, metrics: dict[str, float]) -> None:
         trainer = self.trainer

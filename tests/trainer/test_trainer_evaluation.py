@@ -115,6 +115,14 @@ def test_early_stopping_ends_the_run_and_the_best_round_is_the_result(tmp_path: 
     assert listener.metrics[-1]["eval_global_loss"] == pytest.approx(losses[best], rel=1e-5)
 
 
+def test_a_run_that_gets_better_is_not_stopped_early(tmp_path: Path) -> None:
+    listener = Listener()
+    trainer = run(tmp_path, EarlyStoppingCallback(1), listener, load_best_model_at_end=True, eval_strategy="epoch")
+    losses = [metrics["eval_global_loss"] for metrics in listener.metrics[:-1]]
+    assert losses == sorted(losses, reverse=True)
+    assert len(set(losses)) == trainer.run.round == 3
+
+
 def test_a_metric_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="metric_for_best_model='eval_charm': is not among eval_global_loss"):
         run(tmp_path, eval_strategy="epoch", metric_for_best_model="charm")
