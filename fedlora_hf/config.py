@@ -1,6 +1,7 @@
 """Every option of a federated run: `FederatedConfig`, a `transformers.TrainingArguments` with the federation's own."""
 # SPDX-License-Identifier: Apache-2.0
 
+import json
 from dataclasses import MISSING, Field, dataclass, fields
 from enum import Enum
 from typing import Any
@@ -23,7 +24,9 @@ from fedlora_hf.options import (
     PrivacyOptions,
     RoundOptions,
 )
+from fedlora_hf.options.arguments import check_arguments, fill_in
 from fedlora_hf.options.facts import check_bounds, check_effects, facts_of
+from fedlora_hf.options.spelling import suggestion
 from fedlora_hf.privacy import Privacy
 
 # ---- what becomes of the options of TrainingArguments (those of our own say it in their field) -----------------------
@@ -63,15 +66,28 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
     """Every option of a run: the groups of options/, which are the manual, and `transformers.TrainingArguments`.
 
     The latter keep their meaning for a client's local training (optimizer, weight decay, gradient accumulation, bf16,
-    activation checkpointing, report_to ...). Differences: `learning_rate` 2e-4, `lr_scheduler_type` "constant" (a
-    schedule runs over one client's steps of one round, and would start again in every round), `remove_unused_columns`
-    False (the clients' own collator picks the columns), and `num_train_epochs` / `max_steps` are not used: say
-    `local_epochs` or `local_steps`.
+    activation checkpointing, report_to ...), or are refused when they are set: options/arguments.py says which, and
+    docs/trainer.md. Other defaults: `learning_rate` 2e-4, `lr_scheduler_type` "constant" (a schedule runs over one
+    client's steps of one round, and would start again in every round), `remove_unused_columns` False (the clients' own
+    collator picks the columns).
     """
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> "FederatedConfig":
+        """ConfigError, with what was meant, for the name of an option that there is not."""
+        known = cls.__dataclass_fields__
+        for name in kwargs:
+            if name not in known:
+                said = suggestion(name, known)
+                raise ConfigError(
+                    f"{name}: is no option{'; ' + said if said else ''}; see the groups of fedlora train --help"
+                )
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
+        check_arguments(self, [field.name for field in fields(TrainingArguments)])
         # Seen before TrainingArguments fills in what was left open.
         self._given = {item.name for item in fields(TrainingArguments) if self._sets(item)}
+        fill_in(self)
         # One meaning under the old and the new name, whichever of them this transformers knows, and no warning.
         wanted = self.gradient_checkpointing if self.activation_checkpointing is None else self.activation_checkpointing
         self.gradient_checkpointing = self.activation_checkpointing = bool(wanted)
@@ -90,6 +106,10 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
     def _normalise(self) -> None:
         """One form for what may be written in several, and defaults that depend on other options."""
         self.target_modules, self.labels = _names(self.target_modules), _names(self.labels)
+        if self.partition_by is None and self.client_column is not None:
+            self.partition_by = "client"
+        for name in ("dataset", "validation_dataset", "test_dataset"):
+            setattr(self, name, _sources(name, getattr(self, name)))
         if self.pipeline == "fedlora_optimizer":
             self.adapter = "dirmag"
         if self.personal_steps is None:
@@ -100,6 +120,10 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
         """ConfigError for values that do not go together."""
         if self.labels is not None and not 1 < len(self.labels) == len(set(self.labels)):
             raise ConfigError(f"labels={','.join(self.labels)}: must be two or more, all different; name every class")
+        if not self.dataloader_num_workers:
+            for name in ("dataloader_persistent_workers", "dataloader_prefetch_factor"):
+                if getattr(self, name):
+                    raise ConfigError(f"{name}={getattr(self, name)}: needs workers; pass --dataloader_num_workers")
         if self.local_steps is None and self.local_epochs <= 0:
             raise ConfigError(f"local_epochs={self.local_epochs}: must be above 0; pass local_steps or local_epochs")
         if self.validation_fraction + self.test_fraction >= 1:
@@ -107,6 +131,9 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
                 f"validation_fraction + test_fraction = {self.validation_fraction + self.test_fraction}: must stay "
                 "below 1; leave something to train on"
             )
+        for kind in ("validation", "test"):
+            if getattr(self, f"{kind}_dataset") is not None and getattr(self, f"{kind}_split") is not None:
+                raise ConfigError(f"{kind}_dataset and {kind}_split: both say what the {kind} data are; pass one")
         if self.partition_by in ("iid", "dirichlet") and self.dataset and self.num_clients is None:
             raise ConfigError(f"partition_by={self.partition_by} without num_clients: it needs one; pass --num_clients")
         if self.dp_clip is not None and self.functional_judges:
@@ -148,6 +175,20 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
 def _names(given: list[str] | None) -> list[str] | None:
     """Names given as a list, or all in one text with commas between them."""
     return [part.strip() for part in given[0].split(",")] if isinstance(given, list) and len(given) == 1 else given
+
+
+def _sources(name: str, given: Any) -> Any:
+    """One source as it is, several as a list, a mapping of clients as one (a YAML file's arrives as JSON text)."""
+    if isinstance(given, list | tuple):
+        return given[0] if len(given) == 1 and isinstance(given[0], str) else list(given)
+    if isinstance(given, str) and given.lstrip().startswith("{"):
+        try:
+            given = json.loads(given)
+        except ValueError:
+            raise ConfigError(f"{name}={given[:60]!r}: must be {{client: path}}; write it in a YAML file") from None
+    if isinstance(given, dict) and not given:
+        raise ConfigError(f"{name}={{}}: must name at least one client: path; leave it out for none")
+    return given
 
 
 def _value(value: Any) -> Any:

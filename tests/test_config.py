@@ -85,7 +85,10 @@ def test_refusals_are_one_line_with_value_rule_and_remedy(changes: dict[str, Any
         ({"dirichlet_alpha": 2.0}, "dirichlet_alpha=2.0: has an effect with partition_by dirichlet only"),
         ({"dirichlet_alpha": 0.0}, "dirichlet_alpha=0.0: must be a finite number above 0"),
         ({"num_clients": 3}, "num_clients=3: has an effect with partition_by iid or dirichlet only"),
-        ({"client_column": "site"}, "client_column=site: has an effect with partition_by client only"),
+        (
+            {"client_column": "site", "partition_by": "category"},
+            "client_column=site: has an effect with partition_by client only",
+        ),
         ({"labels": ["a,b"]}, "labels=a,b: has an effect with task sequence_classification only"),
         ({"local_steps": 3, "local_epochs": 2.0}, "local_epochs=2.0: has no effect beside local_steps"),
         ({"bnb_4bit_quant_type": "fp4"}, "bnb_4bit_quant_type=fp4: has no effect without load_in_4bit"),

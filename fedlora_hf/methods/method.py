@@ -5,6 +5,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+# What a method makes of clients' numbers of examples. capped: held to weight_cap times the median. trusted: taken as
+# they are, unless they cannot be. unused: every client counts once. See `aggregation.counts`.
+Trust = Literal["capped", "trusted", "unused"]
+SAID: dict[Trust, str] = {
+    "capped": "numbers of examples are claims: none counts more than weight_cap times the cohort's median",
+    "trusted": "clients' numbers of examples are trusted: who claims ten times as many weighs ten times as much",
+    "unused": "every client counts once, whatever number of examples it claims",
+}
+
 
 @dataclass(frozen=True)
 class NoOptions:
@@ -38,3 +47,8 @@ class Method:
     weighted: bool = True
     least_clients: int = 1
     rule: Callable[[Any, Any], Any] | None = None
+
+    @property
+    def counts(self) -> Trust:
+        """What it makes of the clients' numbers of examples."""
+        return "trusted" if not self.robust else "capped" if self.weighted else "unused"

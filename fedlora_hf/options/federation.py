@@ -25,6 +25,12 @@ class AggregationOptions:
         needs={"aggregation": ("clair",)},
     )
     weight_by: Literal["examples", "uniform"] = option("examples", "Weights of the clients in a mean.")
+    weight_cap: float = option(
+        3.0,
+        "Robust methods: no client counts for more than so many times the cohort's median number of examples, whatever "
+        "it claims; inf believes every claim. Plain means trust the claims.",
+        bound=at_least(1, "inf believes every number of examples that a client claims"),
+    )
     personalise: Literal["select", "method"] = option(
         "select",
         "Personal adapters: what the method refined (or the client's own last update), or the best on the client's "
@@ -147,6 +153,12 @@ class HubOptions:
     hub_with_clients: bool = option(
         False,
         "Push the personal adapters too; they derive from the clients' private data.",
+        resumable=True,
+        side="server",
+    )
+    hub_with_client_facts: bool = option(
+        False,
+        "Push what the record says of each client too (names, counts, losses, norms, evidence), and the report.",
         resumable=True,
         side="server",
     )

@@ -23,7 +23,7 @@ from fedlora_hf.record.write import add_round
 from fedlora_hf.rounds.store import RoundStore
 from fedlora_hf.training.personal import Choice, with_kept
 from fedlora_hf.training.stages import Stage, StageName, personal_stage, round_stage
-from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, compressed, state_sum
+from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, compressed, fitted, state_sum
 from fedlora_hf.util.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -100,6 +100,11 @@ class Federation:
         number = last_rounds(record).get(client_id)
         return None if number is None else self.store.kept(number, client_id)
 
+    def moments(self, record: RunRecord, client_id: str) -> bytes:
+        """The state of a client's optimizer after the last round it took part in."""
+        number = last_rounds(record).get(client_id)
+        return b"" if number is None else self.store.optimizer(number, client_id)
+
     def own(self, record: RunRecord, client_id: str) -> AdapterState | None:
         """A client's own whole adapter, as it left its last round; with what it stood on, where rounds restart."""
         last = self.last_update(record, client_id)
@@ -117,16 +122,20 @@ class Federation:
             reason = self.store.failure(number, cohort[0])
             raise RoundError(f"round {number}: all {len(cohort)} clients failed; {cohort[0]!r} with: {reason}")
         start = self.store.state(number - 1) if number > 1 else None
-        return aggregate(
+        combined = aggregate(
             updates,
             self.args.aggregation,
             weight_by=self.args.weight_by,
+            weight_cap=self.args.weight_cap,
             target_rank=None if self.method.restarts else self.rank,
             reference=None if self.method.restarts else start,
             past=past_rounds(record, number),
             functional=self.store.functional(number),
             **cast(dict[str, Any], self.args.aggregation_options),
         )
+        ranks = {module: factors.rank for module, factors in self.initial.items()}
+        uneven = len(set(ranks.values())) > 1 and not self.method.restarts
+        return _fitted(combined, ranks) if uneven else combined
 
     def outcome(self, run: Run, number: int, cohort: Sequence[str]) -> Outcome:
         """What the open round's updates come to; RoundError when too few of them can be used."""
@@ -231,6 +240,18 @@ class Federation:
         if all(self.store.kept(run.round, client) is None for client in came):
             return {}
         return self.combined(run.record, run.round, cohort).personalised
+
+
+def _fitted(combined: Aggregate, ranks: Mapping[str, int]) -> Aggregate:
+    """The aggregate with each module cut to the rank it has in the model (a rank_pattern), and that said of it."""
+    state, modules = fitted(combined.state, ranks), dict(combined.modules)
+    for module, facts in modules.items():
+        before, after = combined.state[module], state[module]
+        if after.rank < before.rank:
+            lost, kept = (before - after).norm() ** 2, facts.get("discarded_energy", 0.0)
+            share = lost / (before.norm() ** 2 or 1.0)
+            modules[module] = {**facts, "rank": after.rank, "discarded_energy": kept + (1 - kept) * share}
+    return replace(combined, state=state, modules=modules)
 
 
 def check_cohort(args: "FederatedConfig", method: Method, clients: int) -> None:

@@ -16,6 +16,7 @@ from fedlora_hf.flower.federate import FlowerRun
 from fedlora_hf.flower.settings import read
 from fedlora_hf.loading import prepare
 from fedlora_hf.rounds.federation import Run
+from fedlora_hf.trainer import FederatedTrainer
 
 Config = dict[str, Any]
 Change = Callable[[int, Message], Message]
@@ -94,6 +95,6 @@ def plain(config: Mapping[str, Any], folder: Path, *more: str) -> Any:
     own = {"output_dir", "min_nodes", "flags", "wire_dtype"}
     flags = [f"--{name}={value}" for name, value in config.items() if name not in own]
     args = parse([*flags, *config["flags"].split(), "--output_dir", str(folder), "--disable_tqdm", "true", *more])
-    trainer = prepare(args).trainer()
+    trainer = FederatedTrainer.of(prepare(args))
     trainer.train()
     return trainer

@@ -320,3 +320,19 @@ def test_an_empty_text_is_a_flag_left_out() -> None:
     args, settings = read({"clients_per_round": "", "num_rounds": 4, "flags": "--lora_r 5", "min_nodes": 3})
     assert (args.clients_per_round, args.num_rounds, args.lora_r) == (None, 4, 5)
     assert settings == Settings(min_nodes=3, flags="--lora_r 5")
+
+
+@pytest.mark.parametrize("method", ["multikrum", "fedavg"])
+def test_a_claimed_number_of_examples_does_not_own_the_mean(config: Config, method: str) -> None:
+    def boast(sender: int, reply: Message) -> Message:
+        if sender == 102 and "update.arrays" in reply.content:
+            reply.content["facts"]["num_examples"] = 10**12
+        return reply
+
+    done, _ = run(config | {"aggregation": method}, boast)
+    entry, client = done.record.rounds[-1], done.record.clients["client-02"]
+    assert entry["claimed_weights"]["client-02"] > 0.999
+    assert entry["weights"]["client-02"] == client["weight"] < 0.6
+    assert client["num_examples"] == 10**12
+    assert "claims 1000000000000 examples" in client["outlier_claim"]
+    assert list(entry["outlier_claims"]) == ["client-02"]
