@@ -87,9 +87,9 @@ def test_clair_flags_a_node_and_leaves_it_out() -> None:
     assert set(last.evidence) == set(NODES)
     assert any(item.score > item.threshold for item in last.evidence[102].values() if item.threshold)
     model = foreign_app.build()
-    before = float(foreign_app.loss_of(model, 0))
+    before = float(foreign_app.loss_of(model, 0).detach())
     set_peft_model_state_dict(model, done.arrays.to_torch_state_dict())
-    assert float(foreign_app.loss_of(model, 0)) < before
+    assert float(foreign_app.loss_of(model, 0).detach()) < before
     assert strategy.personal(100) is not None
     assert strategy.personal(102) is None
 
@@ -174,7 +174,6 @@ def test_lies_about_metrics_enter_no_mean(said: dict[str, Any]) -> None:
     strategy = MethodStrategy("fedavg", lora_alpha=foreign_app.ALPHA, **ALL)
     done = strategy.start(LocalGrid(NODES, {}, change, foreign_app.app), initial(), 1)
     assert 0 < done.evaluate_metrics_clientapp[1]["loss"] < 100
-    assert done.evaluate_metrics_clientapp[1]["num-examples"] >= 16
 
 
 def test_a_replayed_update_is_quarantined() -> None:
