@@ -110,6 +110,7 @@ def test_a_data_set_of_the_nodes_own_is_that_client_of_fedlora_train(config: Con
     both.write_text("".join(json.dumps(row) + "\n" for row in everything), encoding="utf-8")
     config |= {"dataset": "", "min_nodes": 2, "aggregation": "product_mean"}
     done, _ = run(config, nodes=nodes)
+    del config["num_clients"]  # the file says who they are
     plain(config | {"dataset": str(both), "partition_by": "client"}, tmp_path / "plain", "--client_column", "client")
     mine, theirs = (models.weight_files(tmp_path / name) for name in ("flower", "plain"))
     kept = "clients/bob/adapter_model.safetensors"
