@@ -130,6 +130,7 @@ def test_a_finished_run_may_be_run_anew(run: Run, out: Path) -> None:
         {"aggregation": "fedavg", "scaffold": True},
         {"aggregation": "fedex"},
         {"aggregation": "rolora"},
+        {"aggregation": "fedavg", "server_optimizer": "yogi"},
     ],
 )
 def test_what_spans_rounds_gives_the_same_bits_on_both(config: Config, tmp_path: Path, changes: dict[str, Any]) -> None:
