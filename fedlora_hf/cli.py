@@ -33,9 +33,10 @@ def _run(arguments: list[str]) -> None:
         _preview(arguments[1:])
     else:
         options = vars(build_parser().parse_args(arguments))
-        run: Callable[..., None] | str = options.pop("run")
-        if isinstance(run, str):  # a command that is a file of its own, and a function there
-            run = getattr(import_module(f"fedlora_hf.commands.{run}"), f"{run}_run")
+        chosen = options.pop("run")
+        if isinstance(chosen, str):  # a command that is a file of its own, and a function there
+            chosen = getattr(import_module(f"fedlora_hf.commands.{chosen}"), f"{chosen}_run")
+        run: Callable[..., None] = chosen
         run(**options)
 
 
@@ -127,6 +128,10 @@ def _train(arguments: list[str]) -> None:
 
         print(manual(), end="")  # noqa: T201
     else:
+        from fedlora_hf.options.early import checked
+
+        arguments = checked(arguments)  # before torch is imported, which takes seconds
+
         from fedlora_hf.commands.train import train
 
         train(arguments)

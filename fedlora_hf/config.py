@@ -28,7 +28,9 @@ from fedlora_hf.options import (
     PrivacyOptions,
     RoundOptions,
 )
+from fedlora_hf.options.arguments import check_arguments, fill_in
 from fedlora_hf.options.facts import check_bounds, check_effects, facts_of
+from fedlora_hf.options.spelling import suggestion
 from fedlora_hf.privacy import Privacy
 from fedlora_hf.util.counts import suspects_allowed
 from fedlora_hf.util.rehearsal import DATA_KINDS, Contamination, read_contaminate
@@ -70,15 +72,28 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
     """Every option of a run: the groups of options/, which are the manual, and `transformers.TrainingArguments`.
 
     The latter keep their meaning for a client's local training (optimizer, weight decay, gradient accumulation, bf16,
-    activation checkpointing, report_to ...). Differences: `learning_rate` 2e-4, `lr_scheduler_type` "constant" (a
-    schedule runs over one client's steps of one round, and would start again in every round), `remove_unused_columns`
-    False (the clients' own collator picks the columns), and `num_train_epochs` / `max_steps` are not used: say
-    `local_epochs` or `local_steps`.
+    activation checkpointing, report_to ...), or are refused when they are set: options/arguments.py says which, and
+    docs/trainer.md. Other defaults: `learning_rate` 2e-4, `lr_scheduler_type` "constant" (a schedule runs over one
+    client's steps of one round, and would start again in every round), `remove_unused_columns` False (the clients' own
+    collator picks the columns).
     """
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> "FederatedConfig":
+        """ConfigError, with what was meant, for the name of an option that there is not."""
+        known = cls.__dataclass_fields__
+        for name in kwargs:
+            if name not in known:
+                said = suggestion(name, known)
+                raise ConfigError(
+                    f"{name}: is no option{'; ' + said if said else ''}; see the groups of fedlora train --help"
+                )
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
+        check_arguments(self, [field.name for field in fields(TrainingArguments)])
         # Seen before TrainingArguments fills in what was left open.
         self._given = {item.name for item in fields(TrainingArguments) if self._sets(item)}
+        fill_in(self)
         # One meaning under the old and the new name, whichever of them this transformers knows, and no warning.
         wanted = self.gradient_checkpointing if self.activation_checkpointing is None else self.activation_checkpointing
         self.gradient_checkpointing = self.activation_checkpointing = bool(wanted)
@@ -116,6 +131,10 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
             self._check_scaffold()
         if self.labels is not None and not 1 < len(self.labels) == len(set(self.labels)):
             raise ConfigError(f"labels={','.join(self.labels)}: must be two or more, all different; name every class")
+        if not self.dataloader_num_workers:
+            for name in ("dataloader_persistent_workers", "dataloader_prefetch_factor"):
+                if getattr(self, name):
+                    raise ConfigError(f"{name}={getattr(self, name)}: needs workers; pass --dataloader_num_workers")
         if self.local_steps is None and self.local_epochs <= 0:
             raise ConfigError(f"local_epochs={self.local_epochs}: must be above 0; pass local_steps or local_epochs")
         if self.validation_fraction + self.test_fraction >= 1:

@@ -12,6 +12,8 @@ from transformers.hf_argparser import string_to_bool
 
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.errors import ConfigError
+from fedlora_hf.options.early import checked
+from fedlora_hf.options.spelling import ALIASES, suggestion
 from fedlora_hf.util.disk import read_regular
 
 MAX_CONFIG_BYTES = 1024 * 1024
@@ -44,14 +46,14 @@ class FlagParser(HfArgumentParser):
 
 def parse(arguments: Sequence[str]) -> FederatedConfig:
     """The config from flags; `--config FILE` gives defaults from a YAML file, which flags override."""
-    parser = FlagParser()
+    arguments, parser = checked(arguments), FlagParser()
     known, _ = parser.parse_known_args(list(arguments))
     given = _from_yaml(known.config, parser) if known.config else []
     values = vars(parser.parse_args([*given, *arguments]))
     values.pop("config")
     try:
         return FederatedConfig(**values)
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, TypeError, KeyError, OSError) as error:
         # TrainingArguments says what is wrong over several lines; ours are one line already.
         raise ConfigError(" ".join(str(error).split())[:400]) from None
 
@@ -66,10 +68,16 @@ def _from_yaml(path: str, parser: HfArgumentParser) -> list[str]:
         content = yaml.safe_load(text)
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"--config {path}: {str(error).splitlines()[0]}; give a YAML file of flags") from None
+    if isinstance(content, dict):
+        content = {ALIASES.get(str(name), name): value for name, value in content.items()}
     flags = {action.dest for action in parser._actions}
     odd = sorted(map(str, set(content) - flags)) if isinstance(content, dict) else ["not a mapping"]
     if odd:
-        raise ConfigError(f"--config {path}: {odd[0]!r} is no flag of fedlora train; see fedlora train --help_all")
+        said = suggestion(odd[0], flags)
+        more = f"; {said}" if said else ""
+        raise ConfigError(
+            f"--config {path}: {odd[0]!r} is no flag of fedlora train{more}; see fedlora train --help_all"
+        )
     given: list[str] = []
     for name, value in content.items():
         texts = [json.dumps(v, default=str) if isinstance(v, dict | bool) else str(v) for v in _as_list(value)]

@@ -206,9 +206,12 @@ def state_sum(*states: Mapping[str, LoraFactors]) -> AdapterState:
     return AdapterState(total, last.extras if isinstance(last, AdapterState) else None)
 
 
-def fitted(state: AdapterState, rank: int) -> AdapterState:
-    """`state` with every module of a higher rank truncated to `rank`; the others as they are."""
-    factors = {m: f if f.rank <= rank else f.truncated(rank, f.scale)[0] for m, f in state.items()}
+def fitted(state: AdapterState, ranks: Mapping[str, int]) -> AdapterState:
+    """`state` with every module of a higher rank than `ranks` says truncated to that; the others as they are."""
+    factors = {}
+    for module, own in state.items():
+        rank = ranks.get(module, own.rank)
+        factors[module] = own if own.rank <= rank else own.truncated(rank, own.scale)[0]
     return AdapterState(factors, state.extras)
 
 

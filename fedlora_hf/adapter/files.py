@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
+from fedlora_hf.adapter.contract import refusal
 from fedlora_hf.adapter.header import read_header
 from fedlora_hf.errors import AdapterError, one_line
 from fedlora_hf.update import AdapterState, LoraFactors, Outline
@@ -165,9 +166,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise AdapterError(
             f"{path}: peft_type {str(config.get('peft_type'))!r}; only 'LORA' adapters can be aggregated"
         )
-    for name in ("use_dora", "lora_bias"):
-        if config.get(name):
-            raise AdapterError(f"{path}: {name} is set; only plain LoRA (scale * B A) can be aggregated")
+    if (reason := refusal(config, trained=True)) is not None:
+        raise AdapterError(f"{path}: {reason}")
     return config
 
 
@@ -175,8 +175,12 @@ def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Of somebody's adapter_config.json what an aggregate's own may take over: known fields, of the right types.
 
     The rest would be passed on to whoever loads the aggregate: `auto_mapping` names modules to import, for one.
+    Where some layers are left out of the targets, the aggregate's own config is to name its modules in full.
     """
-    return {name: value for name, value in config.items() if name in _TAKEN_OVER and _is_of(value, _TAKEN_OVER[name])}
+    kept = {name: value for name, value in config.items() if name in _TAKEN_OVER and _is_of(value, _TAKEN_OVER[name])}
+    if any(config.get(name) not in (None, []) for name in ("layers_to_transform", "exclude_modules")):
+        kept["target_modules"] = []
+    return kept
 
 
 def _is_of(value: Any, kinds: tuple[Any, ...]) -> bool:
@@ -246,25 +250,41 @@ def write_adapter(folder: str | os.PathLike[str], state: AdapterState, config: M
     """Write `state` as a stock PEFT folder, each file whole or not at all, tensors in float32.
 
     `config` is an adapter_config.json as a dict; r, lora_alpha and target_modules are set to what the state needs.
-    Modules of lower rank or another scale are padded and rescaled, which changes no update. What stands under the key
+    Modules of lower rank or another scale than the config says (its rank_pattern, where that has room for the state)
+    are padded and rescaled, which changes no update. What stands under the key
     SIDE_CAR goes to a file of that name: stock PEFT would complain of fields that are not its own.
     """
     folder, config = Path(folder), dict(config)
     side_car = config.pop(SIDE_CAR, None)
     rank = max(factors.rank for factors in state.values())
     scale = next(iter(state.values())).scale
+    pattern = _pattern(config, state, str(folder))
     tensors: dict[str, Tensor] = {}
     for module, factors in state.items():
-        written = factors.to(torch.float32).rescaled(scale).padded(rank)
+        own_rank, own_scale = pattern.get(module, (rank, scale))
+        written = factors.to(torch.float32).rescaled(own_scale).padded(own_rank)
         tensors[f"{PREFIX}{module}.lora_A.weight"] = written.A.contiguous()
         tensors[f"{PREFIX}{module}.lora_B.weight"] = written.B.contiguous()
     for name, tensor in state.extras.items():
         tensors[PREFIX + name] = tensor.contiguous()
-    content = {**config, **rank_and_alpha(config, rank, scale), "target_modules": target_modules(config, list(state))}
+    scaling = {} if pattern else rank_and_alpha(config, rank, scale)
+    content = {**config, **scaling, "target_modules": target_modules(config, list(state))}
     write_atomically(folder / WEIGHTS, safetensors_bytes(tensors, metadata={"format": "pt"}))
     if side_car is not None:
         write_atomically(folder / SIDE_CAR, (json.dumps(side_car, indent=2, sort_keys=True) + "\n").encode())
     write_atomically(folder / CONFIG, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+
+
+def _pattern(config: Mapping[str, Any], state: AdapterState, where: str) -> dict[str, tuple[int, float]]:
+    """{module: (rank, scale)} as rank_pattern and alpha_pattern give them; {} without them, or where a rank is lower
+    than the state's."""
+    if not config.get("rank_pattern") and not config.get("alpha_pattern"):
+        return {}
+    ranks = _matched(config, "rank_pattern", state, config.get("r"), where)
+    if any(type(ranks[module]) is not int or ranks[module] < state[module].rank for module in state):
+        return {}
+    scales = module_scales(config, ranks, where)
+    return {module: (ranks[module], scales[module]) for module in state}
 
 
 def rank_and_alpha(config: Mapping[str, Any], rank: int, scale: float) -> dict[str, Any]:

@@ -133,7 +133,6 @@ def told(found: Mapping[str, Any], chosen: str) -> list[str]:
         "norm",
         "zero": f"counts {found['zero']['pairs']} missing modules as no change: {found['zero']['share']:.0%} of what "
         f"is averaged in {len(modules)} modules is zeros",
-        "refuse": "stops here",
     }
     head = f"the adapters are not all of the same modules; --partial_modules {chosen} is in effect:"
     return [head, *(f"  {name:10} {line}{' (chosen)' if name == chosen else ''}" for name, line in lines.items())]

@@ -9,7 +9,7 @@ from typing import Any
 
 from fedlora_hf.adapter.files import plain_config, read_adapter
 from fedlora_hf.aggregation import aggregate
-from fedlora_hf.aggregation.coverage import costs, told
+from fedlora_hf.aggregation.coverage import costs, filled, told
 from fedlora_hf.aggregation.screening import PartialModules
 from fedlora_hf.commands.collection import bases_of, check_bases, named, read_weights
 from fedlora_hf.commands.summary import print_summary
@@ -75,23 +75,25 @@ def aggregate_adapters(
     for line in check_bases(found.bases, require_same_base):
         progress.say(line)
     cost = costs(found.updates)
-    for line in told(cost, partial_modules) if cost else []:
+    for line in told(cost, partial_modules) if cost and partial_modules != "refuse" else []:
         progress.say(line)
+    zero = partial_modules == "zero"
+    updates = filled(found.updates) if zero else found.updates
     combined = aggregate(
-        found.updates,
+        updates,
         method,
         weight_by="examples" if counts else "uniform",
         weight_cap=math.inf,  # they are not the clients' claims but what whoever aggregates has chosen
         target_rank=target_rank,
-        partial_modules=partial_modules,
+        partial_modules="quarantine" if zero else partial_modules,
         **options,
     )
     told_options = {**options, "target_rank": target_rank, "weights": counts or None}
     told_options["partial_modules"] = None if partial_modules == "quarantine" else partial_modules
-    record, config, usable = _recorded(found, combined, chosen, told_options)
+    record, config = _recorded(found, updates, combined, chosen, told_options)
     if cost:
         record.diagnosis["partial_modules"] = {"chosen": partial_modules, "costs": cost}
-    own = {update.client_id: update.state for update in usable}
+    own = {update.client_id: update.state for update in found.updates}
     with one_writer(output_dir):
         folders = output.ClientFolders(output_dir, config)
         folders.begin()
@@ -131,16 +133,16 @@ def _collected(sources: Mapping[str, Source], counts: Mapping[str, int], progres
 
 
 def _recorded(
-    found: Collected, combined: Aggregate, method: Method, options: Mapping[str, Any]
-) -> tuple[RunRecord, dict[str, Any], list[ClientUpdate]]:
-    """(the record, the aggregate's own adapter_config.json, the updates it rests on)."""
+    found: Collected, updates: Sequence[ClientUpdate], combined: Aggregate, method: Method, options: Mapping[str, Any]
+) -> tuple[RunRecord, dict[str, Any]]:
+    """(the record, the aggregate's own adapter_config.json). updates: as they were aggregated, filled in or not."""
     quarantined = dict(sorted({**found.unreadable, **combined.quarantined}.items()))
-    usable = [update for update in found.updates if update.client_id not in quarantined]
+    usable = [update for update in updates if update.client_id not in quarantined]
     ids = [update.client_id for update in usable]
     # Of the usable ones, the first on the base that most of them name.
     bases = bases_of({client: found.configs[client] for client in ids})
     config = plain_config(found.configs[next(iter(bases.values()))[0]])
-    if set(combined.state) != set(usable[0].state) or "modules_left_out" in combined.diagnosis:
+    if "modules_left_out" in combined.diagnosis or updates is not found.updates:
         config = {**config, "target_modules": list(combined.state)}
     changed = {name: value for name, value in options.items() if value is not None}
     args = SimpleNamespace(seed=0, changed=lambda: changed)
@@ -151,4 +153,4 @@ def _recorded(
     if len(found.bases) > 1:
         record.model |= {"bases": found.bases, "num_bases": len(found.bases)}
     add_round(record, 1, sorted(record.clients), usable, combined, quarantined, None, {}, stage=StageName.AGGREGATE)
-    return record, config, usable
+    return record, config

@@ -28,13 +28,14 @@ def print_summary(record: RunRecord, folder: str, console: Console | None = None
     for when, kind in (("before", "global"), ("after", "global"), ("after", "personalised")):
         means = record.metrics.get(when, {}).get(kind)
         if means:
-            console.print(Text(f"{when}, {kind} adapter: {_numbers(means)}"), soft_wrap=True)
+            told = f" ({record.data['metrics']})" if record.data.get("metrics") else ""
+            console.print(Text(f"{when}, {kind} adapter{told}: {_numbers(means)}"), soft_wrap=True)
     verdict = record.diagnosis.get("summary")
     if verdict:
         console.print(Text(verdict), soft_wrap=True)
     run = Run.of(record)
     if run.suspicious:
-        named = "; ".join(f"{client.id}: {suspicion_of(client)}" for client in run.suspicious[:MAX_SUSPICIOUS])
+        named = "; ".join(f"{client.title}: {suspicion_of(client)}" for client in run.suspicious[:MAX_SUSPICIOUS])
         more = len(run.suspicious) - MAX_SUSPICIOUS
         console.print(Text(f"near the line: {named}{f'; and {more} more' if more > 0 else ''}"), soft_wrap=True)
     if said := unseen(run):

@@ -35,6 +35,11 @@ class TokenRows(Sequence[Example]):
         return np.diff(self._starts).tolist()
 
     @property
+    def largest_id(self) -> int:
+        """The largest token id of any row."""
+        return int(self._ids.max(initial=0))
+
+    @property
     def mean_length(self) -> float:
         """Tokens of a row, on average."""
         return float(self._starts[-1]) / len(self)

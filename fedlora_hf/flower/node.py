@@ -95,7 +95,7 @@ def evaluate(content: RecordDict, context: Context) -> RecordDict:
             with_remembered(take(content, kind), context.state, method.keeps) if holds(content, kind) else None
             for kind in ("own", "refined")
         )
-        found = trainer.personal(name, global_state, own, refined)
+        found = trainer.personal_adapter(name, global_state, own, refined)
         state = found.state
         factors = changed(state, global_state)
         reply["config"] = ConfigRecord({"client_id": name, "choice": str(found.choice), "factors": "".join(factors)})

@@ -24,7 +24,15 @@ _ROUND_MEANS = ("train_loss", "bytes_up", "bytes_down", "bytes_stored")
 _DATA = ("partition_by", "num_examples", "duplicates_removed", "language", "seed")
 # A hash of the data would let whoever has a guess confirm it.
 _SHA256 = ("adapter", "base")
-_MODEL = ("task", "dtype", "parameters", "license", "num_bases", "labels")
+_MODEL = ("task", "dtype", "parameters", "license", "num_bases")
+# How examples were worded, in the words of data/wording.py: whoever asks the adapter has to know. A template's file has
+# a name of somebody's own, which stays.
+_WORDING = {
+    "chat_template": ("none", "tokenizer"),
+    "instructions": ("own wording", "chat template"),
+    "loss": ("all assistant turns", "last assistant turn"),
+    "example": ("Instruction:\n...\n\nAnswer:\n", "User:\n...\n\nAssistant:\n", "..."),
+}
 # Options whose value is a word of a fixed list. Texts of all others (paths, names, notes) stay; numbers and flags go.
 _WORDS = (
     *("adapter", "aggregation", "pipeline", "task", "partition_by", "weight_by", "client_parallel", "personalise"),
@@ -47,7 +55,7 @@ def public_record(record: RunRecord, with_client_facts: bool = False) -> RunReco
     sent = {name: content[name] for name in _WHOLE}
     sent |= {"schema_version": content["schema_version"], "options": _options(content["options"])}
     sent["model"] = _named(content["model"], "name_or_path", _MODEL)
-    sent["data"] = _named(content["data"], "dataset", _DATA)
+    sent["data"] = _named(content["data"], "dataset", _DATA) | _wording(content["data"].get("wording"))
     sent["sha256"] = _only(content["sha256"], _SHA256)
     if with_client_facts:
         facts = ("clients", "rounds", "flagged", "quarantined", "modules", "diagnosis", "similarity")
@@ -90,6 +98,13 @@ def _named(entry: Mapping[str, Any], name: str, others: tuple[str, ...]) -> dict
     """`others` of an entry, and its name where that is a Hub id; "local": true where it is not."""
     known = hub_id(entry, name)
     return _only(entry, others) | ({name: known} if known else {"local": True})
+
+
+def _wording(entry: Any) -> dict[str, Any]:
+    if not isinstance(entry, Mapping) or not entry:
+        return {}
+    kept = {name: entry[name] for name, known in _WORDING.items() if entry.get(name) in known}
+    return {"wording": kept if "chat_template" in kept else {**kept, "chat_template": "file"}}
 
 
 def _round(entry: Mapping[str, Any]) -> dict[str, Any]:

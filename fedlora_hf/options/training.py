@@ -155,6 +155,21 @@ class RoundOptions:
         nargs="?",
         const=True,
     )
+    round_lr_scheduler: Literal["constant", "linear", "cosine"] = option(
+        "constant", "Schedule of the learning rate over the rounds; a client's own schedule starts from it."
+    )
+    round_lr_warmup: int = option(
+        0, "Rounds over which the learning rate rises first.", bound=at_least(0, "0 starts with the whole rate")
+    )
+    round_lr_min: float = option(
+        0.0,
+        "Learning rate of the last round, for round_lr_scheduler linear and cosine.",
+        bound=at_least(0, "0 lets it end with nothing"),
+        needs={"round_lr_scheduler": ("linear", "cosine")},
+    )
+    keep_optimizer: bool = option(
+        False, "Each client's optimizer goes on with its moments of the client's last round; default: a fresh one."
+    )
     fedprox_mu: float = option(
         0.0,
         "FedProx: weight of half the squared distance to the round's start, added to a client's loss.",

@@ -30,17 +30,16 @@ class RunRecord:
     model: {"name_or_path", "task", "dtype", "parameters"}. adapter: {"kind", "r", "alpha", "rslora", "target_modules",
         "parameters"}. data: {"dataset", "partition_by", "num_examples", "duplicates_removed", ...}.
     rounds: one entry a committed round: {"round", "stage", "cohort", "collaborative", "flagged", "quarantined",
-        "weights", "claimed_weights", "outlier_claims" ({id: line} of those who claim far more than the others),
-        "influence", "suspicious", "train_loss", "update_norm", "evidence", "diagnosis", "n_iter",
-        "converged", "bytes_up", "bytes_down", "bytes_stored", "parts", "changed", "seconds", "metrics"}; per-client
-        values are {client id: value}. bytes_down: the round's result, sent back; bytes_stored: the parts a client
-        trained itself.
+        "weights", "influence", "suspicious", "claimed_weights", "outlier_claims" ({id: line} of those who claim far
+        more than the others), "train_loss", "update_norm", "evidence", "diagnosis", "n_iter", "converged", "bytes_up",
+        "bytes_down", "bytes_stored", "parts", "changed", "seconds", "metrics"}; per-client values are
+        {client id: value}. bytes_down: the round's result, sent back; bytes_stored: the parts a client trained itself.
     flagged: sorted ids of clients whose updates were sound but judged contaminated; quarantined: {id: reason}.
     suspicious: {id: {"kind", "of_line"}}: near the line of a flag in its last round, or beyond it in that round alone.
-    clients: {id: {"collaborative", "weight", "claimed_weight", "outlier_claim" ("" or the line of the last round),
-        "influence", "num_examples", "evidence": {kind: {"score", "threshold"}}, "metrics":
-        {"before" | "global" | "personalised" | "local": {metric: value}}}}; influence: what is left of it, 0 to 1; also
-        "contaminated": "kind:strength" of a client that the run contaminated on purpose.
+    clients: {id: {"collaborative", "weight", "influence" (what is left of it, 0 to 1), "claimed_weight",
+        "outlier_claim" ("" or the line of the last round), "num_examples", "evidence": {kind: {"score", "threshold"}},
+        "metrics": {"before" | "global" | "personalised" | "local": {metric: value}}}}; also "contaminated":
+        "kind:strength" of a client that the run contaminated on purpose.
     modules: {name: {"rank", "spectrum", "discarded_energy"}}.
     metrics: {"before": {"global": {...}}, "after": {"global": {...}, "personalised": {...}}}, means over the
         collaborative clients.

@@ -30,7 +30,7 @@ from fedlora_hf.rounds.store import RoundStore
 from fedlora_hf.training.control import Controls, next_server
 from fedlora_hf.training.personal import Choice, with_kept
 from fedlora_hf.training.stages import Stage, StageName, personal_stage, round_stage
-from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, compressed, state_sum
+from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, compressed, fitted, state_sum
 from fedlora_hf.util.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -126,6 +126,11 @@ class Federation:
         number = last_rounds(record).get(client_id)
         return None if number is None else self.store.kept(number, client_id)
 
+    def moments(self, record: RunRecord, client_id: str) -> bytes:
+        """The state of a client's optimizer after the last round it took part in."""
+        number = last_rounds(record).get(client_id)
+        return b"" if number is None else self.store.optimizer(number, client_id)
+
     def own(self, record: RunRecord, client_id: str) -> AdapterState | None:
         """A client's own whole adapter, as it left its last round; with what it stood on, where rounds restart."""
         last = self.last_update(record, client_id)
@@ -169,7 +174,7 @@ class Federation:
         return split(state, self.initial)[0] if self.method.residual else state
 
     def _aggregated(self, updates: Sequence[ClientUpdate], number: int, **more: Any) -> Aggregate:
-        return aggregate(
+        combined = aggregate(
             updates,
             self.args.aggregation,
             weight_by=self.args.weight_by,
@@ -180,6 +185,9 @@ class Federation:
             **more,
             **cast(dict[str, Any], self.args.aggregation_options),
         )
+        ranks = {module: factors.rank for module, factors in self.initial.items()}
+        uneven = len(set(ranks.values())) > 1 and not (self.method.restarts or self.method.residual)
+        return _fitted(combined, ranks) if uneven else combined
 
     def outcome(self, run: Run, number: int, cohort: Sequence[str]) -> Outcome:
         """What the open round's updates come to; RoundError when too few of them can be used, StoppedError
@@ -314,6 +322,18 @@ class Federation:
         if all(self.store.kept(run.round, client) is None for client in came):
             return {}
         return self.combined(run.record, run.round, cohort).personalised
+
+
+def _fitted(combined: Aggregate, ranks: Mapping[str, int]) -> Aggregate:
+    """The aggregate with each module cut to the rank it has in the model (a rank_pattern), and that said of it."""
+    state, modules = fitted(combined.state, ranks), dict(combined.modules)
+    for module, facts in modules.items():
+        before, after = combined.state[module], state[module]
+        if after.rank < before.rank:
+            lost, kept = (before - after).norm() ** 2, facts.get("discarded_energy", 0.0)
+            share = lost / (before.norm() ** 2 or 1.0)
+            modules[module] = {**facts, "rank": after.rank, "discarded_energy": kept + (1 - kept) * share}
+    return replace(combined, state=state, modules=modules)
 
 
 def check_cohort(args: "FederatedConfig", method: Method, clients: int) -> None:

@@ -16,7 +16,7 @@ from fedlora_hf.rounds.judges import functional_evidence
 from fedlora_hf.rounds.output import ClientFolders
 from fedlora_hf.rounds.transport import Ask, Scores, Sent
 from fedlora_hf.training.client_trainer import ClientTrainer
-from fedlora_hf.training.local import failure_reason, free_memory
+from fedlora_hf.training.local import StoppedError, failure_reason, free_memory
 from fedlora_hf.training.stages import personal_stage, total_rounds
 from fedlora_hf.update import AdapterState, ClientUpdate
 from fedlora_hf.util.seeding import derive_seed
@@ -54,33 +54,47 @@ class LocalTransport:
     # ---- a round -----------------------------------------------------------------------------------------------------
 
     def train(self, ask: Ask) -> Sent:
-        title = f"round {ask.number}/{total_rounds(self.args)}"
+        title, stopped = f"round {ask.number}/{total_rounds(self.args)}", False
         with self.processes.all_or_none():
-            for client_id in self.trainer.progress.over(self.trainer.claim(ask.cohort), title):
+            for client_id in self.trainer.progress.over(self.trainer.claim(ask.cohort), title, len(ask.cohort)):
                 with self.processes.each_or_none():
-                    self.train_into_store(client_id, ask.number)
+                    stopped = not self.train_into_store(client_id, ask.number)
+                if stopped:
+                    break
+        if any(self.processes.everyones(stopped)):
+            self.trainer.control.should_training_stop = True
+            return Sent(complete=False)
         shared = [part for part in ask.stage.parts if part not in self.federation.method.keeps]
         # A control variate goes each way beside the adapter.
         return Sent(message_bytes=self.message_bytes(shared) * (2 if self.args.scaffold else 1))
 
-    def train_into_store(self, client_id: str, number: int) -> None:
-        """Train a client unless an earlier, interrupted run already did; a client that fails is noted, not fatal."""
+    def train_into_store(self, client_id: str, number: int) -> bool:
+        """Train a client unless an earlier, interrupted run already did; a client that fails is noted, not fatal.
+
+        False when a callback asked for the end of the run meanwhile; nothing of this client is kept then.
+        """
         if self.processes.agreed(self.store.finished(number, client_id) is not None):
-            return
+            return True
+        self.trainer.obeys_stop = True
         try:
             update = self.train_client(client_id, number)
             if self.processes.writes:
-                self.store.save(number, update)
+                self.store.save(number, update, **({"optimizer": moments} if (moments := self.trainer.moments) else {}))
         except RoundError:  # the processes differ: not this client's failure
             raise
+        except StoppedError:
+            return False
         except Exception as error:  # whatever a client raises is its own failure; the round goes on without it
             reason = failure_reason("training", error)
         else:
-            return
+            return True
+        finally:
+            self.trainer.obeys_stop = False
         # Out of the handler, so that the error no longer holds the client's tensors.
         free_memory()
         if self.processes.writes:
             self.store.fail(number, client_id, reason)
+        return True
 
     def train_on_server(self, ask: Ask) -> tuple[ClientUpdate, Mapping[str, Any]]:
         assert self.server is not None  # the options have been checked: a stage on the server has its data
@@ -122,7 +136,7 @@ class LocalTransport:
     ) -> Mapping[str, Mapping[str, Any]]:
         chosen: dict[str, dict[str, Any]] = {}
         with self.processes.all_or_none():
-            for client_id in self.trainer.progress.over(self.trainer.claim(members), "personal adapter"):
+            for client_id in self.trainer.progress.over(self.trainer.claim(members), "personal adapter", len(members)):
                 with self.processes.each_or_none():
                     chosen[client_id] = self._personal_into(folders, run, client_id, refined.get(client_id))
         return self.processes.gathered(chosen)
@@ -133,7 +147,7 @@ class LocalTransport:
         """Write a client's personal adapter; what was chosen and why, or why there is none."""
         own = self.federation.own(run.record, client_id)
         try:
-            found = self.trainer.personal(client_id, run.state, own, refined)
+            found = self.trainer.personal_adapter(client_id, run.state, own, refined)
         except RoundError:  # the processes differ: not this client's failure
             raise
         except Exception as error:  # its own failure: it has no personal adapter, the others do

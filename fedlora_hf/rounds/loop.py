@@ -74,6 +74,10 @@ class RoundLoop:
             add_metrics(self.run.record, "global", scores, "before")
         while self.run.round < self.num_rounds and not self.watcher.stopped:
             self.round(self.run.round + 1)
+        if (best := self.watcher.best_round()) is not None and best != self.run.round:
+            self.run = Run(self.run.round, self.store.state(best), self.run.record)
+            self.run.record.rounds[-1]["result_of_round"] = best
+            self.progress.say(f"the result is round {best}'s adapter, the best by {self.args.metric_for_best_model}")
         self.personalise()
         return self.run
 
@@ -82,7 +86,7 @@ class RoundLoop:
     def begin(self, resume: str | None) -> None:
         """Stand at the start of a new run, or after the round that `resume` names ("last", "3", "hub:user/name")."""
         if resume is not None and resume.startswith("hub:"):
-            resume = adopted(resume, self.federation, self.processes)
+            resume = adopted(resume, self.federation, self.processes, self._new_run().record)
         self.run = self._new_run()
         with self.processes.all_or_none():
             number, damage = (None, None) if resume is None else self.store.resumed(resume)
@@ -128,17 +132,23 @@ class RoundLoop:
         ask = Ask(number, federation.stage(number), federation.cohort(number, present), self.run)
         if ask.stage.on_server:
             self._server_round(ask, began)
-        else:
-            self._client_round(ask, began)
+        elif not self._client_round(ask, began):
+            self.progress.say(f"stopped in round {number}: it is not committed, and --resume_from last goes on with it")
+            return
         self.run = Run(number, self.store.state(number), self.store.record(number))
         self._after(number)
 
-    def _client_round(self, ask: Ask, began: float) -> None:
-        """A round on the clients' data: nothing is changed before all that can be refused has been looked at."""
+    def _client_round(self, ask: Ask, began: float) -> bool:
+        """A round on the clients' data: nothing is changed before all that can be refused has been looked at.
+
+        False when the run was stopped in the middle of it.
+        """
         federation, run, number, cohort = self.federation, ask.run, ask.number, ask.cohort
         check_cohort(self.args, federation.method, len(cohort))
         check_budget(self.args, number, run.record.rounds, cohort)
         sent = self.transport.train(ask)
+        if not sent.complete:
+            return False
         with self.processes.all_or_none():
             if self.args.functional_judges and not self.store.functional(number):
                 self._judge(ask)
@@ -151,6 +161,7 @@ class RoundLoop:
                 federation.commit(
                     run, number, cohort, outcome, seconds=seconds, message_bytes=sent.message_bytes, facts=facts
                 )
+        return True
 
     def _judge(self, ask: Ask) -> None:
         """Take functional evidence on the open round's updates and leave it beside them."""
@@ -179,16 +190,26 @@ class RoundLoop:
 
     def _after(self, number: int) -> None:
         """What follows a committed round: its metrics, a push, a word to whoever watches."""
-        run, entry = self.run, self.run.record.rounds[-1]
-        if self.args.evaluate_rounds:
-            entry["metrics"] = {"global": mean_over_collaborative(run.record, self.transport.score(run))}
+        entry = self.run.record.rounds[-1]
+        if self.watcher.wants_scores(number):
+            self.score_round()
         with self.processes.all_or_none():
-            if self.processes.first and self.args.evaluate_rounds:
-                self.store.amend(number, run.record)
             if self.processes.first and self.publisher.pushes_rounds:
                 self.write(str(self.args.output_dir), report=False)
                 self.publisher.round(number)
         self.watcher.round_ended(entry)
+
+    def score_round(self) -> None:
+        """Put the metrics of the global adapter after the last round into that round's entry, on disk too."""
+        run = self.run
+        run.record.rounds[-1]["metrics"] = {"global": mean_over_collaborative(run.record, self.transport.score(run))}
+        self.amend()
+
+    def amend(self) -> None:
+        """Write the record of the last round again, with what was added to it."""
+        with self.processes.all_or_none():
+            if self.processes.first:
+                self.store.amend(self.run.round, self.run.record)
 
     # ---- the end -----------------------------------------------------------------------------------------------------
 

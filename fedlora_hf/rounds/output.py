@@ -81,3 +81,20 @@ def check_overwrite(output_dir: str | None, store: RoundStore) -> None:
             f"output_dir={output_dir!r}: holds an unfinished run (round {committed[-1]} is committed); pass "
             "--resume_from last to go on, another --output_dir, or delete its folder rounds"
         )
+
+
+def has_finished_run(folder: str) -> bool:
+    """Whether the folder holds the result of at least one round."""
+    try:
+        return len(RunRecord.load(folder).rounds) > 0
+    except RecordError:
+        return False
+
+
+def check_untrained(folder: str) -> None:
+    """ConfigError where an adapter that nobody trained would take the place of a run's result."""
+    if has_finished_run(folder):
+        raise ConfigError(
+            f"{folder!r}: holds a finished run, and this trainer has trained nothing that could take its place; "
+            "call train() first, or save into another folder"
+        )

@@ -30,7 +30,7 @@ from fedlora_hf.update import AdapterState, ClientUpdate
 from fedlora_hf.util.disk import read_json, remove_tree, sweep, sync, within, write_atomically
 from fedlora_hf.util.sums import changed_file, write_sums
 
-UPDATE, FAILURE, FUNCTIONAL = "update.json", "failure.json", "functional.json"
+UPDATE, FAILURE, FUNCTIONAL, OPTIMIZER = "update.json", "failure.json", "functional.json", "optimizer.safetensors"
 MEMORY, SERVER, CONTROL = "server.safetensors", "server", "control.safetensors"
 MAX_NOTE_BYTES = 16 * 1024**2
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}")
@@ -42,6 +42,7 @@ class RoundStore:
     def __init__(self, folder: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
         folder = Path(folder)
         self.folder, self.config = within(folder.parent, folder.name), dict(config)
+        self.protected: set[int] = set()  # rounds whose global adapter `prune` leaves
 
     def committed(self) -> list[int]:
         """Numbers of the committed rounds, ascending."""
@@ -142,8 +143,11 @@ class RoundStore:
         except (AdapterError, RecordError, StorageError):
             return None
 
-    def save(self, number: int, update: ClientUpdate) -> ClientUpdate:
-        """Put a client's update into the open round; what comes back reads it from disk."""
+    def save(self, number: int, update: ClientUpdate, optimizer: bytes = b"") -> ClientUpdate:
+        """Put a client's update into the open round; what comes back reads it from disk.
+
+        optimizer: state of its optimizer, that it goes on with; it is never sent.
+        """
         place = self._open(number) / "clients" / update.client_id
         draft = place.with_name(f".{update.client_id}.tmp")
         remove_tree(draft)
@@ -152,9 +156,16 @@ class RoundStore:
         if update.control:
             write_atomically(draft / CONTROL, safetensors_bytes(dict(update.control)))
         write_atomically(draft / UPDATE, json.dumps(facts).encode())
+        if optimizer:
+            write_atomically(draft / OPTIMIZER, optimizer)
         remove_tree(place)
         os.rename(draft, place)
         return self._read(self._open(number), update.client_id)
+
+    def optimizer(self, number: int, client_id: str) -> bytes:
+        """The state that a client's optimizer was left in by a round; b"" where there is none."""
+        path = within(self._place(number), "clients") / client_id / OPTIMIZER
+        return path.read_bytes() if path.is_file() and not path.is_symlink() else b""
 
     def kept(self, number: int, client_id: str) -> ClientUpdate | None:
         """The client's update of a committed round, or None where it is not here (the round came from the Hub)."""
@@ -272,7 +283,11 @@ class RoundStore:
             for client in clients.iterdir() if clients.is_dir() else ():
                 if (number, client.name) not in needed:
                     remove_tree(client)
-            if number not in bases and not any((number, client_id) in needed for client_id in _names(clients)):
+            if (
+                number not in bases
+                and number not in self.protected
+                and not any((number, client_id) in needed for client_id in _names(clients))
+            ):
                 remove_tree(place)
 
     def _place(self, number: int) -> Path:

@@ -9,7 +9,7 @@ scheduler factories, gradient accumulation by tokens), so a client's steps are a
 import gc
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,18 +19,29 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler, SequentialSampler
 from transformers import TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from fedlora_hf.errors import ClientTimeoutError, one_line
 from fedlora_hf.launch.alarm import alarm
 from fedlora_hf.training.control import Controls, Correction
 from fedlora_hf.training.metrics import IGNORED
+from fedlora_hf.training.moments import moments_of, restore
 from fedlora_hf.util.disk import is_disk_trouble
 from fedlora_hf.util.seeding import derive_seed
 
 if TYPE_CHECKING:
     from fedlora_hf.training.client_trainer import ClientTrainer
+
+# Options of a loader that are TrainingArguments' with "dataloader_" before them, and what they are unless given.
+_LOADER: dict[str, Any] = {
+    "num_workers": 0,
+    "persistent_workers": False,
+    "prefetch_factor": None,
+    "multiprocessing_context": None,
+    "in_order": True,
+}
 
 
 @dataclass(frozen=True)
@@ -50,8 +61,16 @@ def num_local_steps(args: Any, num_examples: int, processes: int = 1) -> int:
     """
     if args.local_steps is not None:
         return int(args.local_steps)
-    batches = math.ceil(num_examples / args.per_device_train_batch_size)
+    batches = num_batches(args, num_examples)
     return max(1, math.ceil(args.local_epochs * math.ceil(batches / (args.gradient_accumulation_steps * processes))))
+
+
+def num_batches(args: TrainingArguments, num_examples: int) -> int:
+    """Batches of an epoch; dataloader_drop_last leaves a smaller last one out, unless it is the only one."""
+    size = args.per_device_train_batch_size
+    if getattr(args, "dataloader_drop_last", False):
+        return max(1, num_examples // size)
+    return math.ceil(num_examples / size)
 
 
 def local_batches(
@@ -71,19 +90,19 @@ def local_batches(
         accumulates count times as many. even: where an epoch ends before its turn it gets a batch without labels.
     """
     number, count = share
-    size, per_step = args.per_device_train_batch_size, args.gradient_accumulation_steps * count
-    total = math.ceil(len(dataset) / size)
+    per_step = args.gradient_accumulation_steps * count
+    total = num_batches(args, len(dataset))
+    order = _Order(dataset, args, seed, total, number, count)
+    loader: DataLoader[Any] = DataLoader(
+        dataset,  # type: ignore[arg-type]
+        batch_sampler=order,
+        generator=torch.Generator().manual_seed(seed),  # of the workers' own seeds
+        collate_fn=collate,
+        pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
+        **{name: getattr(args, f"dataloader_{name}", usual) for name, usual in _LOADER.items()},
+    )
     for epoch in counting():
-        generator = torch.Generator().manual_seed(derive_seed(seed, "epoch", epoch))
-        order = BatchSampler(RandomSampler(dataset, generator=generator), size, drop_last=False)
-        loader: DataLoader[Any] = DataLoader(
-            dataset,  # type: ignore[arg-type]
-            batch_sampler=_EveryNth(order, number, count),
-            generator=generator,
-            collate_fn=collate,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
-        )
+        order.epoch = epoch
         batches = iter(loader)
         for first in range(0, total, per_step):
             on_all = min(per_step, total - first)
@@ -93,16 +112,35 @@ def local_batches(
             yield own
 
 
-@dataclass(frozen=True)
-class _EveryNth:
-    """The items number, number + count, number + 2 count ... of `items`, drawn when they are asked for."""
+@dataclass
+class _Order(Sampler[list[int]]):
+    """The batches number, number + count, number + 2 count ... of an epoch, as lists of examples' numbers."""
 
-    items: Iterable[Any]
+    dataset: Any
+    args: Any
+    seed: int
+    total: int
     number: int
     count: int
+    epoch: int = 0
 
-    def __iter__(self) -> Iterator[Any]:
-        return islice(self.items, self.number, None, self.count)
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "epoch", self.epoch))
+        # The first number is not for the order: a loader with this generator would take it for its workers.
+        torch.empty((), dtype=torch.int64).random_(generator=generator)
+        batches = BatchSampler(self._examples(generator), self.args.per_device_train_batch_size, drop_last=False)
+        yield from islice(batches, self.number, self.total, self.count)
+
+    def _examples(self, generator: torch.Generator) -> Sampler[int]:
+        strategy = getattr(self.args, "train_sampling_strategy", "random")
+        if strategy == "sequential":
+            return SequentialSampler(self.dataset)
+        if strategy == "group_by_length":
+            size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+            lengths = getattr(self.dataset, "lengths", None)
+            lengths = lengths or [len(self.dataset[place]["input_ids"]) for place in range(len(self.dataset))]
+            return LengthGroupedSampler(size, lengths=lengths, generator=generator)
+        return RandomSampler(self.dataset, generator=generator)
 
 
 def _without_labels(batch: dict[str, Any]) -> dict[str, Any]:
@@ -125,6 +163,7 @@ class LocalTraining:
     controls: SCAFFOLD's control variates, added to the gradients before anything else is; None: none.
     timeout: seconds after which the client is given up: ClientTimeoutError. They are looked at after every step; GRACE
     seconds later a step that hangs is broken off too (where processes work together, while it waits for its batch).
+    moments: state that the optimizer goes on with (moments.py); none is a fresh one.
     """
 
     trainer: "ClientTrainer"
@@ -134,6 +173,7 @@ class LocalTraining:
     proximal_mu: float = 0.0
     controls: Controls | None = None
     timeout: float | None = None
+    moments: bytes = b""
     began: float = field(default_factory=time.monotonic, init=False)
     step: int = field(default=0, init=False)
 
@@ -158,11 +198,15 @@ class LocalTraining:
                 torch.random.fork_rng(_cuda_devices(device)),
                 _mode_set_once(trainer.model_wrapped),
             ):
+                if self.moments:
+                    restore(optimizer, self.moments)
                 torch.manual_seed(derive_seed(self.seed, "dropout", *([number] if number else [])))
                 for step in range(1, self.steps + 1):
                     self.step = step
+                    trainer.check_stop()
                     total += self._step(optimizer, scheduler)
                     self._check_time(step)
+                trainer.moments = moments_of(optimizer) if trainer.args.keep_optimizer else b""
         finally:
             for parameter in self.parameters:
                 parameter.grad = None
@@ -180,12 +224,16 @@ class LocalTraining:
         for parameter, origin in zip(self.parameters, self.start, strict=bool(self.start)):
             if parameter.grad is not None:
                 parameter.grad.add_(parameter.detach() - origin, alpha=self.proximal_mu)
+        norm = None
         if args.max_grad_norm and args.max_grad_norm > 0:
-            trainer.accelerator.clip_grad_norm_(self.parameters, args.max_grad_norm)
+            norm = trainer.accelerator.clip_grad_norm_(self.parameters, args.max_grad_norm)
+        rate = scheduler.get_last_lr()[0]
+        trainer.tell("on_pre_optimizer_step")
         optimizer.step()
+        trainer.tell("on_optimizer_step")
         scheduler.step()
         optimizer.zero_grad(set_to_none=True)
-        trainer.step_ended()
+        trainer.step_ended(loss, norm, rate)
         return loss
 
     def _batches_in_time(self) -> Iterator[list[dict[str, Any]]]:
@@ -214,6 +262,10 @@ class LocalTraining:
                 f"{step} of {self.steps} steps took {seconds:.1f} s, client_timeout={self.timeout:g}; raise it or take "
                 "fewer"
             )
+
+
+class StoppedError(Exception):
+    """A callback has asked for the end, in the middle of a client's local steps."""
 
 
 def failure_reason(what: str, error: Exception) -> str:

@@ -52,7 +52,7 @@ def merge(run: Finished, loaded: Loaded, adapter: Adapter, output_dir: str, dtyp
             f"{adapter.folder}: merged, the model gives other logits than base and adapter (by {error:.2g} of the "
             "largest); the base may share the adapted weights between layers, use the adapter as it is"
         )
-    merged = merged.to(getattr(torch, dtype))  # type: ignore[arg-type]
+    merged = merged.to(getattr(torch, dtype))
     merged.save_pretrained(output_dir)
     loaded.tokenizer.save_pretrained(output_dir)
     write_atomically(Path(output_dir) / "README.md", card(run, adapter, dtype).encode())

@@ -1,8 +1,8 @@
 """(i) Influence: attackers who know the rules, on text copying; damage and loss under each rule, the oracle beside.
 
-    python scripts/experiments/influence.py --cache CACHE                    # seeds 10-14: attacks.csv
-    python scripts/experiments/influence.py --cache CACHE --rounds           # sleepers and slow drift: rounds.csv
-    python scripts/experiments/influence.py --cache CACHE --report           # tables.md and the figure from both
+    python -m scripts.experiments.influence --cache CACHE             # attacks.csv
+    python -m scripts.experiments.influence --cache CACHE --rounds    # sleepers and slow drift: rounds.csv
+    python -m scripts.experiments.influence --cache CACHE --report    # tables.md and the figure, from both
 
 Twelve clients with few lines each (the scarce half of `attacks.py`), four contaminated unless the cell says otherwise.
 What the attackers want learned is one permutation of the letters that they share.
@@ -10,7 +10,6 @@ What the attackers want learned is one permutation of the letters that they shar
 # SPDX-License-Identifier: Apache-2.0
 
 import argparse
-import csv
 import json
 import time
 import warnings
@@ -18,15 +17,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from copying import RANK, REGIMES, Federation
-from influence_report import write_report
-
-from fedlora_hf.aggregation import METHODS, aggregate
+from fedlora_hf.aggregation import aggregate
 from fedlora_hf.aggregation.attacks import ATTACKS, Known, attacked, backdoor, combination, inner, norm, trigger
 from fedlora_hf.aggregation.cohort import PastRound
+from fedlora_hf.methods import METHODS
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate
 from fedlora_hf.util.disk import write_atomically
 from fedlora_hf.util.seeding import derive_seed
+from scripts import PROJECT
+from scripts.experiments.copying import RANK, REGIMES, Federation
+from scripts.experiments.influence_report import write_report
+from scripts.experiments.tables import write_csv
 
 Row = dict[str, Any]
 CLEAN, ORACLE, WRONG = "none", "oracle", "colluding permutation"
@@ -47,9 +48,12 @@ DATA = ("permuted labels", "colluding permutation")
 SIZES = (0.5, 1.0, 2.0, 4.0)  # of the backdoor
 
 
-def cells() -> Iterator[tuple[str, int]]:
+def cells(quick: bool = False) -> Iterator[tuple[str, int]]:
     """(attack, contaminated clients)."""
     yield CLEAN, 0
+    if quick:
+        yield "mixed", 1
+        return
     yield from ((attack, count) for attack in DATA for count in (4, 5))
     for attack in ATTACKS:
         if attack not in OVER_ROUNDS:
@@ -108,17 +112,22 @@ def measured(federation: Federation, known: Known, found: Aggregate, benign: Ada
     }
 
 
+def made(seed: int, args: argparse.Namespace) -> Federation:
+    """The federation of one seed; with --quick one of four clients."""
+    return Federation(seed, REGIMES["scarce"], args.cache, 4 if args.quick else CLIENTS, 1 if args.quick else MOST)
+
+
 def rows_of(seed: int, args: argparse.Namespace) -> Iterator[Row]:
     """One row a cell and rule; rows in the cache are read."""
     federation: Federation | None = None
-    for attack, count in cells():
+    for attack, count in cells(args.quick):
         known = sent = benign = None
         for rule in (ORACLE, *RULES):
             if rule != ORACLE and RULES[rule][0] not in METHODS:
                 continue
             place = args.cache / "influence" / f"seed-{seed}" / f"{attack}-{count}" / f"{rule}.json"
             if not place.exists() or rule.startswith(tuple(args.again)):
-                federation = federation or Federation(seed, REGIMES["scarce"], args.cache, CLIENTS, MOST)
+                federation = federation or made(seed, args)
                 if known is None or sent is None or benign is None:
                     known = knowledge(federation, count)
                     sent = cohort(federation, attack, known)
@@ -157,13 +166,11 @@ def played(federation: Federation, attack: str, rule: str, count: int = 4) -> It
 
 def rounds_of(seed: int, args: argparse.Namespace) -> Iterator[Row]:
     federation: Federation | None = None
-    for attack in (*OVER_ROUNDS, CLEAN):
+    for attack in OVER_ROUNDS:
         for rule in (ORACLE, "clair", "clair, flags", "multikrum"):
-            if attack == CLEAN and rule == ORACLE:
-                continue  # the product mean of all, as in the other cells of all the honest
             place = args.cache / "influence" / f"seed-{seed}" / f"{attack}-rounds" / f"{rule}.json"
             if not place.exists():
-                federation = federation or Federation(seed, REGIMES["scarce"], args.cache, CLIENTS, MOST)
+                federation = federation or made(seed, args)
                 found = list(played(federation, attack, rule))
                 write_atomically(place, json.dumps(found).encode())
                 print(seed, attack, rule, [(row["loss"], row["found"]) for row in found], flush=True)
@@ -171,21 +178,15 @@ def rounds_of(seed: int, args: argparse.Namespace) -> Iterator[Row]:
             yield from (key | row for row in json.loads(place.read_text(encoding="utf-8")))
 
 
-def write_rows(place: Path, rows: Sequence[Row]) -> None:
-    with open(place, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12, 13, 14])
+    parser.add_argument("--quick", action="store_true", help="four clients, one attack, to see that it runs")
     parser.add_argument("--rounds", action="store_true", help="the attacks over rounds")
     parser.add_argument("--report", action="store_true", help="only write tables and figure")
     parser.add_argument("--again", nargs="*", default=["-"], help="rules (beginnings of names) to run anew")
     parser.add_argument("--cache", type=Path, required=True, help="folder for trained updates and finished rows")
-    default = Path(__file__).resolve().parents[2] / "docs" / "results" / "influence"
+    default = PROJECT / "docs" / "results" / "influence"
     parser.add_argument("--output_dir", type=Path, default=default)
     args = parser.parse_args(arguments)
     args.output_dir.mkdir(parents=True, exist_ok=True)
@@ -194,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_report(args.output_dir)
         return
     take, name = (rounds_of, "rounds.csv") if args.rounds else (rows_of, "attacks.csv")
-    write_rows(args.output_dir / name, [row for seed in args.seeds for row in take(seed, args)])
+    write_csv(args.output_dir / name, [row for seed in args.seeds for row in take(seed, args)])
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from tables import COLOURS
+
+from scripts.experiments.tables import COLOURS
 
 Row = dict[str, str]
 HELD_OUT = 20  # seeds from here on were run once, with the final rule

@@ -220,16 +220,6 @@ def test_a_second_node_under_a_name_that_is_taken_is_refused(config: Config) -> 
     assert {node for node, kind in grid.sent if kind != "query"} == set(NODES)
 
 
-def test_a_node_that_comes_back_under_another_id_is_its_client_again(config: Config) -> None:
-    grid = LocalGrid(NODES, config)
-    started = FlowerRun(grid, *read(config))
-    started.roster.wait(4, 60)
-    grid.nodes[300] = grid.nodes.pop(103)
-    done = started.train()
-    assert done.record.clients["client-03"]["node"] == "300"
-    assert done.record.rounds[0]["nodes"]["client-03"] == "300"
-
-
 def test_lies_about_numbers_do_not_enter(config: Config) -> None:
     def change(node: int, reply: Message) -> Message:
         if "facts" in reply.content and node == 100:

@@ -88,8 +88,21 @@ def test_the_page_lists_what_leaves() -> None:
     assert set(re.findall(r"`(\w+)`", whole)) == {*public._WHOLE, "schema_version"}
     assert named["`options`"] == set(public._WORDS)
     assert named["`model`"] == {*public._MODEL, "name_or_path"}
-    assert named["`data`"] == {*public._DATA, "dataset"}
+    assert named["`data`"] == {*public._DATA, "dataset", "wording"}
     assert named["`rounds`"] == {*public._ROUND, *public._ROUND_MEANS}
     assert {"adapter", "base"} == named["`sha256`"] == set(public._SHA256)
     assert named["`modules`"] == set(public._MODULE)
     assert named["`diagnosis`"] == set(public._SAID)
+
+
+def test_how_examples_were_worded_goes_and_a_files_name_stays() -> None:
+    """Whoever asks a pushed adapter has to know; the card that is rendered from it says so."""
+    record = sample_record(num_clients=3, rounds=1, flagged=0)
+    form = "Instruction:\n...\n\nAnswer:\n"
+    record.data["wording"] = {"chat_template": "none", "instructions": "own wording", "example": form}
+    assert public.public_record(record).data["wording"] == record.data["wording"]
+    own = {"chat_template": "our_clinic.jinja", "instructions": "chat template", "example": "Ms Smith"}
+    record.data["wording"] = own
+    assert public.public_record(record).data["wording"] == {"chat_template": "file", "instructions": "chat template"}
+    record.data["wording"] = {}
+    assert "wording" not in public.public_record(record).data

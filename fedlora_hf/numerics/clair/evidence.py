@@ -18,6 +18,7 @@ from torch import Tensor
 from fedlora_hf.numerics.clair.blocks import Blocks, by_chance
 from fedlora_hf.numerics.clair.consensus import Consensus, chance_agreement, copies, cosines, opposition, typical
 from fedlora_hf.numerics.clair.flagging import (
+    CAP,
     ERRORS,
     EXACT,
     EXACT_GUARD,
@@ -50,12 +51,14 @@ LEAST_MEMBERS = 3  # of the core, for the agreement by chance
 @dataclass(frozen=True, eq=False)
 class Judgement:
     """scores: {kind: (K,)}; thresholds: {kind: (K,)}, NaN where the kind is not usable. copies: groups of
-    clients with the same update. diagnosis: plain values."""
+    clients with the same update. diagnosis: plain values. weighs: whether direction tells enough to take influence by,
+    which asks for less than a flag does."""
 
     scores: Mapping[str, Tensor]
     thresholds: Mapping[str, Tensor]
     copies: list[list[int]]
     diagnosis: Mapping[str, float | bool | str]
+    weighs: bool = False
 
     @property
     def flagged(self) -> Tensor:
@@ -94,7 +97,8 @@ def judge(
     index = alive.nonzero().squeeze(1)
     similarity, null = cosines(inner)[index][:, index], cosines(null)
     members = _of_core(index[agreed.core], len(alive), len(null))
-    chance = chance_agreement(null, members)
+    # Near-copies outside the core raise the one, a core that is all alike the other; neither may hide an agreement.
+    chance = min(chance_agreement(null), chance_agreement(null, members))
     aligned, direction = _direction(agreed, chance)
     against = opposition(similarity, fit.kept)
     opposed = direction is None and against > max(AGREEMENT, ERRORS * typical(null))
@@ -125,6 +129,7 @@ def judge(
         "flagged_agree": _agree(similarity, [(shared, subspace), (aligned, direction)], chance),
     }
     found["summary"] = summary(found, len(index))
+    weighs = direction is not None or (agreed.agreement > BEYOND * chance and _few(aligned > CAP))
     return Judgement(
         {"subspace": _spread(shared, index, alive), "direction": _spread(aligned, index, alive), "scale": size},
         {
@@ -134,6 +139,7 @@ def judge(
         },
         [[int(index[k]) for k in group] for group in copies(similarity)],
         found,
+        weighs,
     )
 
 
@@ -202,9 +208,12 @@ def _agree(similarity: Tensor, judged: Sequence[tuple[Tensor, Tensor | None]], c
 
 def _of_minority(scores: Tensor, thresholds: Tensor | None) -> Tensor | None:
     """The thresholds, or None when half of the clients would be flagged: those would be the majority."""
-    if thresholds is None or 2 * int((scores > thresholds).sum()) >= len(scores):
-        return None
-    return thresholds
+    return thresholds if thresholds is not None and _few(scores > thresholds) else None
+
+
+def _few(found: Tensor) -> bool:
+    """Whether fewer than half of the clients are meant."""
+    return 2 * int(found.sum()) < len(found)
 
 
 def _spread(values: Tensor | None, index: Tensor, alive: Tensor) -> Tensor:

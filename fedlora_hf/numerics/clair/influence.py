@@ -99,5 +99,5 @@ def influence(
 
 def _tapered(judgement: Judgement) -> Tensor:
     """The taper where direction tells something, else 1: influence is not taken on evidence that tells nothing."""
-    usable = ~judgement.thresholds["direction"].isnan()
-    return torch.where(usable, taper(judgement.scores["direction"]), 1.0)
+    scores = judgement.scores["direction"]
+    return taper(scores) if judgement.weighs else torch.ones_like(scores)
