@@ -30,12 +30,15 @@ class RunRecord:
     model: {"name_or_path", "task", "dtype", "parameters"}. adapter: {"kind", "r", "alpha", "rslora", "target_modules",
         "parameters"}. data: {"dataset", "partition_by", "num_examples", "duplicates_removed", ...}.
     rounds: one entry a committed round: {"round", "stage", "cohort", "collaborative", "flagged", "quarantined",
-        "weights", "train_loss", "update_norm", "evidence", "diagnosis", "n_iter", "converged", "bytes_up",
-        "bytes_down", "bytes_stored", "parts", "changed", "seconds", "metrics"}; per-client values are
-        {client id: value}. bytes_down: the round's result, sent back; bytes_stored: the parts a client trained itself.
+        "weights", "influence", "suspicious", "train_loss", "update_norm", "evidence", "diagnosis", "n_iter",
+        "converged", "bytes_up", "bytes_down", "bytes_stored", "parts", "changed", "seconds", "metrics"}; per-client
+        values are {client id: value}. bytes_down: the round's result, sent back; bytes_stored: the parts a client
+        trained itself.
     flagged: sorted ids of clients whose updates were sound but judged contaminated; quarantined: {id: reason}.
-    clients: {id: {"collaborative", "weight", "num_examples", "evidence": {kind: {"score", "threshold"}}, "metrics":
-        {"before" | "global" | "personalised" | "local": {metric: value}}}}.
+    suspicious: {id: {"kind", "of_line"}}: near the line of a flag in its last round, or beyond it in that round alone.
+    clients: {id: {"collaborative", "weight", "influence", "num_examples", "evidence": {kind: {"score", "threshold"}},
+        "metrics": {"before" | "global" | "personalised" | "local": {metric: value}}}}; influence: what is left of it, 0
+        to 1.
     modules: {name: {"rank", "spectrum", "discarded_energy"}}.
     metrics: {"before": {"global": {...}}, "after": {"global": {...}, "personalised": {...}}}, means over the
         collaborative clients.
@@ -58,6 +61,7 @@ class RunRecord:
     rounds: list[dict[str, Any]] = field(default_factory=list)
     flagged: list[str] = field(default_factory=list)
     quarantined: dict[str, str] = field(default_factory=dict)
+    suspicious: dict[str, Any] = field(default_factory=dict)
     clients: dict[str, dict[str, Any]] = field(default_factory=dict)
     modules: dict[str, dict[str, Any]] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)

@@ -94,9 +94,17 @@ class Client:
     state: str
     reason: str
     weight: float | None
+    influence: float | None
+    suspicion: tuple[str, float] | None
     num_examples: float | None
     evidence: dict[str, Score]
     metrics: dict[str, Values]
+    name: str = ""
+
+    @property
+    def title(self) -> str:
+        """Its name in the data, and its id where that is another."""
+        return f"{self.name} ({self.id})" if self.name else self.id
 
 
 @dataclass(frozen=True)
@@ -134,6 +142,11 @@ class Run:
 
     def having(self, state: str) -> list[Client]:
         return [client for client in self.clients if client.state == state]
+
+    @property
+    def suspicious(self) -> list[Client]:
+        """Clients not flagged whose evidence is near a line."""
+        return [client for client in self.clients if client.suspicion is not None]
 
     @property
     def kinds(self) -> list[str]:
@@ -176,9 +189,16 @@ def _evidence(value: Any) -> dict[str, Score]:
     return found
 
 
+def _suspicion(value: Any) -> tuple[str, float] | None:
+    """(kind of evidence, share of the way to its line), or None."""
+    share = number(mapping(value).get("of_line"))
+    return None if share is None else (str(mapping(value).get("kind", "")), share)
+
+
 def _clients(record: RunRecord) -> list[Client]:
     flagged = {str(client_id) for client_id in record.flagged}
     last = mapping(record.rounds[-1].get("evidence")) if record.rounds else {}
+    names = mapping(record.data.get("names"))
     found = []
     for client_id in {*record.clients, *flagged, *record.quarantined}:
         entry = record.clients.get(client_id, {})
@@ -190,9 +210,12 @@ def _clients(record: RunRecord) -> list[Client]:
                 state=state,
                 reason=str(record.quarantined.get(client_id, "")),
                 weight=number(entry.get("weight")),
+                influence=number(entry.get("influence")),
+                suspicion=_suspicion(record.suspicious.get(client_id)) if state == COLLABORATIVE else None,
                 num_examples=number(entry.get("num_examples")),
                 evidence=_evidence(entry.get("evidence")) or _evidence(last.get(client_id)),
                 metrics={view: values(item) for view, item in mapping(entry.get("metrics")).items()},
+                name=str(names.get(str(client_id), "")),
             )
         )
     return sorted(found, key=lambda client: (STATES.index(client.state), natural(client.id), client.id))

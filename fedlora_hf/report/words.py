@@ -17,6 +17,12 @@ _KIND_REASONS = {
     "scale": "its update is far larger or smaller than the others'",
     "functional": "its update raises the loss on other clients' validation data",
 }
+# What is said beside "nobody was flagged": attacks that leave updates as honest ones are.
+UNSEEN = (
+    "Evidence on updates cannot see an honest update with a part of a wrong one mixed in, small changes that look like "
+    "those of the others, or a majority that is wrong in one module or as a whole."
+)
+_KEPT_ALL = 0.995  # influence that rounds to all of it
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 _LONGEST = 600  # characters of untrusted text worth showing
 
@@ -95,6 +101,31 @@ def reason_of(run: Run, client: Client) -> str:
         rounds = ", ".join(earlier)
         return f"flagged in round {rounds}; its average over the rounds is still above half of the threshold"
     return "the record holds no score of it above a threshold"
+
+
+def suspicion_of(client: Client) -> str:
+    """What is near the line, how near, what the client counted, and what would decide it."""
+    kind, share = client.suspicion or ("", 0.0)
+    if kind == "drift":
+        what = "it has turned away from where it pointed in earlier rounds"
+    else:
+        what = f"{shortened(kind)} at {share:.0%} of its line"
+    judged = "functional" in client.evidence
+    decide = "more rounds would decide it" if judged else "judges (--functional_judges) or more rounds would decide it"
+    kept = kept_of(client)
+    return f"{what}; {kept + '; ' if kept else ''}{decide}"
+
+
+def kept_of(client: Client) -> str:
+    """ "kept 38 % of its influence", or "" for one that kept all of it, or of which nothing is known."""
+    if client.influence is None or client.influence >= _KEPT_ALL:
+        return ""
+    return f"kept {100 * client.influence:.0f} % of its influence"
+
+
+def unseen(run: Run) -> str:
+    """What the evidence cannot see, where it flagged nobody; "" where it flagged somebody or there was none."""
+    return UNSEEN if not run.having(FLAGGED) and any(client.evidence for client in run.clients) else ""
 
 
 def diagnosis(run: Run) -> tuple[list[str], list[tuple[str, str]]]:

@@ -18,7 +18,7 @@ from fedlora_hf.record.record import RunRecord
 from fedlora_hf.report import write_report
 from fedlora_hf.report.page import render_page
 from fedlora_hf.report.view import Run
-from fedlora_hf.report.words import plain_words
+from fedlora_hf.report.words import UNSEEN, plain_words
 
 ALL = ["evidence", "similarity", "training", "clients", "stages", "spectrum", "cost"]
 VOID = {"meta", "link", "img", "source", "br"}
@@ -105,6 +105,22 @@ def test_page_names_who_was_flagged_and_why_and_who_was_quarantined():
     assert "2.13.0" in text
     assert all(client in text for client in record.clients)
     assert "num_items" not in text
+
+
+def test_page_says_who_is_near_the_line_what_was_kept_and_what_cannot_be_seen():
+    record = sample_record(12, 3, 0, 0)
+    for place, facts in enumerate(record.clients.values()):
+        facts["influence"] = place / 100
+    record.suspicious = {"client-003": {"kind": "direction", "of_line": 0.75}}
+    text = page_of(record).text
+    assert "Near the line (1)" in text
+    assert "direction at 75% of its line; kept 3 % of its influence" in text
+    assert UNSEEN in text
+    assert "influence kept" in text
+    text = page_of(sample_record(12, 3, 4, 0)).text
+    assert "Near the line" not in text
+    assert UNSEEN not in text
+    assert "influence kept" not in text
 
 
 def test_page_of_200_clients_lists_them_all():

@@ -106,3 +106,44 @@ def test_columns_name_as_many_clients_as_fit(clients, flagged, named):
 def test_labels_are_short_printable_and_not_mathematics():
     assert label("$x$\n日") == r"\$x\$??"
     assert len(label("a" * 96)) == 22
+
+
+def near_the_line() -> RunRecord:
+    """Nobody flagged; one client near the line, one that has turned, one that kept all of its influence."""
+    record = RunRecord("train", "clair", 0)
+    evidence = {"direction": {"score": 0.6, "threshold": 0.85}}
+    for client, kept in (("a", 0.38), ("b", 0.0), ("c", 1.0)):
+        facts = {"collaborative": True, "weight": 0.3, "num_examples": 10, "evidence": evidence, "metrics": {}}
+        record.clients[client] = {**facts, "influence": kept}
+    record.suspicious = {"a": {"kind": "direction", "of_line": 0.706}, "b": {"kind": "drift", "of_line": 1.4}}
+    return record
+
+
+def test_who_is_near_the_line_is_named_with_what_it_kept_and_what_would_decide_it():
+    run = Run.of(near_the_line())
+    first, second = (words.suspicion_of(client) for client in run.suspicious)
+    assert first.startswith("direction at 71% of its line; kept 38 % of its influence; judges (--functional_judges)")
+    assert second.startswith("it has turned away from where it pointed in earlier rounds; kept 0 %")
+    assert [words.kept_of(client) for client in run.clients] == [
+        "kept 38 % of its influence",
+        "kept 0 % of its influence",
+        "",
+    ]
+    run.clients[0].evidence["functional"] = run.clients[0].evidence["direction"]
+    assert words.suspicion_of(run.clients[0]).endswith("; more rounds would decide it")
+
+
+def test_beside_nobody_was_flagged_stands_what_evidence_cannot_see():
+    record = near_the_line()
+    assert words.unseen(Run.of(record)) == words.UNSEEN
+    record.flagged = ["a"]
+    assert words.unseen(Run.of(record)) == ""
+    assert words.unseen(Run.of(RunRecord("train", "fedavg", 0, clients={"a": {}}))) == ""
+
+
+def test_malformed_suspicions_are_left_out():
+    record = near_the_line()
+    record.suspicious = {"a": "x", "b": {"kind": "drift"}, "c": {"kind": 3, "of_line": 0.7}}
+    run = Run.of(record)
+    assert [client.id for client in run.suspicious] == ["c"]
+    assert "3 at 70% of its line" in words.suspicion_of(run.suspicious[0])
