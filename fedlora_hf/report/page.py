@@ -85,7 +85,9 @@ def _tiles(run: Run) -> list[tuple[str, str]]:
         (f"{len(run.having(QUARANTINED)):,}", "quarantined"),
         (f"{len(run.rounds):,}", "round" if len(run.rounds) == 1 else "rounds"),
     ]
-    tiles = [tile for tile in tiles if run.clients or tile[1].startswith("round")]
+    if not run.clients:
+        tiles = tiles[-1:]
+    tiles = [tile for tile in tiles if tile[0] != "0" or tile[1] == "flagged"]
     for metric in run.metrics_after("global")[:1]:
         before = run.before(metric)
         start = "" if before is None else f", was {words.figure_of(before, 3)}"

@@ -217,7 +217,7 @@ def _dress_cost(axes: Axes, run: Run, theme: Theme) -> None:
     _dress_rounds(axes, run, theme)
     axes.set_ylim(bottom=0)
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(loc="upper left", ncols=3, bbox_to_anchor=(-0.02, -0.26), borderaxespad=0)
+        axes.legend(loc="upper left", ncols=2 if theme.narrow else 3, bbox_to_anchor=(-0.02, -0.26), borderaxespad=0)
 
 
 def _seconds_bars(axes: Axes, timed: list[Round], theme: Theme) -> None:
