@@ -27,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> None:
     if arguments[:1] == ["train"]:
         _train(arguments[1:])
+    elif arguments[:1] == ["preview"]:
+        _preview(arguments[1:])
     else:
         options = vars(build_parser().parse_args(arguments))
         run: Callable[..., None] = options.pop("run")
@@ -34,7 +36,7 @@ def _run(arguments: list[str]) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of every command but train, whose flags are FederatedConfig's (flags.py, commands/manual.py)."""
+    """The parser of every command but train and preview, whose flags are those of FederatedConfig (flags.py)."""
     parser = OneLineParser(
         prog="fedlora",
         description="Fine-tune language models together without sharing data.",
@@ -49,6 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
 
     commands.add_parser("train", help="the main job: rounds of local training and aggregation", add_help=False)
+
+    commands.add_parser("preview", help="the first examples of each client as the model sees them", add_help=False)
 
     combine = commands.add_parser("aggregate", help="combine LoRA adapters trained anywhere, in one shot")
     combine.add_argument("adapters", nargs="+", metavar="ADAPTER", help="a folder, or user/repo[@revision][:subfolder]")
@@ -110,6 +114,15 @@ def _train(arguments: list[str]) -> None:
         from fedlora_hf.commands.train import train
 
         train(arguments)
+
+
+def _preview(arguments: list[str]) -> None:
+    from fedlora_hf.commands.preview import USAGE, preview
+
+    if {"-h", "--help"} & set(arguments):
+        print(USAGE, end="")  # noqa: T201
+    else:
+        preview(arguments)
 
 
 def _demo(output_dir: str, seed: int) -> None:

@@ -1,6 +1,7 @@
 """Every option of a federated run: `FederatedConfig`, a `transformers.TrainingArguments` with the federation's own."""
 # SPDX-License-Identifier: Apache-2.0
 
+import json
 from dataclasses import MISSING, Field, dataclass, fields
 from enum import Enum
 from typing import Any
@@ -90,6 +91,8 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
     def _normalise(self) -> None:
         """One form for what may be written in several, and defaults that depend on other options."""
         self.target_modules, self.labels = _names(self.target_modules), _names(self.labels)
+        for name in ("dataset", "validation_dataset", "test_dataset"):
+            setattr(self, name, _sources(name, getattr(self, name)))
         if self.pipeline == "fedlora_optimizer":
             self.adapter = "dirmag"
         if self.personal_steps is None:
@@ -107,6 +110,9 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
                 f"validation_fraction + test_fraction = {self.validation_fraction + self.test_fraction}: must stay "
                 "below 1; leave something to train on"
             )
+        for kind in ("validation", "test"):
+            if getattr(self, f"{kind}_dataset") is not None and getattr(self, f"{kind}_split") is not None:
+                raise ConfigError(f"{kind}_dataset and {kind}_split: both say what the {kind} data are; pass one")
         if self.partition_by in ("iid", "dirichlet") and self.dataset and self.num_clients is None:
             raise ConfigError(f"partition_by={self.partition_by} without num_clients: it needs one; pass --num_clients")
         if self.dp_clip is not None and self.functional_judges:
@@ -148,6 +154,20 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
 def _names(given: list[str] | None) -> list[str] | None:
     """Names given as a list, or all in one text with commas between them."""
     return [part.strip() for part in given[0].split(",")] if isinstance(given, list) and len(given) == 1 else given
+
+
+def _sources(name: str, given: Any) -> Any:
+    """One source as it is, several as a list, a mapping of clients as one (a YAML file's arrives as JSON text)."""
+    if isinstance(given, list | tuple):
+        return given[0] if len(given) == 1 and isinstance(given[0], str) else list(given)
+    if isinstance(given, str) and given.lstrip().startswith("{"):
+        try:
+            given = json.loads(given)
+        except ValueError:
+            raise ConfigError(f"{name}={given[:60]!r}: must be {{client: path}}; write it in a YAML file") from None
+    if isinstance(given, dict) and not given:
+        raise ConfigError(f"{name}={{}}: must name at least one client: path; leave it out for none")
+    return given
 
 
 def _value(value: Any) -> Any:

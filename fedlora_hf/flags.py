@@ -13,6 +13,9 @@ from transformers.hf_argparser import string_to_bool
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.errors import ConfigError
 
+# Of a union with `str` HfArgumentParser would take one word only.
+_SEVERAL_WORDS = ("report_to", "aggregation_options", "dataset", "validation_dataset", "test_dataset")
+
 
 class FlagParser(HfArgumentParser):
     """The flags of FederatedConfig; a complaint is one line."""
@@ -29,8 +32,8 @@ class FlagParser(HfArgumentParser):
         for action in self._actions:
             if action.type is string_to_bool and action.nargs is None:
                 action.nargs, action.const = "?", True  # a bare flag is true, for `bool | None` too
-            if action.dest in ("report_to", "aggregation_options"):
-                action.nargs = "+"  # of a union with `str` HfArgumentParser would take one word only
+            if action.dest in _SEVERAL_WORDS:
+                action.nargs = "+"
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see fedlora train --help_all")

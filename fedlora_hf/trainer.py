@@ -10,7 +10,9 @@ from torch import nn
 from transformers.trainer_utils import TrainOutput
 
 from fedlora_hf.config import FederatedConfig
-from fedlora_hf.data.prepare import prepare_client
+from fedlora_hf.data.clients import named_clients, with_data_facts
+from fedlora_hf.data.prepare import prepare_client, wording_facts, wording_of
+from fedlora_hf.data.wording import save_tokenizer
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.hub import write_card
 from fedlora_hf.hub.publishing import Publisher
@@ -29,8 +31,10 @@ class FederatedTrainer(ClientTrainer):
 
     model: a causal LM or a sequence classifier, or a PeftModel that has its adapter already.
     args: every option of the run.
-    client_datasets: {client id: Dataset, or {"train", "validation", "test"} of Datasets}, as
-        `data.clients.make_clients` gives them, or already tokenised (input_ids, labels).
+    client_datasets: {client: Dataset, or {"train", "validation", "test"} of Datasets}, as `data.clients.make_clients`
+        gives them, already tokenised (input_ids, labels), or in any schema that `fedlora train` reads; a path, a Hub id
+        or a stream too (see `prepare_client`). A name that cannot be a folder's stays the client's name; its id is
+        derived, and said.
     peft_config: the adapter; default made from `args` (adapter, lora_r, lora_alpha, target_modules ...).
     processing_class: the tokenizer; needed for text, and for ROUGE-L.
     server_dataset: data of the server's own, for the global stage of a pipeline (args.server_dataset says so).
@@ -53,6 +57,7 @@ class FederatedTrainer(ClientTrainer):
         record: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        client_datasets, names = named_clients(client_datasets)
         super().__init__(model, args, client_datasets, **kwargs)
         if (server_dataset is None) != (args.server_dataset is None):
             raise ConfigError("server_dataset: the data and args.server_dataset go together; pass both or neither")
@@ -62,9 +67,10 @@ class FederatedTrainer(ClientTrainer):
         self.publisher = Publisher(args, self.progress)
         self.store = RoundStore(f"{args.output_dir}/rounds", self.slot.config())
         self.federation = Federation(args, self.method, self.store, self.initial, self.rank)
+        facts = with_data_facts(record or {}, names, wording_facts(args, tokenizer, self.clients.values()))
         # Looked up when it is called, so that a subclass's `train_client` counts.
         transport = LocalTransport(
-            self, self.federation, lambda client, number: self.train_client(client, number), server, record or {}
+            self, self.federation, lambda client, number: self.train_client(client, number), server, facts
         )
         self.loop = RoundLoop(self.federation, transport, self, self.publisher, self.progress)
 
@@ -147,6 +153,7 @@ class FederatedTrainer(ClientTrainer):
         if not self.is_world_process_zero():
             return
         self.loop.write(folder)
+        save_tokenizer(self.processing_class, wording_of(self.args, self.processing_class), folder)
         if folder != self.args.output_dir:
             folders = ClientFolders(folder, self.store.config)
             folders.begin()

@@ -19,6 +19,7 @@ from fedlora_hf.record.write import add_round, opening
 from fedlora_hf.rounds import output
 from fedlora_hf.training.stages import StageName
 from fedlora_hf.update import ClientUpdate
+from fedlora_hf.util.names import fit_ids, telling_names
 from fedlora_hf.util.progress import Progress
 
 
@@ -73,16 +74,14 @@ def aggregate_adapters(
 
 
 def _named(adapters: Sequence[str]) -> dict[str, Source]:
-    """{client id: source}, sorted; ConfigError when two sources would be one client."""
-    named: dict[str, Source] = {}
-    for text in adapters:
-        source = parse_source(text)
-        if source.client_id in named:
-            raise ConfigError(
-                f"{text}: its client id {source.client_id!r} is also that of {named[source.client_id]}; rename a folder"
-            )
-        named[source.client_id] = source
-    return dict(sorted(named.items()))
+    """{client id: source}, sorted; ConfigError for a source given twice."""
+    sources = [parse_source(text) for text in adapters]
+    names = telling_names([source.steps for source in sources])
+    if len(set(names)) < len(names):
+        twice = next(text for text, name in zip(adapters, names, strict=True) if names.count(name) > 1)
+        raise ConfigError(f"{twice}: is given twice; name every adapter once")
+    ids = fit_ids(names)
+    return dict(sorted((ids[name], source) for name, source in zip(names, sources, strict=True)))
 
 
 def _record(method: Method, options: dict[str, Any], clients: list[str]) -> RunRecord:
@@ -91,4 +90,6 @@ def _record(method: Method, options: dict[str, Any], clients: list[str]) -> RunR
 
 
 def _task(config: dict[str, Any]) -> str:
-    return "sequence_classification" if config.get("task_type") == "SEQ_CLS" else "causal_lm"
+    return {"SEQ_CLS": "sequence_classification", "SEQ_2_SEQ_LM": "seq_2_seq_lm"}.get(
+        str(config.get("task_type")), "causal_lm"
+    )

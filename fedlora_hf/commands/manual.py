@@ -73,7 +73,9 @@ def _metavar(kind: Any) -> str:
         return "|".join(map(str, get_args(kind)))
     if get_origin(kind) in (Union, UnionType):
         inner: Sequence[Any] = [part for part in get_args(kind) if part is not type(None)]
-        return "NAME=VALUE ..." if len(inner) > 1 else _metavar(inner[0])
+        if len(inner) > 1:
+            return "DATA ..." if list[str] in inner else "NAME=VALUE ..."
+        return _metavar(inner[0])
     return "NAME ..." if get_origin(kind) is list else _METAVARS[kind]
 
 

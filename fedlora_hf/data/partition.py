@@ -4,13 +4,13 @@ Each returns {client id: sorted indices}; every index occurs exactly once, and t
 """
 # SPDX-License-Identifier: Apache-2.0
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedlora_hf.errors import DataError
-from fedlora_hf.util.names import MAX_ID_LENGTH, fit_id
+from fedlora_hf.util.names import fit_ids
 from fedlora_hf.util.seeding import derive_seed
 
 Partition = dict[str, NDArray[np.int64]]
@@ -88,18 +88,3 @@ def _check_count(num_examples: int, num_clients: int, minimum: int) -> None:
 def _numbered(parts: list[NDArray[np.int64]]) -> Partition:
     width = max(2, len(str(len(parts) - 1)))
     return {f"client-{number:0{width}d}": np.sort(part) for number, part in enumerate(parts)}
-
-
-def fit_ids(texts: Iterable[str]) -> dict[str, str]:
-    """{text: fit client id}, all ids distinct also where case does not count; a second comer gets "-2", and so on."""
-    ids: dict[str, str] = {}
-    taken: set[str] = set()
-    for text in sorted(map(str, texts)):
-        name = base = fit_id(text)
-        number = 1
-        while name.lower() in taken:
-            number += 1
-            name = f"{base[: MAX_ID_LENGTH - len(str(number)) - 1]}-{number}"
-        taken.add(name.lower())
-        ids[text] = name
-    return ids

@@ -2,24 +2,37 @@
 # SPDX-License-Identifier: Apache-2.0
 
 from collections.abc import Sequence
+from itertools import chain
 
 import datasets
 import numpy as np
 
 from fedlora_hf.data.collate import Example
 
+# Rows that are Python lists at a time.
+_BATCH = 10_000
+
 
 class TokenRows(Sequence[Example]):
     """The rows of a tokenised dataset (input_ids, labels), 4 bytes a token, read ten times faster than from a table."""
 
     def __init__(self, dataset: datasets.Dataset) -> None:
-        ids, labels = dataset["input_ids"][:], dataset["labels"][:]
-        self._ids, self._starts = _flat(ids)
-        self._per_token = bool(labels) and isinstance(labels[0], list)
-        self._labels = _flat(labels)[0] if self._per_token else np.asarray(labels)
+        self._ids, self._starts = _flat(dataset, "input_ids")
+        self._per_token = len(dataset) > 0 and isinstance(dataset[0]["labels"], list)
+        self._labels = _flat(dataset, "labels")[0] if self._per_token else np.asarray(dataset["labels"][:])
 
     def __len__(self) -> int:
         return len(self._starts) - 1
+
+    @property
+    def num_examples(self) -> int:
+        """Examples: one a row."""
+        return len(self)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row."""
+        return np.diff(self._starts).tolist()
 
     @property
     def mean_length(self) -> float:
@@ -34,7 +47,11 @@ class TokenRows(Sequence[Example]):
         return {"input_ids": self._ids[tokens].tolist(), "labels": labels}
 
 
-def _flat(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """(all rows one after the other, where each starts and the last ends)."""
-    starts = np.cumsum([0, *map(len, rows)])
-    return np.fromiter((token for row in rows for token in row), np.int32, starts[-1]), starts
+def _flat(dataset: datasets.Dataset, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """(all rows of a column one after the other, where each starts and the last ends); so many rows at a time."""
+    parts, lengths = [np.empty(0, np.int32)], [0]
+    for start in range(0, len(dataset), _BATCH):
+        rows = dataset[start : start + _BATCH][column]
+        lengths += map(len, rows)
+        parts.append(np.fromiter(chain.from_iterable(rows), np.int32, sum(map(len, rows))))
+    return np.concatenate(parts), np.cumsum(lengths)

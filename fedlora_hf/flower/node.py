@@ -17,6 +17,7 @@ from fedlora_hf.adapter.files import write_adapter
 from fedlora_hf.adapter.slot import AdapterSlot, peft_config, with_adapter
 from fedlora_hf.config import SERVER_SIDE, FederatedConfig
 from fedlora_hf.data.prepare import divided
+from fedlora_hf.data.several import Loaded
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.flower.settings import Settings, Value, read
 from fedlora_hf.flower.share import KEPT, changed, remember, travelling, with_remembered
@@ -176,13 +177,21 @@ def _clients(items: Items) -> dict[str, Any]:
 def _own_clients(items: Items, name: str) -> dict[str, Any]:
     """{name: splits} of the node's own dataset, as `fedlora train --partition_by client` splits that client's."""
     args, _ = _options(items)
-    examples = _examples(args)
+    loaded = _examples(args)
+    train, validation, test = (_named(part, name) for part in loaded[:3])
+    return divided(args, Loaded(train, validation, test, several=False), "client")
+
+
+def _named(examples: Any, name: str) -> Any:
+    """Examples of one client; None stays None."""
+    if examples is None:
+        return None
     if "client" in examples.column_names:
         examples = examples.remove_columns("client")
-    return divided(args, examples.add_column("client", [name] * len(examples)), "client")
+    return examples.add_column("client", [name] * len(examples))
 
 
-def _examples(args: FederatedConfig) -> Any:
+def _examples(args: FederatedConfig) -> Loaded:
     if not args.dataset:
         raise ConfigError("dataset is missing: give the node its own, dataset='/path/data.jsonl' in its --node-config")
     return load_data(args)

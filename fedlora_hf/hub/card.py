@@ -29,6 +29,7 @@ _FIGURE = re.compile(r"report/[A-Za-z0-9][\w.-]*\.png", re.ASCII)
 _TASKS = {
     "causal_lm": ("text-generation", "AutoModelForCausalLM"),
     "sequence_classification": ("text-classification", "AutoModelForSequenceClassification"),
+    "seq_2_seq_lm": ("text2text-generation", "AutoModelForSeq2SeqLM"),
 }
 _KINDS = {
     "train": "a federated fine-tuning run",
@@ -60,7 +61,13 @@ def render_card(
         title=(repo_id or f"{record.method} adapters").split("/")[-1],
         kind=_KINDS.get(record.kind, "a run"),
         averages=_AVERAGES.get(str(record.method_info.get("averages"))),
-        data={**record.data, "dataset": _dataset_name(record), "local": None},
+        data={
+            **{name: value for name, value in record.data.items() if name not in ("names", "wording")},
+            "dataset": _dataset_name(record),
+            "local": None,
+        },
+        names=tables.texts(record.data.get("names")),
+        wording=tables.wording(record),
         options={name: value for name, value in record.options.items() if name not in ("output_dir", "dataset")},
         folder=repo_id or "path/to/this/folder",
         base=hub_id(record.model, "name_or_path"),

@@ -17,6 +17,9 @@ from fedlora_hf.util.redaction import TOKEN, redacted, without_tokens
 
 CONFIG, WEIGHTS, SIDE_CAR = "adapter_config.json", "adapter_model.safetensors", "dirmag_config.json"
 PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth", "adapter_model.pkl", "pytorch_model.bin")
+# What a fast or a slow tokenizer saves; with it whoever loads the adapter can ask it as it was trained.
+TOKENIZER: tuple[str, ...] = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TOKENIZER += ("chat_template.jinja", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model")
 _REPORT_FILE = re.compile(r"[A-Za-z0-9][\w.-]*\.(?:png|html)", re.ASCII)
 # What a push owns in a repository, and therefore takes away when the run no longer has it.
 _OWNED = re.compile(rf"clients/.+|report/{_REPORT_FILE.pattern}|{re.escape(SIDE_CAR)}", re.ASCII)
@@ -28,15 +31,16 @@ Plan = dict[str, Path | bytes]
 def make_plan(folder: Path, record: RunRecord, repo_id: str, with_clients: bool) -> Plan:
     """{path in the repository: file, or content} of the output folder `folder`.
 
-    The global adapter, the record, a card rendered for `repo_id`, the report; client adapters only when asked, and
-    never one that was flagged or quarantined, whatever lies on the disk. Raises AdapterError or ConfigError for
-    links, pickled weights, a missing adapter, or an access token inside a text file.
+    The global adapter, the tokenizer, the record, a card rendered for `repo_id`, the report; client adapters only when
+    asked, and never one that was flagged or quarantined, whatever lies on the disk. Raises AdapterError or ConfigError
+    for links, pickled weights, a missing adapter, or an access token inside a text file.
     """
     root = folder.resolve()
     plan: Plan = dict(_adapter(root, PurePosixPath()))
     clients = sendable_clients(root, record) if with_clients else []
     for client_id in clients:
         plan.update(_adapter(root, PurePosixPath("clients", client_id)))
+    plan.update(_tokenizer(root))
     plan.update(_report(root))
     public = public_record(record)
     figures = sorted(name for name in plan if name.endswith(".png"))
@@ -119,6 +123,15 @@ def _adapter(root: Path, part: PurePosixPath) -> Plan:
         if str(part / name) in files:
             _no_token(folder / name)
     return dict(files)
+
+
+def _tokenizer(root: Path) -> Plan:
+    """The tokenizer's files that lie beside the global adapter."""
+    names = [name for name in TOKENIZER if (root / name).exists()]
+    for name in names:
+        if not name.endswith(".model"):
+            _no_token(root / name)
+    return {name: _own_file(root, PurePosixPath(name)) for name in names}
 
 
 def _report(root: Path) -> Plan:

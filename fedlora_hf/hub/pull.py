@@ -52,6 +52,13 @@ class Source:
             return fit_id(self.folder.resolve().name)
         return fit_id(f"{self.repo_id}-{self.subfolder}" if self.subfolder else str(self.repo_id))
 
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The path to it, step by step, for a name that tells it from others."""
+        if self.folder is not None:
+            return self.folder.resolve().parts[1:]
+        return (f"{self.repo_id}-{self.subfolder}" if self.subfolder else str(self.repo_id),)
+
     def __str__(self) -> str:
         if self.folder is not None:
             return str(self.folder)

@@ -49,6 +49,18 @@ def numbers(value: object) -> dict[str, float]:
     return {name: item for name, item in mapping(value).items() if is_number(item)}
 
 
+def texts(value: object) -> dict[str, str]:
+    """The entries of a mapping that are texts."""
+    return {name: item for name, item in mapping(value).items() if isinstance(item, str)}
+
+
+def wording(record: RunRecord) -> dict[str, str]:
+    """{"template": whose chat template worded the examples, "own": our own words for a question}, "" for neither."""
+    said = texts(record.data.get("wording"))
+    template = said.get("chat_template", "none")
+    return {"template": template, "own": ""} if template != "none" else {"template": "", "own": said.get("example", "")}
+
+
 def number(value: object) -> str:
     """A number as shown in tables: four significant digits; a dash for what is missing."""
     if not is_number(value):

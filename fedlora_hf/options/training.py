@@ -3,7 +3,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from fedlora_hf.options.facts import GIVEN, Bound, at_least, option, share
 
@@ -34,10 +34,36 @@ class ModelOptions:
 class DataOptions:
     """Data, and how it becomes clients"""
 
-    dataset: str | None = option(
-        None, "A .jsonl/.json/.csv/.parquet file, a folder of Natural Instructions task files, or a Hub dataset id."
+    # HfArgumentParser takes the second of a union for the type of a word on the command line.
+    dataset: dict[str, Any] | str | list[str] | None = option(
+        None,
+        "A .jsonl/.json/.csv/.tsv/.parquet file (.gz too), a folder of Natural Instructions task files, or a Hub "
+        "dataset id, user/name[:configuration]. Several, a folder of files or of folders, a quoted glob, or in YAML "
+        "{client: path}: each is a client, named by its path.",
     )
     dataset_split: str | None = option(None, "Split of a Hub dataset; default train.")
+    validation_dataset: dict[str, Any] | str | list[str] | None = option(
+        None, "Fixed validation data, in the place of validation_fraction; its clients' names are the dataset's."
+    )
+    test_dataset: dict[str, Any] | str | list[str] | None = option(
+        None, "Fixed test data, in the place of test_fraction."
+    )
+    validation_split: str | None = option(None, "Split of the dataset that is for validation.")
+    test_split: str | None = option(None, "Split of the dataset that is for testing.")
+    chat_template: str = option(
+        "auto",
+        "auto: chats in the tokenizer's own template where it has one, instructions too where the base's name or card "
+        "says instruct; none: in our own words; or a file of Jinja, for both.",
+    )
+    assistant_only_loss: bool = option(
+        False, "Chats: learn every turn of the assistant's, not the last alone.", needs={"task": ("causal_lm",)}
+    )
+    packing: bool = option(
+        False,
+        "Train on several short examples in one sequence of max_length, blind to each other (local_steps and batch "
+        "sizes count such sequences then).",
+        needs={"task": ("causal_lm",)},
+    )
     text_column: str | None = option(None, "Column of the texts to classify, or of the prompts.")
     label_column: str | None = option(None, "Column of the classes, or of the completions.")
     labels: list[str] | None = option(
@@ -46,10 +72,12 @@ class DataOptions:
         needs={"task": ("sequence_classification",)},
     )
     client_column: str | None = option(
-        None, "Column that names the client, for partition_by client.", needs={"partition_by": ("client",)}
+        None, "Column that names the client, for partition_by client.", needs={"partition_by": ("client", None)}
     )
-    partition_by: Literal["category", "task", "dirichlet", "iid", "client"] = option(
-        "category", "How examples become clients: one category or task each, Dirichlet mixtures, iid, or a column."
+    partition_by: Literal["category", "task", "dirichlet", "iid", "client"] | None = option(
+        None,
+        "How examples become clients: one category or task each, Dirichlet mixtures, iid, or a column. Default: of "
+        "several sources each is a client, of one each category.",
     )
     num_clients: int | None = option(
         None,

@@ -38,7 +38,7 @@ class LocalTransport:
         self.args, self.store, self.processes = trainer.args, federation.store, trainer.processes
 
     def opening(self) -> RunRecord:
-        examples = {client: len(data.train) for client, data in self.trainer.clients.items()}
+        examples = {client: data.train.num_examples for client, data in self.trainer.clients.items()}
         adapter = slot_facts(self.trainer.slot, self.args.adapter)
         return opening(self.args, self.federation.method, self.facts, examples, adapter)
 

@@ -15,6 +15,8 @@ from fedlora_hf.adapter.slot import AdapterSlot, set_frozen, slot_rank, with_ada
 from fedlora_hf.adapter.slot import peft_config as described
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.data.collate import Collator
+from fedlora_hf.data.labels import head_labels
+from fedlora_hf.data.packing import check_packing
 from fedlora_hf.data.prepare import ClientData, prepare_client
 from fedlora_hf.errors import ConfigError, DataError
 from fedlora_hf.launch.processes import Processes
@@ -58,10 +60,13 @@ class ClientTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         _check_arguments(args, client_datasets)
+        head = head_labels(getattr(model, "config", None))
         self.clients: dict[str, ClientData] = {
-            client_id: prepare_client(client_id, client_datasets[client_id], processing_class, args)
+            client_id: prepare_client(client_id, client_datasets[client_id], processing_class, args, head)
             for client_id in sorted(client_datasets)
         }
+        if args.packing:
+            check_packing(model)
         if not isinstance(model, PeftModel):
             model = with_adapter(model, peft_config or described(args), args.seed)
         if data_collator is None:
@@ -182,7 +187,8 @@ class ClientTrainer(Trainer):
             self.processes.check_same(self.slot.checksum(), f"the adapter of {name!r} after its local steps")
         facts = {"train_loss": result.train_loss, "steps": result.steps}
         # A factor that was not trained is the start's to the bit, which an adapter kept in other parts (dirmag) is not.
-        return ClientUpdate(name, with_kept(self.slot.read(), start, stage.untrained), len(data.train), facts)
+        state = with_kept(self.slot.read(), start, stage.untrained)
+        return ClientUpdate(name, state, data.train.num_examples, facts)
 
     def personal(
         self, client_id: str, global_state: AdapterState, own: AdapterState | None, refined: AdapterState | None

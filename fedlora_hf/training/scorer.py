@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from fedlora_hf.adapter.slot import AdapterSlot, set_frozen
-from fedlora_hf.data.tokenize import tokenize_prompts
 from fedlora_hf.launch.processes import Processes
 from fedlora_hf.training.metrics import generate_answers, held_out_metrics, rouge_l
 from fedlora_hf.update import AdapterState
@@ -58,6 +57,6 @@ class Scorer:
         if not questions or self.tokenizer is None:
             return {}
         self.install(state)
-        prompts = tokenize_prompts(questions["prompt"], self.tokenizer, max_length=self.args.max_length)
+        prompts = questions["prompt_ids"][:]
         answers = generate_answers(self.slot.model, prompts, self.tokenizer, max_new_tokens=self.args.max_new_tokens)
         return {"rouge_l": rouge_l(answers, questions["references"])}

@@ -1,7 +1,11 @@
 """Client ids: what may be one. An id becomes a folder and a Hub path, so the rule is narrow and the same everywhere."""
 # SPDX-License-Identifier: Apache-2.0
 
+import hashlib
 import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 MAX_ID_LENGTH = 96
 _FIT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?")
@@ -20,6 +24,40 @@ def unfit_reason(client_id: object) -> str | None:
 
 
 def fit_id(text: str) -> str:
-    """The nearest fit client id: unfit characters become '-'. Two texts may give one id; the caller checks."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).replace("..", ".").strip("-._")[:MAX_ID_LENGTH].strip("-._")
-    return name if name and unfit_reason(name) is None else f"client-{name}"[:MAX_ID_LENGTH].strip("-._")
+    """The nearest fit client id: accents are dropped, what is unfit becomes '-'; a name without any fit character, in
+    Chinese for instance, is `client-` and a digest of it. Two texts may give one id; the caller checks."""
+    bare = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", bare).replace("..", ".").strip("-._")[:MAX_ID_LENGTH].strip("-._")
+    if name and unfit_reason(name) is None:
+        return name
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"client-{name or digest}"[:MAX_ID_LENGTH].strip("-._")
+
+
+def fit_ids(texts: Iterable[str]) -> dict[str, str]:
+    """{text: fit client id}, all ids distinct also where case does not count; a second comer gets "-2", and so on."""
+    ids: dict[str, str] = {}
+    taken: set[str] = set()
+    for text in sorted(map(str, texts)):
+        name = base = fit_id(text)
+        number = 1
+        while name.lower() in taken:
+            number += 1
+            name = f"{base[: MAX_ID_LENGTH - len(str(number)) - 1]}-{number}"
+        taken.add(name.lower())
+        ids[text] = name
+    return ids
+
+
+def telling_names(paths: Sequence[Sequence[str]]) -> list[str]:
+    """For each path, given by its steps, its shortest end that no other path has, as text.
+
+    The last steps that all of them share (checkpoint-100, train) tell nothing and are left out first. Two equal paths
+    keep equal names; the caller checks.
+    """
+    cut = list(map(tuple, paths))
+    while len(set(cut)) > 1 and all(len(path) > 1 for path in cut) and len({path[-1] for path in cut}) == 1:
+        cut = [path[:-1] for path in cut]
+    ends = Counter(path[-size:] for path in set(cut) for size in range(1, len(path) + 1))
+    sizes = [next((n for n in range(1, len(path)) if ends[path[-n:]] == 1), len(path)) for path in cut]
+    return ["/".join(path[-size:]) for path, size in zip(cut, sizes, strict=True)]

@@ -58,8 +58,10 @@ def examples(*records: dict[str, object], **options: Any) -> datasets.Dataset:
     ids=["dolly", "dolly with context", "alpaca", "prompt", "question", "natural instructions", "chat"],
 )
 def test_schema(record: dict[str, object], prompt: str, completion: str) -> None:
-    made = examples(record)
-    assert made.to_list() == [{"prompt": prompt, "completion": completion, "references": [completion], "group": ""}]
+    made = examples(record).to_list()
+    chat = made[0].pop("chat", None)
+    assert made == [{"prompt": prompt, "completion": completion, "references": [completion], "group": ""}]
+    assert (chat is not None) == ("messages" in record)
 
 
 def test_dolly_file(dolly: Path) -> None:

@@ -11,7 +11,7 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from fedlora_hf.data.formats import load_examples
-from fedlora_hf.data.tokenize import IGNORED, tokenize_examples, tokenize_prompts, with_chat_template
+from fedlora_hf.data.tokenize import IGNORED, tokenize_examples, tokenize_prompts
 from fedlora_hf.errors import ConfigError
 
 
@@ -125,15 +125,6 @@ def test_classification_rows(dolly: Path, tokenizer: PreTrainedTokenizerFast) ->
 def test_no_examples_give_no_rows(dolly: Path, tokenizer: PreTrainedTokenizerFast, task: str) -> None:
     empty = load_examples(dolly, task=task).select([])
     assert len(tokenize_examples(empty, tokenizer, max_length=50, task=task)) == 0
-
-
-def test_chat_template_words_the_prompts(tokenizer: PreTrainedTokenizerFast) -> None:
-    examples = made(("Hello", "Hi"))
-    with pytest.raises(ConfigError, match="has no chat template"):
-        with_chat_template(examples, tokenizer)
-    chat = copy.deepcopy(tokenizer)
-    chat.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
-    assert with_chat_template(examples, chat).to_list() == [{**examples[0], "prompt": "[user]Hello[assistant]"}]
 
 
 def test_refusals(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -105,7 +105,7 @@ def test_tokenised_data_is_taken_as_it_is(tmp_path: Path) -> None:
         ({"test": raw(3)}, "client 'a': 0 training examples"),
         (
             datasets.Dataset.from_dict({"question": ["x"]}),
-            "columns question; needs prompt and completion, or input_ids",
+            "client 'a': columns question: not a recognised set",
         ),
         (raw(2), "client 'a': text without a tokenizer; pass processing_class"),
     ],
