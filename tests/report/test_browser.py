@@ -51,15 +51,29 @@ def without_axe() -> str:
     return f"not on NODE_PATH: {', '.join(missing)}" if missing else ""
 
 
-@pytest.fixture(scope="module")
-def seen(written) -> list[dict[str, Any]]:
-    """What look.cjs sees of the page, in three widths, light and dark."""
+def looked_at(page: Path) -> list[dict[str, Any]]:
+    """What look.cjs sees of a page, in three widths, light and dark."""
     if reason := without_axe():
         pytest.skip(reason)
-    command = ["node", str(LOOK), str(DRIVEN), written[-1].as_uri()]
+    command = ["node", str(LOOK), str(DRIVEN), page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def seen(written) -> list[dict[str, Any]]:
+    return looked_at(written[-1])
+
+
+def test_what_axe_and_the_widths_would_say_of_a_bad_page(tmp_path):
+    page = tmp_path / "bad.html"
+    page.write_text(
+        "<!DOCTYPE html><p style='width:2000px;color:#ccc;background:#fff'>x<script>console.log('heard')</script>"
+    )
+    views = looked_at(page)
+    assert all("color-contrast" in {name for _, name, _ in view["findings"]} for view in views)
+    assert all(view["folded"] >= 2000 and view["said"] == ["heard"] for view in views)
 
 
 def test_axe_finds_nothing_serious_in_any_width_or_colour(seen):

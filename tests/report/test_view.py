@@ -179,8 +179,8 @@ def test_what_everyone_gained_is_counted_and_who_lost_is_named():
     )
     record.metrics = {"before": {"global": {"loss": 3.0}}, "after": {"global": {"loss": 2.167}}}
     assert gains(Run.of(record)) == [
-        "Mean loss (how much the right answers surprise the model; lower is better) on the clients' own test data was 3 "
-        "with the base model; it is 2.17 with the global adapter.",
+        "Mean loss (how much the right answers surprise the model; lower is better) on the clients' own test data was "
+        "3 with the base model; it is 2.17 with the global adapter.",
         "2 of 3 clients do better than with the base model; worse off: c (3 → 3.5).",
         "1 of 2 clients does better than with training alone; worse off: b (2 → 2.5).",
     ]
