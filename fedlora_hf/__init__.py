@@ -15,14 +15,16 @@ _HOME = {
     "DirMagLoraConfig": "dirmag",
     "aggregate": "aggregation",
     "load_run": "hub",
+    "register_method": "methods",
 }
-__all__ = ["DirMagLoraConfig", "FederatedConfig", "FederatedTrainer", "aggregate", "load_run"]
+__all__ = ["DirMagLoraConfig", "FederatedConfig", "FederatedTrainer", "aggregate", "load_run", "register_method"]
 
 if TYPE_CHECKING:
     from fedlora_hf.aggregation import aggregate
     from fedlora_hf.config import FederatedConfig
     from fedlora_hf.dirmag import DirMagLoraConfig
     from fedlora_hf.hub import load_run
+    from fedlora_hf.methods import register_method
     from fedlora_hf.trainer import FederatedTrainer
 
 

@@ -4,10 +4,12 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any, NoReturn
 
 from fedlora_hf import __version__
 from fedlora_hf.commands.launch import exit_code
+from fedlora_hf.commands.listing import ABOUT, add_using, by_purpose
 from fedlora_hf.errors import ConfigError
 
 
@@ -31,7 +33,10 @@ def _run(arguments: list[str]) -> None:
         _preview(arguments[1:])
     else:
         options = vars(build_parser().parse_args(arguments))
-        run: Callable[..., None] = options.pop("run")
+        chosen = options.pop("run")
+        if isinstance(chosen, str):  # a command that is a file of its own, and a function there
+            chosen = getattr(import_module(f"fedlora_hf.commands.{chosen}"), f"{chosen}_run")
+        run: Callable[..., None] = chosen
         run(**options)
 
 
@@ -40,21 +45,23 @@ def build_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="fedlora",
         description="Fine-tune language models together without sharing data.",
-        epilog="fedlora COMMAND --help explains one of them; fedlora demo shows the whole, in a minute or two.",
+        usage="fedlora COMMAND ...",
+        epilog=f"{by_purpose()}\n\nfedlora COMMAND --help explains one of them.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"fedlora_hf {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(prog="fedlora", required=True, metavar="COMMAND", help=argparse.SUPPRESS)
 
-    demo = commands.add_parser("demo", help="a small federation with contaminated clients, made on the spot")
+    demo = commands.add_parser("demo", description=ABOUT["demo"])
     demo.add_argument("--output_dir", default="fedlora_demo", help="where everything goes (default: %(default)s)")
     demo.add_argument("--seed", type=int, default=0, help="seed of the whole run (default: %(default)s)")
     demo.set_defaults(run=_demo)
 
-    commands.add_parser("train", help="the main job: rounds of local training and aggregation", add_help=False)
+    commands.add_parser("train", add_help=False)
 
-    commands.add_parser("preview", help="the first examples of each client as the model sees them", add_help=False)
+    commands.add_parser("preview", add_help=False)
 
-    combine = commands.add_parser("aggregate", help="combine LoRA adapters trained anywhere, in one shot")
+    combine = commands.add_parser("aggregate", description=ABOUT["aggregate"])
     combine.add_argument("adapters", nargs="+", metavar="ADAPTER", help="a folder, or user/repo[@revision][:subfolder]")
     combine.add_argument("--output_dir", required=True, help="where the global and personal adapters go")
     combine.add_argument(
@@ -76,21 +83,24 @@ def build_parser() -> argparse.ArgumentParser:
     combine.add_argument("--target_rank", type=int, help="rank of the global adapter (default: the clients' largest)")
     combine.add_argument(
         "--partial_modules",
-        choices=("quarantine", "common"),
+        choices=("quarantine", "common", "zero", "refuse"),
         default="quarantine",
-        help="clients that adapt other modules than most: leave them out, or use only the modules all have",
+        help="clients that adapt other modules than most: leave them out, use only the modules all have, count what is "
+        "missing as no change, or stop; what each costs is told (default: %(default)s)",
     )
+    combine.add_argument("--weights", nargs="+", metavar="ID=NUMBER", help="how much each counts; or a file of them")
+    combine.add_argument("--require_same_base", action="store_true", help="stop if the adapters name different bases")
     combine.set_defaults(run=_aggregate)
 
-    listing = commands.add_parser("methods", help="the aggregation methods, their options and papers")
+    listing = commands.add_parser("methods", description=ABOUT["methods"])
     listing.add_argument("name", nargs="?", metavar="NAME", help="one of them, with what its options mean")
     listing.set_defaults(run=_methods)
 
-    report = commands.add_parser("report", help="figures and a self-contained page from a run's record")
+    report = commands.add_parser("report", description=ABOUT["report"])
     report.add_argument("folder", metavar="OUT", help="the output folder of train, demo or aggregate")
     report.set_defaults(run=_report)
 
-    push = commands.add_parser("push", help="put an output folder on the Hub")
+    push = commands.add_parser("push", description=ABOUT["push"])
     push.add_argument("folder", metavar="OUT", help="the output folder of train, demo or aggregate")
     push.add_argument("--repo_id", required=True, help="user/name")
     push.add_argument(
@@ -99,9 +109,16 @@ def build_parser() -> argparse.ArgumentParser:
     push.add_argument(
         "--with_clients", action="store_true", help="also the personal adapters (private-data derivatives)"
     )
+    push.add_argument(
+        "--with_client_facts",
+        action="store_true",
+        help="also what the record says of each client (names, counts, losses, norms, evidence), and the report",
+    )
     push.add_argument("--revision", help="branch to push to (default: main)")
     push.add_argument("--tag", help="name to give the commit, such as round-3")
     push.set_defaults(run=_push)
+
+    add_using(commands)
     return parser
 
 
@@ -111,6 +128,10 @@ def _train(arguments: list[str]) -> None:
 
         print(manual(), end="")  # noqa: T201
     else:
+        from fedlora_hf.options.early import checked
+
+        arguments = checked(arguments)  # before torch is imported, which takes seconds
+
         from fedlora_hf.commands.train import train
 
         train(arguments)

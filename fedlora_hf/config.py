@@ -8,11 +8,15 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from fedlora_hf.aggregation.attacks import ATTACKS
+from fedlora_hf.aggregation.server_optimizer import server_rule, space_of
+from fedlora_hf.aggregation.update_attacks import KINDS as UPDATE_KINDS
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.launch.quantisation import check_quantisation
 from fedlora_hf.launch.zero import plain_launch, zero_settings
 from fedlora_hf.methods import method_named
 from fedlora_hf.methods.settings import read_options
+from fedlora_hf.numerics.server_step import Rule
 from fedlora_hf.options import (
     AdapterOptions,
     AggregationOptions,
@@ -24,8 +28,12 @@ from fedlora_hf.options import (
     PrivacyOptions,
     RoundOptions,
 )
+from fedlora_hf.options.arguments import check_arguments, fill_in
 from fedlora_hf.options.facts import check_bounds, check_effects, facts_of
+from fedlora_hf.options.spelling import suggestion
 from fedlora_hf.privacy import Privacy
+from fedlora_hf.util.counts import suspects_allowed
+from fedlora_hf.util.rehearsal import DATA_KINDS, Contamination, read_contaminate
 
 # ---- what becomes of the options of TrainingArguments (those of our own say it in their field) -----------------------
 # In every record, whether changed or not.
@@ -64,15 +72,28 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
     """Every option of a run: the groups of options/, which are the manual, and `transformers.TrainingArguments`.
 
     The latter keep their meaning for a client's local training (optimizer, weight decay, gradient accumulation, bf16,
-    activation checkpointing, report_to ...). Differences: `learning_rate` 2e-4, `lr_scheduler_type` "constant" (a
-    schedule runs over one client's steps of one round, and would start again in every round), `remove_unused_columns`
-    False (the clients' own collator picks the columns), and `num_train_epochs` / `max_steps` are not used: say
-    `local_epochs` or `local_steps`.
+    activation checkpointing, report_to ...), or are refused when they are set: options/arguments.py says which, and
+    docs/trainer.md. Other defaults: `learning_rate` 2e-4, `lr_scheduler_type` "constant" (a schedule runs over one
+    client's steps of one round, and would start again in every round), `remove_unused_columns` False (the clients' own
+    collator picks the columns).
     """
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> "FederatedConfig":
+        """ConfigError, with what was meant, for the name of an option that there is not."""
+        known = cls.__dataclass_fields__
+        for name in kwargs:
+            if name not in known:
+                said = suggestion(name, known)
+                raise ConfigError(
+                    f"{name}: is no option{'; ' + said if said else ''}; see the groups of fedlora train --help"
+                )
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
+        check_arguments(self, [field.name for field in fields(TrainingArguments)])
         # Seen before TrainingArguments fills in what was left open.
         self._given = {item.name for item in fields(TrainingArguments) if self._sets(item)}
+        fill_in(self)
         # One meaning under the old and the new name, whichever of them this transformers knows, and no warning.
         wanted = self.gradient_checkpointing if self.activation_checkpointing is None else self.activation_checkpointing
         self.gradient_checkpointing = self.activation_checkpointing = bool(wanted)
@@ -91,6 +112,8 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
     def _normalise(self) -> None:
         """One form for what may be written in several, and defaults that depend on other options."""
         self.target_modules, self.labels = _names(self.target_modules), _names(self.labels)
+        if self.partition_by is None and self.client_column is not None:
+            self.partition_by = "client"
         for name in ("dataset", "validation_dataset", "test_dataset"):
             setattr(self, name, _sources(name, getattr(self, name)))
         if self.pipeline == "fedlora_optimizer":
@@ -98,11 +121,20 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
         if self.personal_steps is None:
             self.personal_steps = 20 if self.pipeline == "fedlora_optimizer" else 0
         self.aggregation_options = read_options(method_named(self.aggregation), self.aggregation_options)
+        self.contaminate = _names(self.contaminate)
 
     def _check_together(self) -> None:
         """ConfigError for values that do not go together."""
+        self._check_server()
+        self._check_limits()
+        if self.scaffold:
+            self._check_scaffold()
         if self.labels is not None and not 1 < len(self.labels) == len(set(self.labels)):
             raise ConfigError(f"labels={','.join(self.labels)}: must be two or more, all different; name every class")
+        if not self.dataloader_num_workers:
+            for name in ("dataloader_persistent_workers", "dataloader_prefetch_factor"):
+                if getattr(self, name):
+                    raise ConfigError(f"{name}={getattr(self, name)}: needs workers; pass --dataloader_num_workers")
         if self.local_steps is None and self.local_epochs <= 0:
             raise ConfigError(f"local_epochs={self.local_epochs}: must be above 0; pass local_steps or local_epochs")
         if self.validation_fraction + self.test_fraction >= 1:
@@ -121,7 +153,7 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
                 "leave it out, or dp_clip"
             )
         method = method_named(self.aggregation)
-        if self.weight_by == "uniform" and not method.weighted:
+        if self.weight_by == "uniform" and method.uniform:
             raise ConfigError(
                 f"weight_by=uniform: has no effect with {method.name}, in which every client counts once; leave it out"
             )
@@ -130,6 +162,73 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
         own, value = type(self).__dataclass_fields__[item.name], getattr(self, item.name)
         default = own.default if own.default_factory is MISSING else own.default_factory()
         return value != default and not any(value in same and default in same for same in _ALIKE)
+
+    def _check_server(self) -> None:
+        """The server's own data and optimizer, against what the method and the pipeline make of them."""
+        method = method_named(self.aggregation)
+        if self.server_dataset is None and method.needs_server:
+            raise ConfigError(
+                f"aggregation={method.name!r} without server_dataset: it compares clients with an update trained "
+                "on the server's own data; pass --server_dataset, or choose multikrum"
+            )
+        if self.server_dataset is not None and self.pipeline == "none" and not method.needs_server:
+            raise ConfigError(
+                f"server_dataset={self.server_dataset!r}: only the global stage of a pipeline and fltrust train on the "
+                "server; pass --pipeline fedlora_optimizer or leave it out"
+            )
+        if self.server_rule is not None:
+            space_of(method)
+
+    def _check_scaffold(self) -> None:
+        method = method_named(self.aggregation)
+        if method.keeps or method.turns or (method.averages != "factors" and method.trains == ("A", "B")):
+            raise ConfigError(
+                f"scaffold with aggregation {method.name!r}: its clients' factors have no common coordinates from "
+                "round to round; choose fedavg or ffa, or leave scaffold out"
+            )
+        if self.adapter != "lora":
+            raise ConfigError(f"scaffold with adapter {self.adapter}: corrects plain LoRA's factors; leave out one")
+        if self.dp_clip is not None:
+            raise ConfigError("scaffold beside dp_clip: no noise covers a control variate; leave out one")
+        if self.fp16:
+            raise ConfigError("scaffold beside fp16: its gradients are scaled; pass --bf16 or leave it out")
+
+    def _check_limits(self) -> None:
+        """That the limits at which a run stops mean something beside the other options."""
+        suspects_allowed(self.max_suspects, 1)
+        for client, how in self.contaminated.items():
+            if how.kind in ATTACKS and how.strength is not None:
+                raise ConfigError(f"contaminate {client}={how}: {how.kind} has no strength; write {client}={how.kind}")
+            if how.kind in ATTACKS and set(method_named(self.aggregation).trained(1)) != {"A", "B"}:
+                raise ConfigError(
+                    f"contaminate {client}={how}: attacks both factors, aggregation {self.aggregation} freezes one; "
+                    f"choose one of {', '.join(UPDATE_KINDS)}"
+                )
+        if self.dp_max_epsilon is None:
+            return
+        if self.dp_clip is None or not self.dp_noise_multiplier:
+            raise ConfigError(
+                f"dp_max_epsilon={self.dp_max_epsilon}: without noise nothing is guaranteed; pass --dp_clip and "
+                "--dp_noise_multiplier"
+            )
+        if self.dp_seed is not None:
+            raise ConfigError(f"dp_seed={self.dp_seed}: voids the guarantee that dp_max_epsilon bounds; leave out one")
+
+    @property
+    def contaminated(self) -> dict[str, Contamination]:
+        """{client: how it is contaminated on purpose}."""
+        return read_contaminate(self.contaminate, {*DATA_KINDS, *UPDATE_KINDS, *ATTACKS})
+
+    @property
+    def server_rule(self) -> Rule | None:
+        """The server's optimizer; None for none."""
+        return server_rule(
+            self.server_optimizer,
+            self.server_learning_rate,
+            self.server_momentum,
+            self.server_beta2,
+            self.server_tau,
+        )
 
     @property
     def place_model_on_device(self) -> bool | None:

@@ -12,10 +12,12 @@ def one_line(value: object, limit: int = 300) -> str:
 
 
 class FedLoraError(Exception):
-    """Base of every error this package raises on purpose; the command line prints it and exits with 2.
+    """Base of every error this package raises on purpose; the command line prints it and exits with `exit_code`.
 
     Names in a message may be anybody's: as text it is one printable line, whatever they hold.
     """
+
+    exit_code = 2
 
     def __str__(self) -> str:
         return one_line(super().__str__(), MAX_MESSAGE)
@@ -39,6 +41,12 @@ class AdapterError(FedLoraError, ValueError):
 
 class RoundError(FedLoraError, RuntimeError):
     """A round cannot be completed, too few usable updates for instance; nothing was changed."""
+
+
+class StoppedError(RoundError):
+    """A limit that the user set (max_suspects, dp_max_epsilon) stops the run before a round; nothing was changed."""
+
+    exit_code = 3
 
 
 class RecordError(FedLoraError, ValueError):

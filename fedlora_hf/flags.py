@@ -12,6 +12,11 @@ from transformers.hf_argparser import string_to_bool
 
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.errors import ConfigError
+from fedlora_hf.options.early import checked
+from fedlora_hf.options.spelling import ALIASES, suggestion
+from fedlora_hf.util.disk import read_regular
+
+MAX_CONFIG_BYTES = 1024 * 1024
 
 # Of a union with `str` HfArgumentParser would take one word only.
 _SEVERAL_WORDS = ("report_to", "aggregation_options", "dataset", "validation_dataset", "test_dataset")
@@ -41,14 +46,14 @@ class FlagParser(HfArgumentParser):
 
 def parse(arguments: Sequence[str]) -> FederatedConfig:
     """The config from flags; `--config FILE` gives defaults from a YAML file, which flags override."""
-    parser = FlagParser()
+    arguments, parser = checked(arguments), FlagParser()
     known, _ = parser.parse_known_args(list(arguments))
     given = _from_yaml(known.config, parser) if known.config else []
     values = vars(parser.parse_args([*given, *arguments]))
     values.pop("config")
     try:
         return FederatedConfig(**values)
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, TypeError, KeyError, OSError) as error:
         # TrainingArguments says what is wrong over several lines; ours are one line already.
         raise ConfigError(" ".join(str(error).split())[:400]) from None
 
@@ -56,17 +61,23 @@ def parse(arguments: Sequence[str]) -> FederatedConfig:
 def _from_yaml(path: str, parser: HfArgumentParser) -> list[str]:
     """The flags that a YAML file stands for, so that its values are checked as those of the command line are."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_regular(Path(path), MAX_CONFIG_BYTES).decode("utf-8")
         # An alias stands for what was written elsewhere: a few lines of them unfold to fill the memory with.
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
             raise ValueError("aliases (*name) are not for flags")
         content = yaml.safe_load(text)
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"--config {path}: {str(error).splitlines()[0]}; give a YAML file of flags") from None
+    if isinstance(content, dict):
+        content = {ALIASES.get(str(name), name): value for name, value in content.items()}
     flags = {action.dest for action in parser._actions}
     odd = sorted(map(str, set(content) - flags)) if isinstance(content, dict) else ["not a mapping"]
     if odd:
-        raise ConfigError(f"--config {path}: {odd[0]!r} is no flag of fedlora train; see fedlora train --help_all")
+        said = suggestion(odd[0], flags)
+        more = f"; {said}" if said else ""
+        raise ConfigError(
+            f"--config {path}: {odd[0]!r} is no flag of fedlora train{more}; see fedlora train --help_all"
+        )
     given: list[str] = []
     for name, value in content.items():
         texts = [json.dumps(v, default=str) if isinstance(v, dict | bool) else str(v) for v in _as_list(value)]

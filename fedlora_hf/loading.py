@@ -2,23 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import copy
+import dataclasses
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, NamedTuple
 
 import datasets
-import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from fedlora_hf.adapter.base import Base, base_facts, load_base, load_tokenizer, longest_sequence, refused
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.data.clients import client_names, deduplicate, told_names
 from fedlora_hf.data.formats import load_examples
@@ -29,17 +23,7 @@ from fedlora_hf.data.several import Loaded, load_several
 from fedlora_hf.data.wording import is_tuned
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.launch.processes import missing_processes
-from fedlora_hf.launch.quantisation import bits, loading
-from fedlora_hf.trainer import FederatedTrainer
-from fedlora_hf.util.seeding import derive_seed
-
-
-class Base(NamedTuple):
-    """A base model, its tokenizer, and the longest sequence in tokens: `max_length`, or the most the model takes."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    max_length: int
+from fedlora_hf.record.record import RunRecord
 
 
 class Job(NamedTuple):
@@ -52,18 +36,6 @@ class Job(NamedTuple):
     clients: dict[str, Any]
     facts: dict[str, Any]
     server: Any = None
-
-    def trainer(self, **kwargs: Any) -> FederatedTrainer:
-        """The trainer of this job; further arguments are FederatedTrainer's."""
-        return FederatedTrainer(
-            self.model,
-            self.args,
-            self.clients,
-            processing_class=self.tokenizer,
-            server_dataset=self.server,
-            record=self.facts,
-            **kwargs,
-        )
 
 
 def limited(args: FederatedConfig, max_length: int) -> FederatedConfig:
@@ -91,15 +63,7 @@ def prepare(args: FederatedConfig) -> Job:
     labels = examples.features["label"].names if args.task == "sequence_classification" else None
     model, tokenizer, max_length = load_base(args, labels)
     facts: dict[str, dict[str, Any]] = {
-        "model": {
-            "name_or_path": args.model_name_or_path,
-            "local": os.path.isdir(args.model_name_or_path),
-            "task": args.task,
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "bits": bits(args),
-            "parameters": model.num_parameters(),
-            "license": args.hub_license,
-        },
+        "model": base_facts(args, model),
         "data": {
             "dataset": described(args.dataset),
             "local": not isinstance(args.dataset, str) or os.path.exists(args.dataset),
@@ -116,6 +80,40 @@ def prepare(args: FederatedConfig) -> Job:
         if note := imbalance(counts):
             say(note)
     return Job(limited(args, max_length), model, tokenizer, clients, facts, load_server_data(args, labels))
+
+
+def args_of_run(record: RunRecord, folder: str | os.PathLike[str], changes: Mapping[str, Any]) -> FederatedConfig:
+    """The options of a finished run in `folder`, as its record has them, with `changes`; set to go on from its end."""
+    if record.kind != "train":
+        raise ConfigError(f"{folder}: is of kind {record.kind!r}; only a run of fedlora train can be taken up again")
+    known = {item.name for item in dataclasses.fields(FederatedConfig) if item.init}
+    if odd := sorted(set(changes) - known):
+        meant = get_close_matches(odd[0], known, 1)
+        raise ConfigError(f"changes: {odd[0]!r} is no option of a run; did you mean {(meant or ['num_rounds'])[0]!r}?")
+    recorded = {name: value for name, value in record.options.items() if name in known}
+    options = {**recorded, "seed": record.seed, "resume_from": "last", **changes, "output_dir": os.fspath(folder)}
+    return FederatedConfig(**options)
+
+
+def facts_of_run(record: RunRecord) -> dict[str, Any]:
+    """What only the caller of a run knew, as its record has it."""
+    return {"model": dict(record.model), "data": dict(record.data)}
+
+
+def prepare_again(args: FederatedConfig, record: RunRecord, clients: Any) -> Job:
+    """As `prepare`, of a run that was; `clients`: its data where the options name none."""
+    for name, given, argument in (
+        ("model_name_or_path", args.model_name_or_path, "model"),
+        ("dataset", clients or args.dataset, "client_datasets"),
+    ):
+        if given is None:
+            raise ConfigError(f"{name}: the run's record names none; pass {argument}=")
+    if clients is None:
+        return prepare(args)
+    labels = record.model.get("labels")
+    model, tokenizer, max_length = load_base(args, labels if isinstance(labels, list) else None)
+    server = load_server_data(args, labels)
+    return Job(limited(args, max_length), model, tokenizer, clients, facts_of_run(record), server)
 
 
 def described(dataset: Any) -> str:
@@ -178,69 +176,18 @@ def _head(args: FederatedConfig) -> list[str] | None:
         return None
 
 
-def load_base(args: FederatedConfig, labels: Sequence[str] | None) -> Base:
-    """The frozen base model and its tokenizer, from a folder or the Hub; no remote code is run.
-
-    In 4 or 8 bits where the options say so. A head that the checkpoint lacks is drawn from the run's seed. A tokenizer
-    without a padding token pads with its end-of-sequence token. labels: the classes in order, None for a causal LM.
-    Raises ConfigError for a model that cannot be loaded, or a revision of a folder.
-    """
-    name = str(args.model_name_or_path)
-    tokenizer = load_tokenizer(args)
-    kind = AutoModelForCausalLM if labels is None else AutoModelForSequenceClassification
-    more: dict[str, Any] = {"dtype": args.model_dtype, "revision": args.model_revision, **loading(args)}
-    if labels is not None:
-        more |= {"num_labels": len(labels), "id2label": dict(enumerate(labels))}
-        more["label2id"] = {label: number for number, label in enumerate(labels)}
-    with _refused(name), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(args.seed, "head"))
-        model = kind.from_pretrained(name, **more)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model.config.pad_token_id = tokenizer.pad_token_id
-    _check_vocabulary(model, tokenizer, name)
-    longest = getattr(model.config, "max_position_embeddings", None)
-    return Base(model, tokenizer, min(args.max_length, longest) if longest else args.max_length)
-
-
-def load_tokenizer(args: FederatedConfig) -> PreTrainedTokenizerBase:
-    """The base's tokenizer alone, as it is. ConfigError where there is none, or for a revision of a folder."""
-    name = str(args.model_name_or_path)
-    if args.model_revision is not None and os.path.isdir(name):
-        raise ConfigError(
-            f"model_revision={args.model_revision}: has no effect on a folder, which has one revision; leave it out"
-        )
-    with _refused(name):
-        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(name, revision=args.model_revision))
-
-
-def longest_sequence(args: FederatedConfig) -> int | None:
-    """The most tokens that the base takes, by its config; None where that does not say."""
-    with _refused(str(args.model_name_or_path)):
-        config = AutoConfig.from_pretrained(str(args.model_name_or_path), revision=args.model_revision)
-    return getattr(config, "max_position_embeddings", None)
-
-
-@contextmanager
-def _refused(name: str) -> Iterator[None]:
-    """What cannot be loaded is refused in one line."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise ConfigError(f"model_name_or_path={name!r}: {reason}; give a folder or a Hub id of a model") from None
-
-
-def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """ConfigError for a tokenizer with a token that the base has no embedding for: a batch with it could not be run."""
-    embeddings: Any = model.get_input_embeddings()
-    rows = int(embeddings.weight.shape[0])
-    if len(tokenizer) <= rows:
-        return
-    odd = [(number, token) for token, number in tokenizer.get_vocab().items() if number >= rows]
-    if odd:
-        number, token = min(odd)
-        raise ConfigError(
-            f"model_name_or_path={name!r}: its tokenizer has {token!r} (id {number}), and the model embeddings for "
-            f"{rows} tokens only; pad with the EOS token if it is the padding, or resize the model's token embeddings"
-        )
+__all__ = [
+    "Base",
+    "Job",
+    "args_of_run",
+    "facts_of_run",
+    "limited",
+    "load_base",
+    "load_data",
+    "load_server_data",
+    "load_tokenizer",
+    "longest_sequence",
+    "prepare",
+    "prepare_again",
+    "refused",
+]

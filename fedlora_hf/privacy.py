@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlora_hf.errors import ConfigError
+from fedlora_hf.errors import ConfigError, UpdateError
 from fedlora_hf.options import PrivacyOptions
 from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors
 
@@ -63,10 +63,14 @@ class Privacy:
         standard deviation noise_multiplier * clip in every entry. Factors in `untrained` did not change and get none.
         Metrics of the training (its loss) are dropped: they too are drawn from the examples. path: names the noise;
         the same update under the same path and secret gets the same noise.
+
+        Raises UpdateError for a change that is not finite: it has no norm, so it cannot be clipped: nothing is sent.
         """
         before = _tensors(start, update.state, untrained)
         changes = {name: after.double() - before[name].double() for name, after in _tensors_of(update.state, untrained)}
         norm = math.sqrt(sum(float(change.square().sum()) for change in changes.values()))
+        if not math.isfinite(norm):
+            raise UpdateError(f"the change has norm {norm}: only a finite one can be clipped; nothing is sent of it")
         share = min(1.0, self.clip / norm) if norm else 1.0
         scale = self.noise_multiplier * self.clip
         sent = {
@@ -86,7 +90,8 @@ class Privacy:
         count = math.prod(shape)
         stream = hashlib.shake_256(self.secret + path.encode()).digest(8 * count)
         bits = torch.frombuffer(bytearray(stream), dtype=torch.int64) if count else torch.zeros(0, dtype=torch.int64)
-        uniform = ((bits >> 11) + 2**52).double().add_(0.5).mul_(2.0**-53)  # the upper 53 bits, never 0 or 1
+        uniform = ((bits >> 11) + 2**52).double().add_(0.5).mul_(2.0**-53)  # the upper 53 bits, never 0
+        uniform.clamp_(max=1 - 2.0**-53)  # the largest draw of all rounds to 1, whose noise would be infinite
         return torch.special.ndtri(uniform).reshape(shape)
 
 

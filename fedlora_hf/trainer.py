@@ -1,35 +1,44 @@
 """FederatedTrainer: rounds of local training and aggregation around one model, as a `transformers.Trainer`."""
 # SPDX-License-Identifier: Apache-2.0
 
+import os
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Self
 
 import numpy as np
 from torch import nn
 from transformers.trainer_utils import TrainOutput
 
+from fedlora_hf.adapter.base import base_by_name, base_facts
+from fedlora_hf.adapter.files import read_adapter
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.data.clients import named_clients, with_data_facts
+from fedlora_hf.data.labels import with_labels
 from fedlora_hf.data.prepare import prepare_client, wording_facts, wording_of
 from fedlora_hf.data.wording import save_tokenizer
-from fedlora_hf.errors import ConfigError
+from fedlora_hf.errors import ConfigError, RecordError
 from fedlora_hf.hub import write_card
 from fedlora_hf.hub.publishing import Publisher
-from fedlora_hf.record.lines import round_line, round_log
+from fedlora_hf.loading import Job, args_of_run, facts_of_run, prepare_again
+from fedlora_hf.record.record import RunRecord
 from fedlora_hf.rounds.federation import SERVER, Federation, Run, check_cohort
 from fedlora_hf.rounds.local_transport import LocalTransport
 from fedlora_hf.rounds.loop import RoundLoop
-from fedlora_hf.rounds.output import ClientFolders
-from fedlora_hf.rounds.store import RoundStore
+from fedlora_hf.rounds.output import ClientFolders, check_untrained, has_finished_run
+from fedlora_hf.rounds.store import RoundStore, unlike
+from fedlora_hf.rounds.watching import TrainerWatcher
 from fedlora_hf.training.client_trainer import ClientTrainer
 from fedlora_hf.update import ClientUpdate
+from fedlora_hf.util.rehearsal import check_clients
 
 
 class FederatedTrainer(ClientTrainer):
     """Fine-tune one model together with many clients, none of which shows its data to another.
 
-    model: a causal LM or a sequence classifier, or a PeftModel that has its adapter already.
+    model: a causal LM or a sequence classifier, a PeftModel that has its adapter already, or a folder or Hub id of a
+        base, which is loaded as the options say, with its tokenizer unless processing_class is given.
     args: every option of the run.
     client_datasets: {client: Dataset, or {"train", "validation", "test"} of Datasets}, as `data.clients.make_clients`
         gives them, already tokenised (input_ids, labels), or in any schema that `fedlora train` reads; a path, a Hub id
@@ -49,7 +58,7 @@ class FederatedTrainer(ClientTrainer):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | str,
         args: FederatedConfig,
         client_datasets: Mapping[str, Any],
         *,
@@ -57,22 +66,88 @@ class FederatedTrainer(ClientTrainer):
         record: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        client_datasets, names = named_clients(client_datasets)
+        if isinstance(client_datasets, Mapping):
+            client_datasets, names = named_clients(client_datasets)
+        if isinstance(model, str):
+            args, base = base_by_name(model, args, client_datasets)
+            model = base.model
+            if kwargs.get("processing_class") is None:
+                kwargs["processing_class"] = base.tokenizer
         super().__init__(model, args, client_datasets, **kwargs)
         if (server_dataset is None) != (args.server_dataset is None):
             raise ConfigError("server_dataset: the data and args.server_dataset go together; pass both or neither")
         tokenizer = self.processing_class
         server = None if server_dataset is None else prepare_client(SERVER, server_dataset, tokenizer, args)
+        self._server = server
         check_cohort(args, self.method, len(self.clients))
+        check_clients(args.contaminated, self.clients)
         self.publisher = Publisher(args, self.progress)
         self.store = RoundStore(f"{args.output_dir}/rounds", self.slot.config())
         self.federation = Federation(args, self.method, self.store, self.initial, self.rank)
-        facts = with_data_facts(record or {}, names, wording_facts(args, tokenizer, self.clients.values()))
+        known = {"model": base_facts(args, self.model.get_base_model()), "data": self._data_facts(), **(record or {})}
+        known = with_labels(known, self.model, args.task)
+        facts = with_data_facts(known, names, wording_facts(args, tokenizer, self.clients.values()))
         # Looked up when it is called, so that a subclass's `train_client` counts.
         transport = LocalTransport(
             self, self.federation, lambda client, number: self.train_client(client, number), server, facts
         )
-        self.loop = RoundLoop(self.federation, transport, self, self.publisher, self.progress)
+        self.watcher = TrainerWatcher(self, self._steps_of, self._score_dataset)
+        self.loop = RoundLoop(self.federation, transport, self.watcher, self.publisher, self.progress)
+        self.watcher.loop = self.loop
+
+    def _data_facts(self) -> dict[str, Any]:
+        """What the record says of data that came from Python."""
+        examples = sum(data.train.num_examples for data in self.clients.values())
+        return {"num_clients": len(self.clients), "num_examples": examples}
+
+    @classmethod
+    def of(cls, job: Job, **kwargs: Any) -> Self:
+        """The trainer of what `loading.prepare` loaded; further arguments are the constructor's."""
+        return cls(
+            job.model,
+            job.args,
+            job.clients,
+            processing_class=job.tokenizer,
+            server_dataset=job.server,
+            record=job.facts,
+            **kwargs,
+        )
+
+    @classmethod
+    def from_run(
+        cls,
+        folder: str | os.PathLike[str],
+        client_datasets: Mapping[str, Any] | None = None,
+        *,
+        model: nn.Module | None = None,
+        changes: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """The trainer of a finished run, standing where that ended: its adapters, its record, its options.
+
+        `evaluate()` measures it again and `train()` goes on (with `changes={"num_rounds": ...}`, for more rounds); base
+        model, tokenizer and data are loaded as the run's options name them.
+        client_datasets, model: for a run from Python, whose record names no files; further arguments are the
+        constructor's. changes: options over the recorded ones; what a resumed run may not change is refused by train().
+        Raises RecordError for a folder without a run, ConfigError for what the record does not name.
+        """
+        record = RunRecord.load(folder)
+        args = args_of_run(record, folder, changes or {})
+        if model is None or client_datasets is None:
+            job = prepare_again(args, record, client_datasets)
+            args, model, client_datasets = job.args, model or job.model, job.clients
+            kwargs = {"processing_class": job.tokenizer, "server_dataset": job.server, "record": job.facts, **kwargs}
+        trainer = cls(model, args, client_datasets, **{"record": facts_of_run(record), **kwargs})
+        trainer._stand_after(record)
+        return trainer
+
+    def _stand_after(self, record: RunRecord) -> None:
+        """Take up the state in which a run has left its output folder."""
+        state, _ = read_adapter(str(self.args.output_dir))
+        if reason := unlike(state, self.federation.initial):
+            raise RecordError(f"{self.args.output_dir}: {reason}; its adapter is not of this model")
+        folders = ClientFolders(str(self.args.output_dir), self.store.config)
+        self.loop.run = Run(len(record.rounds), state, record, folders.read(sorted(record.clients)))
 
     @property
     def run(self) -> Run:
@@ -83,12 +158,15 @@ class FederatedTrainer(ClientTrainer):
         self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
     ) -> TrainOutput:
         """Run the rounds and write `output_dir`; go on from where `resume_from` (or `resume_from_checkpoint`) says."""
+        if kwargs:
+            raise ConfigError(f"train({sorted(kwargs)[0]}=...): has no meaning for a federation; leave it out")
         began = time.perf_counter()
         resume = "last" if resume_from_checkpoint is True else resume_from_checkpoint or self.args.resume_from
-        run = self.loop.train(resume)
-        self.evaluate()
-        with self.processes.all_or_none():
-            self.save_model()
+        with self.loop.writing():
+            run = self.loop.train(resume)
+            self.evaluate()
+            with self.processes.all_or_none():
+                self.save_model()
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         losses = [loss for entry in run.record.rounds for loss in entry["train_loss"].values() if loss is not None]
         metrics = {"train_runtime": time.perf_counter() - began, "train_rounds": run.round}
@@ -97,31 +175,18 @@ class FederatedTrainer(ClientTrainer):
     def train_client(self, client_id: str, number: int) -> ClientUpdate:
         """One client's local training in round `number`, from the state it starts that round with; its update."""
         start = self.federation.start(self.run, client_id)
-        return self.train_round(client_id, start.state, start.frozen, number)
+        moments = self.federation.moments(self.run.record, client_id) if self.args.keep_optimizer else b""
+        controls = self.federation.controls(self.run, client_id)
+        return self.train_round(client_id, start.state, start.frozen, number, controls, moments)
 
-    # ---- what the loop tells, to Trainer's state and callbacks: a round is an epoch ----------------------------------
-
-    @property
-    def stopped(self) -> bool:
-        """Whether a callback asked for the run to end."""
-        return bool(self.control.should_training_stop)
-
-    def ready(self, run: Run) -> None:
-        """Trainer's state of a training that begins."""
-        steps = sum(self.num_local_steps(data) for data in self.clients.values())
-        self.state.global_step, self.state.log_history, self.control.should_training_stop = 0, [], False
-        self.state.max_steps, self.state.num_train_epochs = self.loop.num_rounds * steps, self.loop.num_rounds
-        self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
-
-    def round_begins(self, number: int) -> None:
-        self.state.epoch = number - 1
-        self.control = self.callback_handler.on_epoch_begin(self.args, self.state, self.control)
-
-    def round_ended(self, entry: Mapping[str, Any]) -> None:
-        self.state.epoch = entry["round"]
-        self.log(round_log(entry))
-        self.progress.say(round_line(entry, self.loop.num_rounds))
-        self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
+    def _steps_of(self, number: int) -> int:
+        """Optimizer steps of all who train in a round."""
+        stage = self.federation.stage(number)
+        if stage.on_server and self._server is not None:
+            return self.num_local_steps(self._server)
+        return sum(
+            self.num_local_steps(self.clients[client]) for client in self.federation.cohort(number, self.clients)
+        )
 
     # ---- evaluation --------------------------------------------------------------------------------------------------
 
@@ -135,15 +200,57 @@ class FederatedTrainer(ClientTrainer):
         """
         if eval_dataset is not None:
             self.scorer.install(self.run.state)
-            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+            return super().evaluate(self._tokenised(eval_dataset), ignore_keys, metric_key_prefix)
         self.loop.evaluate()
         means = {
             f"{metric_key_prefix}_{kind}_{name}": value
             for kind, values in self.run.record.metrics["after"].items()
             for name, value in values.items()
         }
+        self.scorer.install(self.run.state)
+        means |= self._score_dataset(metric_key_prefix)
         self.log(dict(means))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, means)
         return means
+
+    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Predictions of the global adapter; of a personal one inside `with trainer.personal(client_id)`."""
+        return super().predict(self._tokenised(test_dataset), *args, **kwargs)
+
+    @contextmanager
+    def personal(self, client_id: str) -> Iterator[Any]:
+        """Inside, the model (which is given) holds the client's personal adapter; afterwards the global one again."""
+        if client_id not in self.run.personalised:
+            known = ", ".join(sorted(self.run.personalised)) or "nobody yet: train first"
+            raise ConfigError(f"client {client_id!r}: has no personal adapter; those who have one: {known}")
+        self.scorer.install(self.run.personalised[client_id])
+        try:
+            yield self.model
+        finally:
+            self.scorer.install(self.run.state)
+
+    def _score_dataset(self, prefix: str = "eval") -> dict[str, float]:
+        """Metrics of the global adapter on `eval_dataset`, where the trainer was given one, without telling anybody."""
+        if self.eval_dataset is None:
+            return {}
+        self.scorer.install(self.run.state)
+        several = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+        found: dict[str, float] = {}
+        for name, dataset in several.items():
+            loader = self.get_eval_dataloader(self._tokenised(dataset))
+            only_loss = None if self.compute_metrics is not None else True
+            title = f"{prefix}_{name}" if name else prefix
+            found |= self.evaluation_loop(loader, "Evaluation", only_loss, metric_key_prefix=title).metrics or {}
+        return found
+
+    def _tokenised(self, dataset: Any) -> Any:
+        """Text made ready for the model as clients' data are; token ids, and names of datasets, as they are."""
+        if isinstance(dataset, dict):
+            return {name: self._tokenised(part) for name, part in dataset.items()}
+        if isinstance(dataset, str) or "input_ids" in getattr(dataset, "column_names", ["input_ids"]):
+            return dataset
+        splits = {"train": dataset.select([0]), "validation": dataset}
+        return prepare_client("eval_dataset", splits, self.processing_class, self.args).validation
 
     # ---- what is left behind -----------------------------------------------------------------------------------------
 
@@ -152,6 +259,8 @@ class FederatedTrainer(ClientTrainer):
         folder = output_dir or str(self.args.output_dir)
         if not self.is_world_process_zero():
             return
+        if not self.watcher.began and not self.run.round:
+            check_untrained(folder)
         self.loop.write(folder)
         save_tokenizer(self.processing_class, wording_of(self.args, self.processing_class), folder)
         if folder != self.args.output_dir:
@@ -177,12 +286,21 @@ class FederatedTrainer(ClientTrainer):
         revision: str | None = None,
         *,
         with_clients: bool = False,
+        with_client_facts: bool = False,
         **kwargs: Any,
     ) -> str | None:
-        """Push `output_dir` as one commit: the global adapter, run.json, card and report; the personal adapters only
-        when asked (`with_clients`), because they derive from private data. Private unless hub_private_repo=False.
+        """Push `output_dir` as one commit: the global adapter, the public part of run.json, and the card. Only when
+        asked, because they derive from private data: the personal adapters (`with_clients`), and what the record says
+        of each client with the report that shows it (`with_client_facts`). Private unless hub_private_repo=False.
         Returns the address of the commit."""
         if not self.is_world_process_zero():
             return None
-        self.save_model()
-        return self.publisher.push(commit_message, token=token, revision=revision, with_clients=with_clients)
+        if self.watcher.began or self.run.round or not has_finished_run(str(self.args.output_dir)):
+            self.save_model()
+        return self.publisher.push(
+            commit_message,
+            token=token,
+            revision=revision,
+            with_clients=with_clients,
+            with_client_facts=with_client_facts,
+        )

@@ -8,7 +8,7 @@ much. Ranks and scales may differ from client to client.
 
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -127,17 +127,32 @@ class LoraFactors:
         return LoraFactors(self.A.to(*args, **kwargs), self.B.to(*args, **kwargs), self.scale)
 
 
+class Outline(NamedTuple):
+    """What is known of an adapter before any value is read. shapes: {module: (out, in), name of a tensor trained whole:
+    its shape}. ranks: {module: rank of its factors}."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    ranks: Mapping[str, int]
+
+
 class AdapterState(Mapping[str, LoraFactors]):
     """{module name: LoraFactors}, in sorted order, plus `extras`: tensors trained whole, such as a classification head.
 
     `factors` may be any mapping; one that reads a module from disk when asked keeps a thousand clients out of memory.
+    `outline`: of such a one, from the header of its file; None where only the values tell.
     """
 
-    __slots__ = ("_factors", "_names", "extras")
+    __slots__ = ("_factors", "_names", "extras", "outline")
 
-    def __init__(self, factors: Mapping[str, LoraFactors], extras: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        factors: Mapping[str, LoraFactors],
+        extras: Mapping[str, Tensor] | None = None,
+        outline: Outline | None = None,
+    ) -> None:
         if extras is None:
             extras = factors.extras if isinstance(factors, AdapterState) else {}
+        self.outline = outline
         self._factors = factors
         self._names = tuple(sorted(factors))
         self.extras: Mapping[str, Tensor] = extras
@@ -191,9 +206,12 @@ def state_sum(*states: Mapping[str, LoraFactors]) -> AdapterState:
     return AdapterState(total, last.extras if isinstance(last, AdapterState) else None)
 
 
-def fitted(state: AdapterState, rank: int) -> AdapterState:
-    """`state` with every module of a higher rank truncated to `rank`; the others as they are."""
-    factors = {m: f if f.rank <= rank else f.truncated(rank, f.scale)[0] for m, f in state.items()}
+def fitted(state: AdapterState, ranks: Mapping[str, int]) -> AdapterState:
+    """`state` with every module of a higher rank than `ranks` says truncated to that; the others as they are."""
+    factors = {}
+    for module, own in state.items():
+        rank = ranks.get(module, own.rank)
+        factors[module] = own if own.rank <= rank else own.truncated(rank, own.scale)[0]
     return AdapterState(factors, state.extras)
 
 
@@ -208,12 +226,14 @@ class ClientUpdate:
     """What one client sends: its adapter, and how many examples it was trained on (None: not known).
 
     The state is the whole adapter (relative to the frozen base model), not the change since the last round.
+    control: its next control variate, {parameter: tensor}, where the run is SCAFFOLD's; see training/control.py.
     """
 
     client_id: str
     state: AdapterState
     num_examples: int | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    control: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.state, AdapterState):
@@ -228,7 +248,12 @@ class Aggregate:
     personalised: {client id: its refined adapter}, of the collaborative clients; empty when the method refines
         nothing (a client then keeps its own update). May be lazy: an adapter is computed when it is asked for.
     weights: {client id: weight in the global adapter}, summing to 1; 0 for a client left out.
+    influence: {client id: what is left of its influence, 0 to 1}: less than 1 where the method lets a client count for
+        less than its share; empty where it knows no such thing.
+    suspicious: {client id: (kind of evidence, share of the way to its line)}, not flagged, near the line or turned.
     flagged: sound but judged contaminated. quarantined: {client id: reason}, unusable. Both sorted.
+    claimed_weights: {client id: share of the examples it claims}, its weight in a mean that believes every claim.
+    outlier_claims: {client id: one line} of those who claim far more examples than the others; what was made of it.
     evidence: {client id: {kind: Evidence}} that the flags rest on; see `numerics.evidence.Kind`.
     this_round: the same of this round alone, where `evidence` combines several; empty where it does not.
     modules: {module: {"rank", "spectrum", "discarded_energy", ...}}, plain numbers.
@@ -238,6 +263,10 @@ class Aggregate:
     state: AdapterState
     personalised: Mapping[str, AdapterState] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
+    influence: Mapping[str, float] = field(default_factory=dict)
+    suspicious: Mapping[str, tuple[str, float]] = field(default_factory=dict)
+    claimed_weights: Mapping[str, float] = field(default_factory=dict)
+    outlier_claims: Mapping[str, str] = field(default_factory=dict)
     flagged: tuple[str, ...] = ()
     quarantined: Mapping[str, str] = field(default_factory=dict)
     evidence: Mapping[str, Mapping[str, Evidence]] = field(default_factory=dict)

@@ -68,6 +68,19 @@ STEPS = (
         2,
         "results/attacks/README.md",
     ),
+    Step("influence_cost", _SYNTHETIC.format("influence_cost"), 1, "results/influence/README.md"),
+    Step(
+        "influence",
+        "python -m scripts.experiments.influence --cache {cache}/attacks",
+        30,
+        "results/influence/README.md",
+    ),
+    Step(
+        "influence_report",
+        "python -m scripts.experiments.influence --cache {cache}/attacks --report",
+        1,
+        "results/influence/README.md",
+    ),
     Step(
         "rounds",
         "python -m scripts.experiments.rounds --seeds 4 --cache {cache}/attacks",

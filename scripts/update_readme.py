@@ -15,6 +15,7 @@ from fedlora_hf.methods.method import Method
 PROJECT = Path(__file__).resolve().parents[1]
 README, CHOOSING = PROJECT / "README.md", PROJECT / "docs" / "choosing.md"
 ATTACKS = PROJECT / "docs" / "results" / "attacks" / "attacks.csv"
+INSTRUCTIONS = PROJECT / "docs" / "results" / "methods" / "methods.csv"
 # Columns of the table of losses: what four of the twelve clients do.
 COLUMNS = {
     "nobody is contaminated": ("none",),
@@ -66,6 +67,26 @@ def _mean(rows: Iterable[dict[str, str]], column: str, rule: str, attacks: tuple
     return statistics.mean(map(float, values))
 
 
+def instructions() -> str:
+    """Benign clients' loss on real instructions as Markdown: means over the seeds that have every attack, the best of a
+    column bold, and the worst cell of each method."""
+    with open(INSTRUCTIONS, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    attacks = list(dict.fromkeys(row["attack"] for row in rows))
+    found = {(row["rule"], row["attack"], row["seed"]): float(row["loss"]) for row in rows}
+    rules = list(dict.fromkeys(row["rule"] for row in rows))
+    every = [(rule, attack) for rule in rules for attack in attacks]
+    seeds = [s for s in sorted({row["seed"] for row in rows}) if all((*cell, s) in found for cell in every)]
+    means = {rule: [statistics.mean(found[rule, attack, s] for s in seeds) for attack in attacks] for rule in rules}
+    best = [min(values) for values in zip(*means.values(), strict=True)]
+    lines = [f"| {len(seeds)} seeds | " + " | ".join(attacks) + " | worst |", "|---|" + "---|" * (len(attacks) + 1)]
+    for rule, values in means.items():
+        text = [f"{value:.2f}" for value in values]
+        shown = (f"**{t}**" if t == f"{low:.2f}" else t for t, low in zip(text, best, strict=True))
+        lines.append(f"| {rule} | " + " | ".join(shown) + f" | {max(values):.2f} |")
+    return "\n".join(lines)
+
+
 def with_table(text: str, name: str, table: str) -> str:
     """The text with `table` between the markers of that name."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
@@ -79,6 +100,7 @@ def updated() -> dict[Path, str]:
     choosing = with_table(choosing, "global", losses("global_loss", RULES))
     chosen = {name: rule for name, rule in RULES.items() if name in ("`fedavg`", "`multikrum`", "`clair`")}
     choosing = with_table(choosing, "chosen", losses("chosen_loss", chosen))
+    choosing = with_table(choosing, "instructions", instructions())
     return {README: with_table(README.read_text(encoding="utf-8"), "methods", methods()), CHOOSING: choosing}
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from fedlora_hf import FederatedConfig, FederatedTrainer
+from fedlora_hf.methods import METHODS
 
 VOCABULARY = 64
 CLASSES = 3
@@ -127,7 +128,15 @@ def options(folder: Path | str, **changes: Any) -> dict[str, Any]:
 def federation(
     folder: Path | str, clients: Mapping[str, Any] | None = None, *, model: Any = None, more: Any = None, **changes: Any
 ) -> FederatedTrainer:
-    """A trainer of a tiny model over three clients of unequal size; `more`: further arguments of FederatedTrainer."""
+    """A trainer of a tiny model over three clients of unequal size; `more`: further arguments of FederatedTrainer.
+
+    Where the method compares clients with the server, it is given the clients' kind of data."""
+    method = METHODS.get(str(changes.get("aggregation")))
+    if method and method.needs_server and "server_dataset" not in changes:
+        changes["server_dataset"] = "server.jsonl"
+        splits = clients or token_clients({"ada": 4})
+        first = splits[min(splits)]
+        more = {"server_dataset": first["train"] if isinstance(first, datasets.DatasetDict) else first, **(more or {})}
     return FederatedTrainer(
         model or tiny_llama(),
         FederatedConfig(**options(folder, **changes)),

@@ -20,8 +20,9 @@ FLOORS = [
     {"record"},
     {"report", "hub"},
     {"rounds"},
-    {"trainer"},
     {"loading"},
+    {"trainer"},
+    {"using"},
     {"commands"},
     {"cli", "flower"},
     {"__main__", "__init__"},
@@ -30,7 +31,7 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))
 # Who may import PEFT, and the Hub's client.
 GUARDED = {
-    "peft": {"adapter", "dirmag", "training"},
+    "peft": {"adapter", "dirmag", "training", "using"},
     "huggingface_hub": {"hub", "dirmag"},
     "flwr": {"flower"},
 }

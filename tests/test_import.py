@@ -18,7 +18,9 @@ def test_importing_loads_nothing_heavy(code: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["", "demo", "train", "aggregate", "methods", "report", "push"])
+@pytest.mark.parametrize(
+    "command", ["", "demo", "train", "aggregate", "methods", "report", "push", "ask", "evaluate", "merge"]
+)
 def test_help_loads_nothing_heavy(command: str) -> None:
     """Which is why it comes in about 0.2 s; a test of the time itself would fail on a busy machine."""
     code = f"""

@@ -14,7 +14,7 @@ import torch
 from dp_accounting import pld
 from sample_updates import cohort, same_bits
 
-from fedlora_hf.errors import ConfigError
+from fedlora_hf.errors import ConfigError, UpdateError
 from fedlora_hf.hub import render_card
 from fedlora_hf.hub.tables import privacy_told
 from fedlora_hf.privacy import Privacy, account, epsilon
@@ -232,3 +232,25 @@ def test_a_record_from_elsewhere_cannot_claim_in_markup() -> None:
     card = render_card(record)
     assert "<script>" not in card
     assert "](http:" not in card
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["A", "head"])
+def test_a_change_without_a_norm_is_not_sent(bad: float, where: str, pair: tuple[ClientUpdate, AdapterState]) -> None:
+    update, start = pair
+    extras = {name: tensor.clone() for name, tensor in update.state.extras.items()}
+    state = {m: LoraFactors(f.A.clone(), f.B, f.scale) for m, f in update.state.items()}
+    (next(iter(extras.values())) if where == "head" else next(iter(state.values())).A)[0, 0] = bad
+    with pytest.raises(UpdateError, match="nothing is sent"):
+        privacy(1.0, 0.1).applied(replace(update, state=AdapterState(state, extras)), start, (), "x")
+
+
+def test_no_draw_gives_infinite_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ones:
+        def digest(self, count: int) -> bytes:
+            return (b"\xff" * 7 + b"\x7f") * (count // 8)  # the largest number there is
+
+    monkeypatch.setattr("fedlora_hf.privacy.hashlib.shake_256", lambda key: Ones())
+    noise = privacy(1.0, 1.0).noise(torch.Size([3]), "x")
+    assert bool(noise.isfinite().all())
+    assert float(noise[0]) == pytest.approx(8.2, abs=0.2)

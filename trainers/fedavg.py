@@ -24,10 +24,11 @@ def main(arguments: Sequence[str]) -> None:
     from fedlora_hf.commands.train import finish
     from fedlora_hf.flags import parse
     from fedlora_hf.loading import prepare
+    from fedlora_hf.trainer import FederatedTrainer
 
     args = parse([*arguments, "--aggregation", "fedavg"])
     job = prepare(args)
-    trainer = job.trainer()
+    trainer = FederatedTrainer.of(job)
     trainer.train()
     finish(trainer)
     if trainer.is_world_process_zero() and trainer.run.round:

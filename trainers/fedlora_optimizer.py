@@ -25,10 +25,11 @@ def main(arguments: Sequence[str]) -> None:
     from fedlora_hf.flags import parse
     from fedlora_hf.loading import prepare
     from fedlora_hf.record.stage_costs import stage_costs
+    from fedlora_hf.trainer import FederatedTrainer
 
     args = parse(["--aggregation", "dirmag_mean", *arguments, "--pipeline", "fedlora_optimizer"])
     job = prepare(args)
-    trainer = job.trainer()
+    trainer = FederatedTrainer.of(job)
     trainer.train()
     finish(trainer)
     for cost in stage_costs(trainer.run.record) if trainer.is_world_process_zero() else ():

@@ -20,11 +20,12 @@ def main(arguments: Sequence[str]) -> None:
     from fedlora_hf.commands.train import finish
     from fedlora_hf.flags import parse
     from fedlora_hf.loading import prepare
+    from fedlora_hf.trainer import FederatedTrainer
 
     # "method": the personal adapter is what the method says it is, (mean A, own B), and none that was chosen later.
     args = parse(["--personalise", "method", *arguments, "--aggregation", "fedsa"])
     job = prepare(args)
-    trainer = job.trainer()
+    trainer = FederatedTrainer.of(job)
     trainer.train()
     finish(trainer)
     if not trainer.is_world_process_zero():

@@ -21,12 +21,13 @@ def main(arguments: Sequence[str]) -> None:
     from fedlora_hf.commands.train import finish
     from fedlora_hf.flags import parse
     from fedlora_hf.loading import prepare
+    from fedlora_hf.trainer import FederatedTrainer
 
     args = parse([*arguments, "--aggregation", "ffa"])
     if args.learning_rate == FederatedConfig.learning_rate:
         args.learning_rate *= 2
     job = prepare(args)
-    trainer = job.trainer()
+    trainer = FederatedTrainer.of(job)
     trainer.train()
     finish(trainer)
     if trainer.is_world_process_zero():

@@ -34,7 +34,9 @@ def main(arguments: Sequence[str]) -> None:
         """Ends the run when so many rounds in a row brought no lower training loss. A round is an epoch to Trainer."""
 
         def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            losses = [entry["loss"] for entry in state.log_history if "loss" in entry and "round" in entry]
+            rounds = [entry for entry in state.log_history if "round" in entry]
+            losses = [entry.get("round_loss", entry.get("loss")) for entry in rounds]
+            losses = [loss for loss in losses if loss is not None]
             best = losses.index(min(losses)) if losses else 0
             control.should_training_stop |= 0 < own.patience <= len(losses) - 1 - best
 

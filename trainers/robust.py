@@ -32,6 +32,7 @@ def main(arguments: Sequence[str]) -> None:
     from fedlora_hf.errors import ConfigError
     from fedlora_hf.flags import parse
     from fedlora_hf.loading import prepare
+    from fedlora_hf.trainer import FederatedTrainer
     from fedlora_hf.util.seeding import derive_seed
 
     args = parse(["--aggregation", "geometric_median", *rest])
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str]) -> None:
         seed = derive_seed(args.seed, "spoil", client)
         job.clients[client]["train"] = contaminate(job.clients[client]["train"], own.spoil_kind, seed)
     job.facts["data"]["contaminated"] = spoiled
-    trainer = job.trainer()
+    trainer = FederatedTrainer.of(job)
     trainer.train()
     finish(trainer)
     if not trainer.is_world_process_zero():

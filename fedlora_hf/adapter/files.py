@@ -15,16 +15,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
+from fedlora_hf.adapter.contract import refusal
+from fedlora_hf.adapter.header import read_header
 from fedlora_hf.errors import AdapterError, one_line
-from fedlora_hf.update import AdapterState, LoraFactors
+from fedlora_hf.update import AdapterState, LoraFactors, Outline
 from fedlora_hf.util.disk import read_json, write_atomically
 
 CONFIG, WEIGHTS, SIDE_CAR = "adapter_config.json", "adapter_model.safetensors", "dirmag_config.json"
 PREFIX = "base_model.model."
 MAX_CONFIG_BYTES = 4 * 1024 * 1024
-# An adapter of rank 64 for a model of 70 billion parameters has some 3 GiB; its header some 100 KiB.
-MAX_WEIGHTS_BYTES = 8 * 1024**3
-MAX_HEADER_BYTES = 16 * 1024**2
 MAX_NAME_LENGTH = 300
 # Of the expressions in rank_pattern and alpha_pattern: characters looked at while matching, and number [our choice].
 MAX_MATCH_STEPS, MAX_EXPRESSIONS = 1e9, 1000
@@ -47,7 +46,7 @@ _REFUSED = {
     "lora_A.bias": "a LoRA bias",
     "lora_B.bias": "a LoRA bias",
 }
-_TYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+FLOATS = ("F16", "BF16", "F32", "F64")  # safetensors' names of the dtypes an adapter may have
 
 
 class StoredFactors(Mapping[str, LoraFactors]):
@@ -101,7 +100,7 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[AdapterState, dict[str
     folder = Path(folder)
     config = read_config(folder)
     path = folder / WEIGHTS
-    if not path.is_file():
+    if not path.exists():
         pickled = folder / "adapter_model.bin"
         if pickled.exists():
             raise AdapterError(
@@ -109,19 +108,19 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[AdapterState, dict[str
             )
         raise AdapterError(f"{path}: no such file; give a folder written by save_pretrained of a LoRA adapter")
     try:
-        _check_size(path)
-        with safe_open(path, framework="pt") as file:
-            names = sorted(file.keys())
-            shapes = {name: _header(file, name) for name in names}
-    except (OSError, SafetensorError, ValueError) as error:
+        header = read_header(path)
+        odd = [(name, entry.dtype) for name, entry in header.items() if entry.dtype not in FLOATS]
+        if odd:
+            raise ValueError(f"{odd[0][0]} has dtype {odd[0][1]}, not one of {', '.join(FLOATS)}")
+    except (OSError, ValueError) as error:
         raise AdapterError(f"{path}: {_first_line(error)}; the file is damaged, copy it again") from None
-    return _state(path, names, shapes, config), config
+    return _state(path, {name: entry.shape for name, entry in header.items()}, config), config
 
 
-def _state(path: Path, names: list[str], shapes: Mapping[str, list[int]], config: Mapping[str, Any]) -> AdapterState:
+def _state(path: Path, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> AdapterState:
     factors: dict[str, dict[str, str]] = {}
     extras: dict[str, str] = {}
-    for name in names:
+    for name in shapes:
         if not name.isprintable() or len(name) > MAX_NAME_LENGTH:
             raise AdapterError(f"{path}: {name[:80]!r} is no module's name; save the adapter again")
         for part, what in _REFUSED.items():
@@ -132,7 +131,7 @@ def _state(path: Path, names: list[str], shapes: Mapping[str, list[int]], config
             factors.setdefault(match["module"], {})[match["factor"]] = name
         else:
             extras[name.removeprefix(PREFIX)] = name
-    keys, ranks = {}, {}
+    keys, ranks, sizes = {}, {}, {}
     for module, pair in sorted(factors.items()):
         if set(pair) != {"A", "B"}:
             raise AdapterError(
@@ -140,13 +139,16 @@ def _state(path: Path, names: list[str], shapes: Mapping[str, list[int]], config
             )
         A, B = shapes[pair["A"]], shapes[pair["B"]]
         if len(A) != 2 or len(B) != 2 or A[0] != B[1]:
-            raise AdapterError(f"{path}: {module} has A {A} and B {B}; a linear layer has A (r, in) and B (out, r)")
+            raise AdapterError(
+                f"{path}: {module} has A {list(A)} and B {list(B)}; a linear layer has A (r, in) and B (out, r)"
+            )
         keys[module] = (pair["A"], pair["B"])
-        ranks[module] = A[0]
+        ranks[module], sizes[module] = A[0], (B[0], A[1])
     if not keys:
         raise AdapterError(f"{path}: no lora_A / lora_B weights; give a folder written by save_pretrained of LoRA")
     scales = module_scales(config, ranks, str(path))
-    return AdapterState(StoredFactors(path, keys, scales), StoredTensors(path, extras))
+    outline = Outline({**sizes, **{name: shapes[key] for name, key in extras.items()}}, ranks)
+    return AdapterState(StoredFactors(path, keys, scales), StoredTensors(path, extras), outline)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -164,9 +166,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise AdapterError(
             f"{path}: peft_type {str(config.get('peft_type'))!r}; only 'LORA' adapters can be aggregated"
         )
-    for name in ("use_dora", "lora_bias"):
-        if config.get(name):
-            raise AdapterError(f"{path}: {name} is set; only plain LoRA (scale * B A) can be aggregated")
+    if (reason := refusal(config, trained=True)) is not None:
+        raise AdapterError(f"{path}: {reason}")
     return config
 
 
@@ -174,8 +175,12 @@ def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Of somebody's adapter_config.json what an aggregate's own may take over: known fields, of the right types.
 
     The rest would be passed on to whoever loads the aggregate: `auto_mapping` names modules to import, for one.
+    Where some layers are left out of the targets, the aggregate's own config is to name its modules in full.
     """
-    return {name: value for name, value in config.items() if name in _TAKEN_OVER and _is_of(value, _TAKEN_OVER[name])}
+    kept = {name: value for name, value in config.items() if name in _TAKEN_OVER and _is_of(value, _TAKEN_OVER[name])}
+    if any(config.get(name) not in (None, []) for name in ("layers_to_transform", "exclude_modules")):
+        kept["target_modules"] = []
+    return kept
 
 
 def _is_of(value: Any, kinds: tuple[Any, ...]) -> bool:
@@ -241,40 +246,45 @@ def _matched(config: Mapping[str, Any], name: str, modules: Iterable[str], defau
     return found
 
 
-def _check_size(path: Path) -> None:
-    """ValueError when file or header is larger than any adapter's; a header costs many times its size once read."""
-    size = path.stat().st_size
-    if size > MAX_WEIGHTS_BYTES:
-        raise ValueError(f"{size / 1e9:.1f} GB, more than the {MAX_WEIGHTS_BYTES / 1e9:.1f} GB an adapter may have")
-    with open(path, "rb") as file:
-        header = int.from_bytes(file.read(8), "little")
-    if header > MAX_HEADER_BYTES:
-        raise ValueError(f"its header says it has {header} bytes, more than {MAX_HEADER_BYTES}")
-
-
 def write_adapter(folder: str | os.PathLike[str], state: AdapterState, config: Mapping[str, Any]) -> None:
     """Write `state` as a stock PEFT folder, each file whole or not at all, tensors in float32.
 
     `config` is an adapter_config.json as a dict; r, lora_alpha and target_modules are set to what the state needs.
-    Modules of lower rank or another scale are padded and rescaled, which changes no update. What stands under the key
+    Modules of lower rank or another scale than the config says (its rank_pattern, where that has room for the state)
+    are padded and rescaled, which changes no update. What stands under the key
     SIDE_CAR goes to a file of that name: stock PEFT would complain of fields that are not its own.
     """
     folder, config = Path(folder), dict(config)
     side_car = config.pop(SIDE_CAR, None)
     rank = max(factors.rank for factors in state.values())
     scale = next(iter(state.values())).scale
+    pattern = _pattern(config, state, str(folder))
     tensors: dict[str, Tensor] = {}
     for module, factors in state.items():
-        written = factors.to(torch.float32).rescaled(scale).padded(rank)
+        own_rank, own_scale = pattern.get(module, (rank, scale))
+        written = factors.to(torch.float32).rescaled(own_scale).padded(own_rank)
         tensors[f"{PREFIX}{module}.lora_A.weight"] = written.A.contiguous()
         tensors[f"{PREFIX}{module}.lora_B.weight"] = written.B.contiguous()
     for name, tensor in state.extras.items():
         tensors[PREFIX + name] = tensor.contiguous()
-    content = {**config, **rank_and_alpha(config, rank, scale), "target_modules": target_modules(config, list(state))}
+    scaling = {} if pattern else rank_and_alpha(config, rank, scale)
+    content = {**config, **scaling, "target_modules": target_modules(config, list(state))}
     write_atomically(folder / WEIGHTS, safetensors_bytes(tensors, metadata={"format": "pt"}))
     if side_car is not None:
         write_atomically(folder / SIDE_CAR, (json.dumps(side_car, indent=2, sort_keys=True) + "\n").encode())
     write_atomically(folder / CONFIG, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+
+
+def _pattern(config: Mapping[str, Any], state: AdapterState, where: str) -> dict[str, tuple[int, float]]:
+    """{module: (rank, scale)} as rank_pattern and alpha_pattern give them; {} without them, or where a rank is lower
+    than the state's."""
+    if not config.get("rank_pattern") and not config.get("alpha_pattern"):
+        return {}
+    ranks = _matched(config, "rank_pattern", state, config.get("r"), where)
+    if any(type(ranks[module]) is not int or ranks[module] < state[module].rank for module in state):
+        return {}
+    scales = module_scales(config, ranks, where)
+    return {module: (ranks[module], scales[module]) for module in state}
 
 
 def rank_and_alpha(config: Mapping[str, Any], rank: int, scale: float) -> dict[str, Any]:
@@ -305,13 +315,6 @@ def target_modules(config: Mapping[str, Any], modules: list[str]) -> Any:
     matches = {name: {m for m in modules if m == name or m.endswith(f".{name}")} for name in named}
     fits = all(matches.values()) and set().union(*matches.values()) == set(modules)
     return named if fits else modules
-
-
-def _header(file: Any, name: str) -> list[int]:
-    part = file.get_slice(name)
-    if part.get_dtype() not in _TYPES:
-        raise ValueError(f"{name} has dtype {part.get_dtype()}, not one of {', '.join(_TYPES)}")
-    return list(part.get_shape())
 
 
 def _first_line(error: BaseException) -> str:

@@ -7,6 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
+from fedlora_hf.adapter import contract
 from fedlora_hf.adapter.files import SIDE_CAR
 from fedlora_hf.dirmag import PARTS, DirMagLoraConfig, is_dirmag, phase_size, set_trainable_parts, write_factor
 from fedlora_hf.errors import AdapterError, ConfigError
@@ -45,7 +47,11 @@ def peft_config(args: "FederatedConfig") -> LoraConfig:
 
 
 def with_adapter(model: nn.Module, config: PeftConfig, seed: int) -> PeftModel:
-    """`model` with a fresh adapter, drawn from `seed` alone; ConfigError when the target modules match nothing."""
+    """`model` with a fresh adapter, drawn from `seed` alone.
+
+    ConfigError when the target modules match nothing, or the config asks for what cannot travel (adapter/contract.py).
+    """
+    check_config(config)
     try:
         with torch.random.fork_rng(devices=[]), _peft_quiet():
             torch.manual_seed(derive_seed(seed, "adapter"))
@@ -59,6 +65,30 @@ def with_adapter(model: nn.Module, config: PeftConfig, seed: int) -> PeftModel:
             f"target_modules={targets or 'not given'}: no adapter could be added ({str(error).splitlines()[0][:160]}); "
             f"this model's linear layers end in {', '.join(linear[:12])}; pass --target_modules with some of them"
         ) from None
+
+
+def check_config(config: PeftConfig, *, initialised: bool = False) -> None:
+    """ConfigError for an adapter that is not LoRA, or is more than a federation can carry.
+
+    initialised: it is in a model already.
+    """
+    if not isinstance(config, LoraConfig):
+        raise ConfigError(f"peft_config is a {type(config).__name__}: only LoRA travels; pass a peft.LoraConfig")
+    reason = contract.unknown(config) or contract.refusal(
+        {field.name: getattr(config, field.name) for field in fields(LoraConfig)},
+        trained=False,
+        initialised=initialised,
+    )
+    if reason is not None:
+        raise ConfigError(f"peft_config: {reason}")
+
+
+def own_adapter(model: PeftModel) -> str:
+    """The name of the one adapter that a model has active; ConfigError where there are several."""
+    active = list(model.active_adapters)
+    if len(active) != 1:
+        raise ConfigError(f"model: {len(active)} active adapters ({', '.join(active)}); activate the one to train")
+    return active[0]
 
 
 class AdapterSlot:
@@ -89,6 +119,19 @@ class AdapterSlot:
             for name, parameter in layer.named_parameters():
                 if parameter.requires_grad and f".{self.name}." in f".{name}.":
                     yield parameter
+
+    def check_owns_all(self) -> None:
+        """ConfigError when the model would train a parameter that is not the slot's.
+
+        It would be trained by one client after the other, and neither sent nor saved.
+        """
+        own = {id(parameter) for parameter in self.parameters()}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad and id(parameter) not in own:
+                raise ConfigError(
+                    f"model: {name} is trainable and no part of adapter {self.name!r}, so it would leak from client to "
+                    "client; freeze it (requires_grad_(False)) or name its module in modules_to_save"
+                )
 
     def modules(self) -> list[nn.Module]:
         """The modules that hold the slot's parameters, and nothing else."""
@@ -140,14 +183,15 @@ class AdapterSlot:
 
     @torch.no_grad()
     def write(self, state: AdapterState) -> None:
-        """Put `state` into the model. Lower ranks are padded with zeros; a higher rank is an AdapterError."""
+        """Put `state` into the model. Lower ranks are padded with zeros; a higher rank is an AdapterError, unless what
+        is too much of it is zeros."""
         if set(state) != set(self.layers):
             odd = sorted(set(state) ^ set(self.layers))[0]
             raise AdapterError(f"module {odd!r}: is in the state or in the model but not in both; load the right model")
         for module, layer in self.layers.items():
             lora_A, lora_B = layer.lora_A[self.name], layer.lora_B[self.name]
             rank = lora_A.out_features
-            factors = state[module]
+            factors = _without_idle_rank(state[module], rank)
             if factors.rank > rank:
                 raise AdapterError(
                     f"{module}: rank {factors.rank} does not fit the model's {rank}; truncate it or raise lora_r"
@@ -194,6 +238,36 @@ def slot_rank(slot: AdapterSlot) -> int:
     return max(layer.lora_A[slot.name].out_features for layer in slot.layers.values())
 
 
+def slot_ranks(slot: AdapterSlot) -> dict[str, int]:
+    """{module: its rank}; they differ where a rank_pattern says so."""
+    return {module: layer.lora_A[slot.name].out_features for module, layer in slot.layers.items()}
+
+
+def write_initial(slot: AdapterSlot, state: AdapterState, where: str) -> None:
+    """Start from an adapter on disk; ConfigError when it holds more than the slot has a place for."""
+    places = {name for name, _ in slot._extras()}
+    if lost := sorted(set(state.extras) - places):
+        raise ConfigError(
+            f"initial_adapter={where!r}: holds {lost[0]}, for which this run's adapter has no place; pass a "
+            "peft_config with modules_to_save for that module, or leave the tensor out of the adapter"
+        )
+    ranks = slot_ranks(slot)
+    for module in sorted(set(state) & set(ranks)):
+        if (rank := _without_idle_rank(state[module], ranks[module]).rank) > ranks[module]:
+            raise ConfigError(
+                f"initial_adapter={where!r}: {module} has rank {rank}, more than the run's {ranks[module]}; "
+                f"pass --lora_r {rank}"
+            )
+    slot.write(state)
+
+
+def _without_idle_rank(factors: LoraFactors, rank: int) -> LoraFactors:
+    """The factors cut to `rank` where the rest adds nothing; as they are otherwise."""
+    if factors.rank <= rank or (factors.A[rank:].any() and factors.B[:, rank:].any()):
+        return factors
+    return LoraFactors(factors.A[:rank], factors.B[:, :rank], factors.scale)
+
+
 def slot_facts(slot: AdapterSlot, kind: str) -> dict[str, Any]:
     """What the run record says of the adapter."""
     config: Any = slot.model.peft_config[slot.name]
@@ -207,11 +281,14 @@ def slot_facts(slot: AdapterSlot, kind: str) -> dict[str, Any]:
     }
 
 
-def set_frozen(model: PeftModel, state: Mapping[str, LoraFactors] | None, name: str = DEFAULT) -> None:
+def set_frozen(model: PeftModel, state: Mapping[str, LoraFactors] | None) -> None:
     """Keep `state` as a second, frozen adapter under the trained one (None: take it away).
 
     Its rank may be anything, so an exact aggregate of growing rank can stand under fresh factors of the usual rank.
     """
+    if state is None and FROZEN not in model.peft_config:
+        return
+    name = next(active for active in model.active_adapters if active != FROZEN)
     if FROZEN in model.peft_config:
         model.delete_adapter(FROZEN)
         model.set_adapter(name)

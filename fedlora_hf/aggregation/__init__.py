@@ -4,13 +4,15 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, get_args
 
 import torch
 
-from fedlora_hf.aggregation.cohort import Cohort, PastRound
-from fedlora_hf.aggregation.screening import PartialModules, screen
+from fedlora_hf.aggregation.cohort import Cohort, PastRound, client_weights
+from fedlora_hf.aggregation.counts import WEIGHT_CAP, Counts, believed
+from fedlora_hf.aggregation.coverage import check_alike, filled
+from fedlora_hf.aggregation.screening import PartialModules, checked_server, screen
 from fedlora_hf.errors import ConfigError, UpdateError
 from fedlora_hf.methods import method_named
 from fedlora_hf.methods.method import Method
@@ -24,11 +26,13 @@ def aggregate(
     method: str = "clair",
     *,
     weight_by: str = "examples",
+    weight_cap: float = WEIGHT_CAP,
     target_rank: int | None = None,
     reference: AdapterState | None = None,
     partial_modules: PartialModules = "quarantine",
     past: Sequence[PastRound] = (),
     functional: Mapping[str, Evidence] | None = None,
+    server: AdapterState | None = None,
     **options: Any,
 ) -> Aggregate:
     """Combine clients' updates into one global adapter and, where the method refines, personalised ones.
@@ -39,12 +43,16 @@ def aggregate(
         or shapes, a name unfit as a folder) are quarantined with a reason and never touch a mean.
     method: a name in `fedlora_hf.methods.METHODS`. options: that method's own options.
     weight_by: "examples" (num_examples; uniform when any client does not tell it) or "uniform".
+    weight_cap: a robust method counts no client for more than so many times the cohort's median number of examples,
+        whatever it claims; at least 1. What was claimed is in `Aggregate.claimed_weights` and `outlier_claims`.
     target_rank: rank of the global adapter; default the largest among the clients (stacking: the sum of the ranks).
     reference: the adapter the clients started from this round, when there was one.
-    partial_modules: "quarantine" clients that lack modules, or aggregate the "common" ones alone, those that all sound
-        clients have; `Aggregate.diagnosis` then lists what was left out.
+    partial_modules: "quarantine" clients that lack modules; aggregate the "common" ones alone, those that all sound
+        clients have (`Aggregate.diagnosis` then lists what was left out); count what is missing as "zero", no change;
+        or "refuse" (UpdateError). `coverage.costs` tells what each would cost.
     past: what earlier rounds found, oldest first; clair combines their evidence with this round's.
     functional: {client: evidence} of this round from other clients' losses, where it was taken; clair counts it too.
+    server: an adapter trained on the server's own data from the same start; fltrust compares with it.
 
     Raises ConfigError for a bad argument, UpdateError when no usable update is left or ids repeat.
     """
@@ -52,24 +60,43 @@ def aggregate(
     settings = method_options(chosen, **options)
     _one_of("weight_by", weight_by, ("examples", "uniform"))
     _one_of("partial_modules", partial_modules, get_args(PartialModules))
-    if target_rank is not None and (
-        isinstance(target_rank, bool) or not isinstance(target_rank, Integral) or target_rank < 1
-    ):
-        raise ConfigError(
-            f"target_rank={target_rank!r}: must be a whole number above 0; leave it out for the largest of all"
-        )
+    _check_numbers(weight_cap, target_rank)
     with torch.no_grad():
+        updates = list(updates)
+        if partial_modules == "refuse":
+            check_alike(updates)
+        elif partial_modules == "zero":
+            updates = filled(updates)
         found = screen(updates, reference, partial_modules)
         if not found.usable:
             reasons = "; ".join(f"{client}: {reason}" for client, reason in list(found.quarantined.items())[:3])
             raise UpdateError(f"0 usable updates: at least one is needed; check the clients ({reasons or 'none came'})")
         if not found.modules:
             raise UpdateError("0 modules that all clients have: at least one is needed; train the same target modules")
-        cohort = Cohort(found.usable, weight_by, found.modules, target_rank, reference, tuple(past), functional or {})
+        trusted = None if server is None else checked_server(server, found.usable[0], found.modules)
+        counts = _counted(found.usable, chosen, weight_by, weight_cap)
+        usable = tuple(replace(u, num_examples=counts.used.get(u.client_id, u.num_examples)) for u in found.usable)
+        limits = dict.fromkeys(counts.outliers, weight_cap) if chosen.counts == "capped" else {}
+        start = (target_rank, reference, tuple(past), functional or {}, limits, trusted)
+        cohort = Cohort(usable, weight_by, found.modules, *start)
         result = rule_of(chosen)(cohort, settings)
     left_out = {"modules_left_out": list(found.left_out)} if found.left_out else {}
     quarantined = dict(sorted({**found.quarantined, **result.quarantined}.items()))
-    return replace(result, quarantined=quarantined, diagnosis={**result.diagnosis, **left_out})
+    return replace(
+        result,
+        quarantined=quarantined,
+        diagnosis={**result.diagnosis, **left_out},
+        claimed_weights=client_weights(found.usable, weight_by),
+        outlier_claims=counts.outliers,
+    )
+
+
+def _counted(updates: Sequence[ClientUpdate], method: Method, weight_by: str, cap: float) -> Counts:
+    """What the clients' numbers of examples count for; nothing where they are not all told, or not asked for."""
+    claims = {update.client_id: int(n) for update in updates if (n := update.num_examples) is not None}
+    if weight_by == "uniform" or len(claims) < len(updates):
+        return Counts({}, {})
+    return believed(claims, cap, method.counts)
 
 
 def rule_of(method: Method) -> Callable[[Cohort, Any], Aggregate]:
@@ -78,6 +105,17 @@ def rule_of(method: Method) -> Callable[[Cohort, Any], Aggregate]:
         return method.rule
     rule: Callable[[Cohort, Any], Aggregate] = getattr(import_module(f"{__name__}.{method.name}"), method.name)
     return rule
+
+
+def _check_numbers(weight_cap: object, target_rank: object) -> None:
+    if isinstance(weight_cap, bool) or not isinstance(weight_cap, Real) or not float(weight_cap) >= 1:
+        raise ConfigError(f"weight_cap={weight_cap!r}: must be a number of at least 1; inf believes every claim")
+    if target_rank is not None and (
+        isinstance(target_rank, bool) or not isinstance(target_rank, Integral) or target_rank < 1
+    ):
+        raise ConfigError(
+            f"target_rank={target_rank!r}: must be a whole number above 0; leave it out for the largest of all"
+        )
 
 
 def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -29,7 +29,10 @@ class Cohort:
     None: the largest rank among the clients. reference: the adapter the clients started the round from (None: they
     started from nothing, so their updates are what they learned).
     past: what earlier rounds found, oldest first, for methods that combine evidence over rounds.
+    weight_limits: {client id: how many times the median weight it may have at most} of those whose claims of examples
+        were not believed, for methods whose weights do not follow from the counts alone.
     functional: {client id: what its update does to others' losses}, of this round, where that was measured.
+    server: an update trained on the server's own data from the same start, for methods that compare with it.
     """
 
     updates: tuple[ClientUpdate, ...]
@@ -39,6 +42,8 @@ class Cohort:
     reference: AdapterState | None = None
     past: tuple[PastRound, ...] = ()
     functional: Mapping[str, Evidence] = field(default_factory=dict)
+    weight_limits: Mapping[str, float] = field(default_factory=dict)
+    server: AdapterState | None = None
 
     @cached_property
     def weights(self) -> Mapping[str, float]:

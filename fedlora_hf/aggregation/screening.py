@@ -2,28 +2,25 @@
 # SPDX-License-Identifier: Apache-2.0
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
-from math import isfinite
 from numbers import Integral
+from statistics import median
 from typing import Literal, NamedTuple
 
-import torch
-from torch import Tensor
-
+from fedlora_hf.aggregation.soundness import unsound, unsound_factors, unsound_shape
 from fedlora_hf.errors import UpdateError, one_line
-from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors, sorted_updates
+from fedlora_hf.update import AdapterState, ClientUpdate, Outline, sorted_updates
 from fedlora_hf.util.names import unfit_reason
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# No trained adapter holds such an entry; below it, products and squared norms stay finite in float32 and float64.
-LARGEST_ENTRY = 1e6
-LARGEST_SCALE = 1e6
 LONGEST_NAME = 300
+# All clients' factors are padded to the largest rank, so one client's costs everybody: a rank above so many times the
+# median of the cohort's is no client's to choose, unless it is small as such [our choice].
+RANK_FACTOR, SMALL_RANK = 8, 128
 
 # {module: (out, in), name of a modules_to_save tensor: its shape}
 Shapes = Mapping[str, tuple[int, ...]]
-PartialModules = Literal["quarantine", "common"]
+PartialModules = Literal["quarantine", "common", "zero", "refuse"]
 
 
 class Screened(NamedTuple):
@@ -41,7 +38,8 @@ def screen(
     reference: AdapterState | None = None,
     partial_modules: PartialModules = "quarantine",
 ) -> Screened:
-    """Sort the cohort into usable and quarantined. Reads every tensor once, one module of one client at a time.
+    """Sort the cohort into usable and quarantined. Reads every tensor once, one module of one client at a time, and of
+    a client on disk only when its file's header promises the modules and shapes that are wanted.
 
     Modules and shapes must be the reference's where there is one, else those that most sound clients have (a tie goes
     to the larger set, then to the later in the alphabet). With partial_modules="common" every client needs only the
@@ -55,97 +53,134 @@ def screen(
     if repeated:
         raise UpdateError(f"client id {repeated[0][:40]!r} comes twice: ids must differ; rename one of the two")
     quarantined: dict[str, str] = {}
-    found: dict[str, Shapes] = {}
+    found: dict[str, Outline] = {}
     for update in updates:
-        result = examine(update)
+        result = _outlined(update) if update.state.outline else _read(update, reference)
         if isinstance(result, str):
             quarantined[str(update.client_id)] = result
         else:
             found[update.client_id] = result
-    expected = expected_shapes(list(found.values()), reference, partial_modules)
-    for client_id, shapes in found.items():
-        reason = mismatch(shapes, expected, partial_modules)
-        if reason:
-            quarantined[client_id] = reason
-    quarantined = {client_id: one_line(reason, 400) for client_id, reason in sorted(quarantined.items())}
+    unread = [update for update in updates if update.state.outline and update.client_id in found]
+    while True:  # whoever's values turn out unsound has no vote on what modules and shapes are wanted
+        expected = expected_shapes([outline.shapes for outline in found.values()], reference, partial_modules)
+        ranks = largest_ranks(list(found.values()), expected, reference)
+        misfits = {
+            client_id: reason
+            for client_id, outline in found.items()
+            if (reason := mismatch(outline.shapes, expected, partial_modules) or _too_high(outline, ranks))
+        }
+        results = {u.client_id: _read(u, reference) for u in unread if u.client_id not in misfits}
+        unread = [update for update in unread if update.client_id in misfits]
+        unsound_ones = {client_id: result for client_id, result in results.items() if isinstance(result, str)}
+        if not unsound_ones:
+            break
+        quarantined |= unsound_ones
+        found = {client_id: outline for client_id, outline in found.items() if client_id not in unsound_ones}
+    quarantined = {client_id: one_line(reason, 400) for client_id, reason in sorted((quarantined | misfits).items())}
     usable = tuple(update for update in updates if str(update.client_id) not in quarantined)
-    left_out = set().union(*(found[update.client_id] for update in usable)) - set(expected)
+    left_out = set().union(*(found[update.client_id].shapes for update in usable)) - set(expected)
     if left_out:
         usable = tuple(replace(update, state=update.state.restricted(expected)) for update in usable)
     modules = tuple(usable[0].state) if usable else ()
     return Screened(usable, quarantined, modules, tuple(sorted(left_out)))
 
 
-def examine(update: ClientUpdate) -> Shapes | str:
-    """The shapes of everything in the update, or why it cannot be used, in one line."""
-    reason = unfit_reason(update.client_id)
-    if reason:
+def examine(update: ClientUpdate, reference: AdapterState | None = None) -> Shapes | str:
+    """The shapes of everything in the update, or why it cannot be used, in one line; its values are read."""
+    result = _outlined(update) if update.state.outline else None
+    if not isinstance(result, str):
+        result = _read(update, reference)
+    return result if isinstance(result, str) else result.shapes
+
+
+def _outlined(update: ClientUpdate) -> Outline | str:
+    """What the header of a client's file promises, or why the update cannot be used whatever its values are."""
+    outline = update.state.outline
+    if reason := _unfit(update):
+        return reason
+    if outline is None or not outline.ranks:
+        return "no LoRA modules in the update"
+    for module, rank in outline.ranks.items():
+        if reason := unsound_shape(outline.shapes[module], rank):
+            return f"{module}: {reason}"
+    return outline
+
+
+def _unfit(update: ClientUpdate) -> str | None:
+    """What speaks against an update's names and number of examples, or None."""
+    if reason := unfit_reason(update.client_id):
         return reason
     count = update.num_examples
     if count is not None and (not isinstance(count, Integral) or isinstance(count, bool) or not 0 < count < 2**53):
         return f"num_examples={count!r}: must be a positive whole number, or None for not known"
-    shapes: dict[str, tuple[int, ...]] = {}
     for name in (*update.state, *update.state.extras):
         if not isinstance(name, str) or not name.isprintable() or len(name) > LONGEST_NAME:
             return f"{str(name)[:80]!r} is no name of a module: must be printable, at most {LONGEST_NAME} characters"
+    return None
+
+
+def _read(update: ClientUpdate, reference: AdapterState | None) -> Outline | str:
+    """Shapes and ranks of everything in the update, every value looked at, or why it cannot be used, in one line."""
+    if reason := _unfit(update):
+        return reason
+    shapes: dict[str, tuple[int, ...]] = {}
+    ranks: dict[str, int] = {}
     try:
         for module, factors in update.state.items():
-            reason = unsound_factors(factors)
-            if reason:
+            start = reference[module] if reference is not None and module in reference else None
+            if reason := unsound_factors(factors, start):
                 return f"{module}: {reason}"
-            shapes[module] = factors.shape
+            shapes[module], ranks[module] = factors.shape, factors.rank
         for name, tensor in update.state.extras.items():
-            reason = unsound(tensor)
-            if reason:
+            if reason := unsound(tensor):
                 return f"{name}: {reason}"
             shapes[name] = tuple(tensor.shape)
     except Exception as error:  # whatever reading a client's file raises, it is that client who cannot be used
         return f"cannot be read: {str(error) or type(error).__name__}"
-    return shapes if len(update.state) else "no LoRA modules in the update"
+    if not ranks:
+        return "no LoRA modules in the update"
+    promised = update.state.outline
+    if promised is not None and (dict(promised.shapes), dict(promised.ranks)) != (shapes, ranks):
+        return "its file has changed while it was read"
+    return Outline(shapes, ranks)
 
 
-def unsound_state(state: AdapterState) -> str | None:
-    """Why training cannot resume from an adapter (unreadable, not finite), or None; one pass over its entries."""
-    for tensors in ([factors.A, factors.B] for factors in state.values()):
-        if reason := next(filter(None, map(unsound, tensors)), None):
-            return f"its adapter {reason}"
-    return next((f"{name} {why}" for name in state.extras if (why := unsound(state.extras[name]))), None)
+def checked_server(server: AdapterState, client: ClientUpdate, modules: Container[str]) -> AdapterState:
+    """The server's own update, of the modules that the clients have; UpdateError when it cannot be compared."""
+    kept = server.restricted({*(module for module in server if module in modules), *client.state.extras})
+    found = examine(ClientUpdate("server", kept))
+    expected: dict[str, tuple[int, ...]] = {module: client.state[module].shape for module in client.state}
+    expected |= {name: tuple(tensor.shape) for name, tensor in client.state.extras.items()}
+    reason = found if isinstance(found, str) else mismatch(found, expected, "quarantine")
+    if reason:
+        raise UpdateError(f"the server's own update: {one_line(reason, 400)}; train it from the clients' start")
+    return kept
 
 
-def unsound_factors(factors: object) -> str | None:
-    """Why one module's factors cannot be used, or None."""
-    if not isinstance(factors, LoraFactors):
-        return f"is {type(factors).__name__}, not LoraFactors"
-    for name, tensor in (("A", factors.A), ("B", factors.B)):
-        reason = unsound(tensor)
-        if reason:
-            return f"{name} {reason}"
-    if not (isfinite(factors.scale) and 0 < abs(factors.scale) <= LARGEST_SCALE):
-        return f"scale {factors.scale} is not a number other than 0, of size at most {LARGEST_SCALE:g}"
-    if factors.rank > sum(factors.shape):
-        return (
-            f"rank {factors.rank} is above out + in = {sum(factors.shape)}: larger than any matrix of that shape needs"
-        )
+def largest_ranks(found: Sequence[Outline], expected: Shapes, reference: AdapterState | None) -> dict[str, float]:
+    """{module: the largest rank an update may have}: RANK_FACTOR times the median of those found, and no less than
+    SMALL_RANK or the rank that the round began with."""
+    limits = {}
+    for module in expected:
+        ranks = [outline.ranks[module] for outline in found if module in outline.ranks]
+        if ranks:
+            own = reference[module].rank if reference is not None and module in reference else 0
+            limits[module] = max(RANK_FACTOR * median(ranks), SMALL_RANK, own)
+    return limits
+
+
+def _too_high(outline: Outline, limits: Mapping[str, float]) -> str | None:
+    """Why an update's ranks are not those of this cohort, or None."""
+    for module, limit in limits.items():
+        if outline.ranks.get(module, 0) > limit:
+            return (
+                f"{module}: rank {outline.ranks[module]} is above {limit:g}, {RANK_FACTOR} times the cohort's median "
+                f"or {SMALL_RANK}; train a lower rank, or write the adapter with less"
+            )
     return None
 
 
-def unsound(tensor: object) -> str | None:
-    """Why a tensor cannot be used, or None; one pass over its entries."""
-    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_meta:
-        return "is not a dense tensor with values"
-    if tensor.dtype not in FLOATS:
-        return f"has dtype {tensor.dtype}; float16, bfloat16, float32 or float64 is needed"
-    if not tensor.numel():
-        return f"is empty, of shape {tuple(tensor.shape)}"
-    low, high = (float(bound) for bound in tensor.detach().aminmax())
-    if not (isfinite(low) and isfinite(high)):
-        return "is not finite (NaN or Inf)"
-    if max(-low, high) > LARGEST_ENTRY:
-        return f"has an entry of size {max(-low, high):.3g}, above {LARGEST_ENTRY:g}: no trained adapter has"
-    return None
-
-
-def expected_shapes(found: list[Shapes], reference: AdapterState | None, partial_modules: PartialModules) -> Shapes:
+def expected_shapes(found: Sequence[Shapes], reference: AdapterState | None, partial_modules: PartialModules) -> Shapes:
     """The shapes that an update must have: the reference's, else the clients' majority (see `screen`)."""
     majority: Shapes = {}
     if partial_modules == "common" and found:
@@ -169,7 +204,7 @@ def mismatch(found: Shapes, expected: Shapes, partial_modules: PartialModules) -
     missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     if missing:
         return f"wrong modules: {len(missing)} missing, {missing[0]} for one"
-    if extra and partial_modules == "quarantine":
+    if extra and partial_modules != "common":
         return f"wrong modules: {len(extra)} too many, {extra[0]} for one"
     for name, shape in expected.items():
         if found[name] != shape:

@@ -11,6 +11,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from fedlora_hf.methods import METHODS
+from fedlora_hf.methods.method import SAID
 from fedlora_hf.options import GROUPS
 
 USAGE = "fedlora train --model_name_or_path MODEL --dataset DATA [--OPTION VALUE ...] [--config FILE]"
@@ -83,4 +84,17 @@ def _methods() -> str:
     width = max(map(len, METHODS))
     listing = "\n".join(f"  {name:{width}}  {method.title}" for name, method in METHODS.items())
     about = "Aggregation methods (fedlora methods NAME tells their options):"
-    return f"{about}\n{listing}\n\nIn [brackets]: the default. A flag without a value is true."
+    return f"{about}\n{listing}\n{_counts()}\n\nIn [brackets]: the default. A flag without a value is true."
+
+
+def _counts() -> str:
+    """Which methods believe the clients' numbers of examples."""
+    named = {trust: ", ".join(name for name, m in METHODS.items() if m.counts == trust) for trust in SAID}
+    return "\n".join(
+        [
+            "Numbers of examples are claims:",
+            f"  held to weight_cap times the cohort's median: {named['capped']}",
+            f"  trusted: {named['trusted']}",
+            f"  not used, every client counts once: {named['unused']}",
+        ]
+    )

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import get_type_hints
 
 from fedlora_hf.methods import METHODS, method_named
-from fedlora_hf.methods.method import Method
+from fedlora_hf.methods.method import SAID, Method
 from fedlora_hf.methods.settings import type_text
 
 WIDTH = 100
@@ -38,6 +38,7 @@ def _whole(method: Method) -> str:
     facts += [f"each keeps its own {' and '.join(method.keeps)}"] if method.keeps else []
     facts += ["clients start every round from fresh factors"] if method.restarts else []
     facts += ["made to withstand contaminated clients"] if method.robust else []
+    facts += [SAID[method.counts]]
     facts += [f"needs {method.least_clients} usable updates"] if method.least_clients > 1 else []
     lines = [f"{method.name}: {method.title}", f"paper: {method.paper}", "; ".join(facts)]
     text = "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in lines)

@@ -12,7 +12,7 @@ from fedlora_hf.trainer import FederatedTrainer
 def train(arguments: Sequence[str]) -> FederatedTrainer:
     """Parse, load, train, write, push; the trainer, for whoever calls this from Python."""
     args = parse(arguments)
-    trainer = prepare(args).trainer()
+    trainer = FederatedTrainer.of(prepare(args))
     trainer.train()
     finish(trainer)
     return trainer

@@ -34,6 +34,17 @@ def contaminate(examples: datasets.Dataset, kind: str, seed: int = 0) -> dataset
     return KINDS[kind](examples, np.random.default_rng(derive_seed(seed, "contaminate", kind)))
 
 
+def contaminate_share(examples: datasets.Dataset, kind: str, share: float, seed: int = 0) -> datasets.Dataset:
+    """`examples` of which round(share * count), drawn from `seed`, are contaminated; share in (0, 1]."""
+    if not 0 < share <= 1:
+        raise ConfigError(f"contamination {kind}:{share:g}: a share of the examples, must be above 0 and at most 1")
+    spoiled, count = contaminate(examples, kind, seed), len(examples)
+    rng = np.random.default_rng(derive_seed(seed, "contaminated rows", kind))
+    chosen = {int(row) for row in rng.permutation(count)[: round(share * count)]}
+    both = datasets.concatenate_datasets([examples, spoiled])
+    return both.select([row + count if row in chosen else row for row in range(count)])
+
+
 def random_outputs(examples: datasets.Dataset, rng: np.random.Generator) -> datasets.Dataset:
     """Every completion becomes as many words, each drawn from the distinct words of all completions."""
     completions = examples["completion"][:]

@@ -85,6 +85,15 @@ def head_labels(config: Any) -> list[str] | None:
     return ordered if named else None
 
 
+def with_labels(record: Mapping[str, Any], model: Any, task: str) -> dict[str, Any]:
+    """Facts for the run record with, among those on the model, a classifier's classes in the order of their numbers."""
+    named: Mapping[Any, Any] = getattr(getattr(model, "config", None), "id2label", None) or {}
+    facts = dict(record.get("model", {}))
+    if task != "sequence_classification" or "labels" in facts or set(named) != set(range(len(named))):
+        return dict(record)
+    return {**record, "model": {**facts, "labels": [str(named[number]) for number in range(len(named))]}}
+
+
 def class_counts(examples: datasets.Dataset) -> dict[str, int]:
     """{class: examples that have it}, in the order of the classes."""
     names = examples.features["label"].names

@@ -43,6 +43,11 @@ class PackedRows(Sequence[Example]):
         return [sum(self.lengths_of_examples[place] for place in places) for places in self.bins]
 
     @property
+    def largest_id(self) -> int:
+        """The largest token id of any row."""
+        return int(self.rows.largest_id)
+
+    @property
     def mean_length(self) -> float:
         """Tokens of a row, on average."""
         return sum(self.lengths_of_examples) / len(self)

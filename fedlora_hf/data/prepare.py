@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import datasets
 
 from fedlora_hf.data.clients import make_clients
+from fedlora_hf.data.contaminate import KINDS, contaminate_share
 from fedlora_hf.data.formats import load_examples
 from fedlora_hf.data.packing import PackedRows
 from fedlora_hf.data.rows import TokenRows
@@ -18,6 +19,7 @@ from fedlora_hf.data.sources import MAX_STREAMED
 from fedlora_hf.data.tokenize import question_ids, tokenize_examples
 from fedlora_hf.data.wording import Wording, choose_wording, own_form
 from fedlora_hf.errors import DataError
+from fedlora_hf.util.seeding import derive_seed
 
 if TYPE_CHECKING:
     from fedlora_hf.config import FederatedConfig
@@ -91,6 +93,11 @@ def prepare_client(
     test = splits.get("test") or None
     if test is not None and args.max_eval_examples is not None:
         test = test.select(range(min(args.max_eval_examples, len(test))))
+
+    spoiled = args.contaminated.get(client_id)
+    if spoiled is not None and spoiled.kind in KINDS:
+        share, seed = spoiled.strength or 1.0, derive_seed(args.seed, "rehearsal", client_id)
+        splits["train"] = contaminate_share(splits["train"], spoiled.kind, share, seed)
 
     def tokenised(examples: Any) -> Any:
         if not examples or "input_ids" in examples.column_names:

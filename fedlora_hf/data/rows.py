@@ -1,7 +1,7 @@
 """Tokenised examples in memory: two flat arrays, because a table's row costs a training step more than it should."""
 # SPDX-License-Identifier: Apache-2.0
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 
 import datasets
@@ -35,9 +35,19 @@ class TokenRows(Sequence[Example]):
         return np.diff(self._starts).tolist()
 
     @property
+    def largest_id(self) -> int:
+        """The largest token id of any row."""
+        return int(self._ids.max(initial=0))
+
+    @property
     def mean_length(self) -> float:
         """Tokens of a row, on average."""
         return float(self._starts[-1]) / len(self)
+
+    def blocks(self) -> Iterator[bytes]:
+        """The bytes of everything that is held: for a checksum."""
+        for values in (self._starts, self._ids, self._labels):
+            yield np.ascontiguousarray(values).tobytes()
 
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # no slices: a loader asks for rows
         if not 0 <= index < len(self):

@@ -56,6 +56,7 @@ def read_table(
 
 def _read_path(source: str | Path, split: str | None, revision: str | None) -> Table:
     path = Path(source).expanduser()
+    _check_plain(path)
     if path.is_dir():
         return _read_folder(path, split)
     if path.is_file():
@@ -63,6 +64,13 @@ def _read_path(source: str | Path, split: str | None, revision: str | None) -> T
     if looks_local(str(source)):
         raise DataError(f"dataset {str(source)!r}: no such file or folder; check the path")
     return _read_hub(str(source), split, revision)
+
+
+def _check_plain(path: Path) -> None:
+    """DataError for a pipe, socket or device, or for a folder with one: it would be waited for, or read for ever."""
+    for place in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if place.exists() and not place.is_dir() and not place.is_file():
+            raise DataError(f"{place}: is no plain file; a dataset is read from files, copy the data into one")
 
 
 def looks_local(source: str) -> bool:

@@ -18,8 +18,10 @@ from torch import nn
 from fedlora_hf.dirmag.lora import dispatch, stock_config
 from fedlora_hf.dirmag.recipe import Recipe
 from fedlora_hf.errors import AdapterError, ConfigError
+from fedlora_hf.util.disk import read_json
 
 SIDECAR = "dirmag_config.json"
+MAX_SIDECAR_BYTES = 1024 * 1024
 OWN_FIELDS = tuple(field.name for field in fields(Recipe))
 # LoRA options that change what the factors are; a magnitude and a direction of them would mean something else.
 REFUSED = ("use_dora", "lora_bias", "target_parameters", "use_qalora", "use_bdlora", "ensure_weight_tying")
@@ -87,9 +89,9 @@ def _read_sidecar(source: str, subfolder: str | None, hub_options: dict[str, Any
         except EntryNotFoundError:
             return {}
     try:
-        saved = json.loads(path.read_text())
+        saved = read_json(path, MAX_SIDECAR_BYTES)
         unknown = sorted(set(saved) - set(OWN_FIELDS))
-    except (ValueError, TypeError):
+    except (OSError, ValueError, TypeError):
         raise AdapterError(f"{path}: is not a JSON object; write the adapter again with save_pretrained") from None
     if unknown:
         raise AdapterError(f"{path}: unknown field {unknown[0]!r}, written by another version; use that version")

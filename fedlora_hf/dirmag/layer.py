@@ -81,6 +81,8 @@ class DirMagLinear(nn.Module):
     are 0 in `weight`; they have magnitude 0, so the map is unchanged and yet every vector has a gradient.
     """
 
+    dtype_wanted = False
+
     def __init__(self, weight: Tensor, axis: Axis, seed: int, trainable: Iterable[str]) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
@@ -97,10 +99,11 @@ class DirMagLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """W, differentiable in both parts; a write into it is split into the parts (`write`)."""
-        if self.__dict__.pop("dtype_wanted", False):
-            return self.direction.new_empty(0)
         if torch.compiler.is_compiling():  # a compiler traces reads only, and no subclass of Tensor
             return self.folded()
+        if self.dtype_wanted:
+            self.expect_dtype_read(False)
+            return self.direction.new_empty(0)
         # Not an inference tensor even in inference mode: those do not count their versions, and a write would go by.
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False), torch.no_grad():
@@ -119,7 +122,7 @@ class DirMagLinear(nn.Module):
     def expect_dtype_read(self, expected: bool) -> None:
         """Say that the next reading of `weight` is for its dtype alone, so that it is not folded for nothing."""
         # Past nn.Module's __setattr__, which costs more than this saves.
-        self.__dict__["dtype_wanted"] = expected
+        object.__setattr__(self, "dtype_wanted", expected)
 
     @torch.no_grad()
     def write(self, weight: Tensor) -> None:

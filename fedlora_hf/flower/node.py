@@ -21,11 +21,12 @@ from fedlora_hf.data.several import Loaded
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.flower.settings import Settings, Value, read
 from fedlora_hf.flower.share import KEPT, changed, remember, travelling, with_remembered
-from fedlora_hf.flower.wire import DTYPES, holds, in_rank, put, take
+from fedlora_hf.flower.wire import DTYPES, SCAFFOLD, holds, in_rank, put, put_tensors, take, take_tensors
 from fedlora_hf.loading import limited, load_base, load_data
 from fedlora_hf.methods import method_named
 from fedlora_hf.methods.method import Method
 from fedlora_hf.training.client_trainer import ClientTrainer
+from fedlora_hf.training.control import Controls
 from fedlora_hf.training.stages import round_stage
 from fedlora_hf.update import AdapterState
 
@@ -60,7 +61,14 @@ def train(content: RecordDict, context: Context) -> RecordDict:
     start = with_remembered(fit(take(content, "start"), trainer), context.state, method.keeps)
     before = trainer.test_metrics({name: start}).get(name, {}) if order["score"] else {}
     frozen, number = take(content, "frozen") if holds(content, "frozen") else None, int(order["round"])
-    update, stage = trainer.train_round(name, start, frozen, number), round_stage(trainer.args, method.trains, number)
+    controls = None
+    if order.get("scaffold"):
+        controls = Controls(take_tensors(content, SCAFFOLD), take_tensors(context.state, SCAFFOLD))
+    update = trainer.train_round(name, start, frozen, number, controls)
+    stage = round_stage(trainer.args, method.trained(number), number)
+    if controls is not None:
+        put_tensors(context.state, SCAFFOLD, update.control)
+        put_tensors(reply, SCAFFOLD, update.control)
     if method.keeps:
         remember(context.state, update.state, method.keeps)
     put(reply, "update", update.state, DTYPES[settings.wire_dtype], travelling(stage, method.keeps))
@@ -87,7 +95,7 @@ def evaluate(content: RecordDict, context: Context) -> RecordDict:
             with_remembered(take(content, kind), context.state, method.keeps) if holds(content, kind) else None
             for kind in ("own", "refined")
         )
-        found = trainer.personal(name, global_state, own, refined)
+        found = trainer.personal_adapter(name, global_state, own, refined)
         state = found.state
         factors = changed(state, global_state)
         reply["config"] = ConfigRecord({"client_id": name, "choice": str(found.choice), "factors": "".join(factors)})

@@ -20,6 +20,9 @@ class Settings:
     min_nodes: clients that must have answered before the first round. wait_seconds: how long they are waited for.
     round_seconds: how long replies of a round are waited for; who has not answered is left out of it.
     wire_dtype: float that clients send their updates in; what the server sends is always exact.
+    roster: file {node id: client id}, JSON or YAML: only these nodes take part, each as that client.
+    names_anew: where a run goes on, nodes that were not there before may take the names of those that are gone (all of
+    them, after a simulation): whoever names a client first is it.
     flags: further flags of `fedlora train`, as on its command line.
     """
 
@@ -27,6 +30,8 @@ class Settings:
     wait_seconds: float = 600.0
     round_seconds: float = 3600.0
     wire_dtype: str = "float32"
+    roster: str = ""
+    names_anew: bool = False
     flags: str = ""
 
     def __post_init__(self) -> None:
@@ -35,6 +40,8 @@ class Settings:
         for name in ("min_nodes", "wait_seconds", "round_seconds"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be above 0; raise it")
+        if self.roster and self.names_anew:
+            raise ConfigError("names_anew=true: has no effect with a roster, which says who is who; leave it out")
 
 
 def read(config: Mapping[str, Value]) -> tuple[FederatedConfig, Settings]:

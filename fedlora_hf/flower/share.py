@@ -10,7 +10,7 @@ from collections.abc import Container, Iterable
 import torch
 from flwr.app import RecordDict
 
-from fedlora_hf.aggregation.screening import unsound_state
+from fedlora_hf.aggregation.soundness import unsound_state
 from fedlora_hf.errors import UpdateError
 from fedlora_hf.flower.wire import holds, put, take
 from fedlora_hf.training.stages import FACTORS, Stage

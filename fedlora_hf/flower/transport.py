@@ -8,6 +8,7 @@ again with resume_from=last asks only those who had not answered.
 import importlib.metadata
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -16,17 +17,19 @@ from flwr.serverapp import Grid
 
 from fedlora_hf.adapter.slot import AdapterSlot, slot_facts
 from fedlora_hf.aggregation.screening import expected_shapes
-from fedlora_hf.errors import FedLoraError, one_line
+from fedlora_hf.errors import FedLoraError, UpdateError, one_line
 from fedlora_hf.flower.exchange import Reply, exchange
-from fedlora_hf.flower.replies import check, config, metrics, received
+from fedlora_hf.flower.replies import check, check_control, config, fingerprint, numbers, received
 from fedlora_hf.flower.roster import Roster, addressed
+from fedlora_hf.flower.roster_file import read_roster
 from fedlora_hf.flower.settings import Settings
 from fedlora_hf.flower.share import check_rank, travelling
-from fedlora_hf.flower.wire import holds, put, take, tensor_bytes
+from fedlora_hf.flower.wire import SCAFFOLD, holds, put, put_tensors, take, take_tensors, tensor_bytes
 from fedlora_hf.launch.processes import Processes
 from fedlora_hf.loading import limited, load_base, load_server_data
 from fedlora_hf.methods.method import Method
 from fedlora_hf.numerics.evidence import Evidence
+from fedlora_hf.record import claims
 from fedlora_hf.record.record import RunRecord
 from fedlora_hf.record.standing import last_rounds
 from fedlora_hf.record.write import newcomer, opening
@@ -51,7 +54,8 @@ class FlowerTransport:
         self.grid, self.settings, self.slot, self.federation, self.method = grid, settings, slot, federation, method
         self.args, self.store, self.processes = federation.args, federation.store, Processes()
         self.shapes = expected_shapes([], slot.read(), "quarantine")
-        self.roster = Roster(grid)
+        bound = read_roster(settings.roster) if settings.roster else None
+        self.roster = Roster(grid, bound, anew=settings.names_anew)
         self._online: list[str] = []  # clients whose nodes were connected when the round under way began
         self._final: dict[str, dict[str, dict[str, float]]] = {}
 
@@ -60,7 +64,12 @@ class FlowerTransport:
         args = self.args
         facts = {
             "model": {"name_or_path": args.model_name_or_path, "task": args.task, "license": args.hub_license},
-            "data": {"dataset": args.dataset, "partition_by": "node", "language": args.hub_language},
+            "data": {
+                "dataset": args.dataset,
+                "partition_by": "node",
+                "language": args.hub_language,
+                "metrics": claims.SELF_REPORTED,
+            },
         }
         record = opening(args, self.method, facts, {}, slot_facts(self.slot, args.adapter))
         record.versions["flwr"] = importlib.metadata.version("flwr")
@@ -78,7 +87,7 @@ class FlowerTransport:
     def _enter(self, run: Run, clients: Sequence[str]) -> None:
         """See that the record knows these clients, and their nodes."""
         for client in clients:
-            known = run.record.clients.setdefault(client, newcomer(None))
+            known = run.record.clients.setdefault(client, newcomer(None, self.args.contaminated.get(client)))
             known["node"] = str(self.roster.nodes.get(client, known.get("node")))
         run.record.data["refused_nodes"] = {str(node): why for node, why in self.roster.refused.items()}
 
@@ -102,38 +111,78 @@ class FlowerTransport:
         messages = addressed(self.roster.nodes, asked, MessageType.TRAIN, order, seconds)
         for reply in exchange(self.grid, messages, seconds):
             client = clients[reply.node]
-            came[client] = 0 if reply.content is None else tensor_bytes(reply.content, "update")
+            if reply.content is not None:
+                came[client] = tensor_bytes(reply.content, "update") + tensor_bytes(reply.content, SCAFFOLD)
             if self._receive(ask, client, reply) and self._has_forgotten(ask, client, reply):
                 forgot.append(client)
         nodes = {client: ask.run.record.clients[client]["node"] for client in ask.cohort}
-        facts: dict[str, Any] = {"nodes": nodes, "bytes_up": came, "bytes_down": sent}
+        facts: dict[str, Any] = {"nodes": nodes, "bytes_up": came, "bytes_down": sent, "fingerprints": self._seen(ask)}
         return Sent(facts | ({"forgot": sorted(forgot)} if self.method.keeps else {}))
 
     def _order(self, ask: Ask, client: str) -> tuple[RecordDict, int]:
         """What a client is sent to train a round, and the bytes of its tensors."""
         start = self.federation.start(ask.run, client)
-        content = RecordDict({"config": ConfigRecord({"round": ask.number, "score": ask.number == 1})})
+        controls = self.federation.controls(ask.run, client)
+        config: dict[str, Any] = {"round": ask.number, "score": ask.number == 1, "scaffold": controls is not None}
+        content = RecordDict({"config": ConfigRecord(config)})
         size = put(content, "start", start.state)
+        if controls is not None:  # the client's own variate is on its node
+            size += put_tensors(content, SCAFFOLD, controls.server)
         return content, size + (put(content, "frozen", start.frozen) if start.frozen is not None else 0)
 
     def _receive(self, ask: Ask, client: str, reply: Reply) -> bool:
         """Put an update into the open round, or note why it cannot be used; whether it can be."""
         stage, start = ask.stage, self.federation.start(ask.run, client).state
         try:
-            update, before = received(client, reply, travelling(stage, self.method.keeps), start)
+            factors = travelling(stage, self.method.keeps)
+            update, dropped = received(client, reply, factors, start)
             check_rank(update.state, start, stage.untrained)
             check(update, self.shapes)
+            self._check_new(ask, update, start, factors)
+            if self.args.scaffold and reply.content is not None:
+                control = take_tensors(reply.content, SCAFFOLD)
+                check_control(control, self.message_bytes(stage.parts))
+                update = replace(update, control=control)
             self.store.save(ask.number, update)
         except (FedLoraError, ValueError, OverflowError) as error:
             reason = one_line(error, 300)
             self.store.fail(ask.number, client, reason)
             logger.warning("round %d: client %s, node %d: %s", ask.number, client, reply.node, reason)
             return False
+        self.roster.proved.add(client)
         facts = ask.run.record.clients[client]
         facts["num_examples"] = update.num_examples
-        if before:
+        self._note(ask.run, client, "facts", dropped)
+        if before := self._scores(ask.run, client, reply, "before"):
             facts["metrics"]["before"] = before
         return True
+
+    def _check_new(self, ask: Ask, update: ClientUpdate, start: AdapterState, factors: Sequence[str]) -> None:
+        """UpdateError for what the same client has sent before, unless it is what it was sent: nothing was learned."""
+        own = fingerprint(update.state, factors)
+        earlier = [e["round"] for e in ask.run.record.rounds if e.get("fingerprints", {}).get(update.client_id) == own]
+        if earlier and own != fingerprint(start, factors):
+            raise UpdateError(
+                f"the update is the one of round {earlier[-1]} again, to the bit; a client must train in every round"
+            )
+
+    def _seen(self, ask: Ask) -> dict[str, str]:
+        """{client: fingerprint of the update it sent} of the open round, for `_check_new` in later ones."""
+        factors = travelling(ask.stage, self.method.keeps)
+        came = {client: self.store.finished(ask.number, client) for client in ask.cohort}
+        return {client: fingerprint(update.state, factors) for client, update in came.items() if update is not None}
+
+    def _scores(self, run: Run, client: str, reply: Reply, kind: str) -> dict[str, float]:
+        """The metrics of that kind in a reply, as far as they can be true; {} where there are none."""
+        found, dropped = claims.scores(numbers(reply, kind))
+        self._note(run, client, kind, dropped)
+        return found
+
+    def _note(self, run: Run, client: str, kind: str, dropped: str) -> None:
+        """Record what of a client's numbers was dropped, and why."""
+        if dropped:
+            run.record.clients[client].setdefault("dropped", {})[kind] = dropped
+            logger.warning("client %s: its numbers (%s) are dropped: %s", client, kind, dropped)
 
     def _has_forgotten(self, ask: Ask, client: str, reply: Reply) -> bool:
         """Whether a client that took part before has lost what the method lets it keep."""
@@ -169,7 +218,8 @@ class FlowerTransport:
         """Clients tell it with their first update."""
 
     def score(self, run: Run) -> Scores:
-        return {client: metrics(reply, "global") for client, reply in self._ask(run, self._online, (), {})}
+        asked = self._ask(run, self._online, (), {})
+        return {client: self._scores(run, client, reply, "global") for client, reply in asked}
 
     def final_scores(self, run: Run) -> Mapping[str, Scores]:
         """As they came with the personal adapters: one message asks for both."""
@@ -185,7 +235,7 @@ class FlowerTransport:
         chosen = {}
         for client, reply in self._ask(run, clients, members, refined):
             for kind, scores in self._final.items():
-                scores[client] = metrics(reply, kind)
+                scores[client] = self._scores(run, client, reply, kind)
             if client in members:
                 chosen[client] = self._personal(run, client, reply, folders)
         return chosen
@@ -197,7 +247,9 @@ class FlowerTransport:
         said = config(reply)
         try:
             choice = Choice.parse(str(said.get("choice", "")))
-            facts: dict[str, object] = {"choice": str(choice), "validation_loss": metrics(reply, "losses")}
+            losses, dropped = claims.losses(numbers(reply, "losses"))
+            self._note(run, client, "losses", dropped)
+            facts: dict[str, object] = {"choice": str(choice), "validation_loss": losses}
             if not holds(reply.content, "personal"):
                 return {**facts, "kept_by_node": True}
             factors = tuple(factor for factor in FACTORS if factor in str(said.get("factors", "AB")))

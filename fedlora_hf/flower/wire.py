@@ -7,7 +7,7 @@ bfloat16, which numpy lacks, travels too.
 # SPDX-License-Identifier: Apache-2.0
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
@@ -20,6 +20,8 @@ from fedlora_hf.update import AdapterState, LoraFactors
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 STYPE = "fedlora.bits"
 MAX_DIMENSIONS = 4
+# Under this name control variates travel, and lie in a node's state.
+SCAFFOLD = "scaffold"
 
 
 def put(
@@ -82,6 +84,22 @@ def take(
         came = {factor: tensors[factor][module] for factor in factors}
         state[module] = _factors(module, came, _scale(scales, module), None if rest is None else rest[module])
     return AdapterState(state, tensors["X"])
+
+
+def put_tensors(content: RecordDict, name: str, tensors: Mapping[str, Tensor]) -> int:
+    """Add named tensors to a message, or to a node's own state; their bytes."""
+    content[f"{name}.arrays"] = ArrayRecord({key: to_array(tensor) for key, tensor in tensors.items()})
+    return tensor_bytes(content, name)
+
+
+def take_tensors(content: RecordDict, name: str) -> dict[str, Tensor]:
+    """The named tensors of that name; {} where there are none, UpdateError for anything else."""
+    arrays = content.get(f"{name}.arrays")
+    if arrays is None:
+        return {}
+    if not isinstance(arrays, ArrayRecord):
+        raise UpdateError(f"{name}.arrays is no record of arrays; use this package's client")
+    return {key: to_tensor(array, key) for key, array in arrays.items()}
 
 
 def in_rank(factors: LoraFactors, rank: int, scale: float) -> LoraFactors:

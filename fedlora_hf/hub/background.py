@@ -32,13 +32,15 @@ class BackgroundPusher:
         *,
         private: bool = True,
         with_clients: bool = False,
+        with_client_facts: bool = False,
         token: str | bool | None = None,
         revision: str | None = None,
         always: bool = False,
         progress: Progress | None = None,
     ) -> None:
         self._repo_id = check_repo_id(repo_id)
-        self._private, self._with_clients, self._always = private, with_clients, always
+        self._private, self._always = private, always
+        self._with = (with_clients, with_client_facts)
         self._token, self._revision = token, revision
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hub-push")
         self._pushes: list[Future[str | None]] = []
@@ -53,7 +55,7 @@ class BackgroundPusher:
         if not self._always and self._pushes and not self._pushes[-1].done():
             return False
         record = RunRecord.load(folder)
-        plan = make_plan(Path(folder), record, self._repo_id, self._with_clients)
+        plan = make_plan(Path(folder), record, self._repo_id, *self._with)
         if not self._warned:
             warn_of_clients(plan, self._repo_id)
             self._warned = True

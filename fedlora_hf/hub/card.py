@@ -14,7 +14,7 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
 from fedlora_hf.hub import tables
-from fedlora_hf.hub.text import fenced, markdown, one_line
+from fedlora_hf.hub.text import fenced, hub_id, markdown, one_line
 from fedlora_hf.record.record import RunRecord
 from fedlora_hf.record.stage_costs import stage_costs
 from fedlora_hf.util.disk import write_atomically
@@ -22,14 +22,15 @@ from fedlora_hf.util.names import unfit_reason
 from fedlora_hf.util.redaction import redacted
 
 NAME = "README.md"
-_HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", re.ASCII)
-_LOCAL_FILE = (".json", ".jsonl", ".csv", ".parquet", ".txt")
 _FIGURE = re.compile(r"report/[A-Za-z0-9][\w.-]*\.png", re.ASCII)
 # task of the record: (pipeline tag of the Hub, transformers' class)
 _TASKS = {
     "causal_lm": ("text-generation", "AutoModelForCausalLM"),
     "sequence_classification": ("text-classification", "AutoModelForSequenceClassification"),
     "seq_2_seq_lm": ("text2text-generation", "AutoModelForSeq2SeqLM"),
+    "token_classification": ("token-classification", "AutoModelForTokenClassification"),
+    "question_answering": ("question-answering", "AutoModelForQuestionAnswering"),
+    "feature_extraction": ("feature-extraction", "AutoModel"),
 }
 _KINDS = {
     "train": "a federated fine-tuning run",
@@ -72,10 +73,13 @@ def render_card(
         folder=repo_id or "path/to/this/folder",
         base=hub_id(record.model, "name_or_path"),
         base_name=_last_part(record.model, "name_or_path"),
+        bases=tables.bases(record),
         auto_class=auto_class,
         personal=[name for name in clients if unfit_reason(name) is None],
         results=tables.results(record),
         rejected=tables.rejected(record),
+        cohort=tables.numbers(record.data.get("cohort")),
+        claims=tables.claims(record),
         rounds=tables.rounds(record),
         costs=stage_costs(record),
         modules=tables.modules(record),
@@ -121,12 +125,6 @@ def front_matter(record: RunRecord, repo_id: str | None, task: str | None) -> st
         eval_results=measured or None,
     )
     return str(data.to_yaml(line_break="\n"))
-
-
-def hub_id(entry: Mapping[str, Any], key: str) -> str | None:
-    """entry[key] when it reads as a Hub id; None when it is a path, a file, nothing, or `entry` says "local": true."""
-    text = "" if entry.get("local") else str(entry.get(key) or "")
-    return text if _HUB_ID.fullmatch(text) and not text.lower().endswith(_LOCAL_FILE) and len(text) < 193 else None
 
 
 def _eval_results(record: RunRecord, dataset: str | None, task: str | None) -> list[EvalResult]:

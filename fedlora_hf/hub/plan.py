@@ -1,19 +1,20 @@
 """What of an output folder may leave this machine: an allow-list, checked file by file, before anything is sent."""
 # SPDX-License-Identifier: Apache-2.0
 
-import json
 import re
 import stat
-import struct
 from collections.abc import Container
 from pathlib import Path, PurePosixPath
 
+from fedlora_hf.adapter.header import read_header
 from fedlora_hf.errors import AdapterError, ConfigError
 from fedlora_hf.hub.card import render_card
+from fedlora_hf.hub.public import public_config, public_record
 from fedlora_hf.hub.text import one_line
 from fedlora_hf.record.record import FILE_NAME, RunRecord
+from fedlora_hf.util.disk import read_regular
 from fedlora_hf.util.names import unfit_reason
-from fedlora_hf.util.redaction import TOKEN, redacted, without_tokens
+from fedlora_hf.util.redaction import TOKEN
 
 CONFIG, WEIGHTS, SIDE_CAR = "adapter_config.json", "adapter_model.safetensors", "dirmag_config.json"
 PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth", "adapter_model.pkl", "pytorch_model.bin")
@@ -23,17 +24,21 @@ TOKENIZER += ("chat_template.jinja", "vocab.json", "vocab.txt", "merges.txt", "t
 _REPORT_FILE = re.compile(r"[A-Za-z0-9][\w.-]*\.(?:png|html)", re.ASCII)
 # What a push owns in a repository, and therefore takes away when the run no longer has it.
 _OWNED = re.compile(rf"clients/.+|report/{_REPORT_FILE.pattern}|{re.escape(SIDE_CAR)}", re.ASCII)
-_MAX_HEADER = 64 * 1024 * 1024
 
 Plan = dict[str, Path | bytes]
 
 
-def make_plan(folder: Path, record: RunRecord, repo_id: str, with_clients: bool) -> Plan:
+def make_plan(
+    folder: Path, record: RunRecord, repo_id: str, with_clients: bool, with_client_facts: bool = False
+) -> Plan:
     """{path in the repository: file, or content} of the output folder `folder`.
 
-    The global adapter, the tokenizer, the record, a card rendered for `repo_id`, the report; client adapters only when
-    asked, and never one that was flagged or quarantined, whatever lies on the disk. Raises AdapterError or ConfigError
-    for links, pickled weights, a missing adapter, or an access token inside a text file.
+    The global adapter, the tokenizer, the public part of the record (`public.public_record`), a card rendered from it
+    for `repo_id`.
+    with_clients: client adapters too, never one that was flagged or quarantined, whatever lies on the disk.
+    with_client_facts: what the record says of each client, and the report, whose figures show it.
+    Raises AdapterError or ConfigError for links, pickled weights, a missing adapter, or an access token inside a text
+    file.
     """
     root = folder.resolve()
     plan: Plan = dict(_adapter(root, PurePosixPath()))
@@ -41,8 +46,9 @@ def make_plan(folder: Path, record: RunRecord, repo_id: str, with_clients: bool)
     for client_id in clients:
         plan.update(_adapter(root, PurePosixPath("clients", client_id)))
     plan.update(_tokenizer(root))
-    plan.update(_report(root))
-    public = public_record(record)
+    if with_client_facts:
+        plan.update(_report(root))
+    public = public_record(record, with_client_facts)
     figures = sorted(name for name in plan if name.endswith(".png"))
     plan[FILE_NAME] = public.to_json().encode()
     plan["README.md"] = render_card(public, repo_id, figures=figures, clients=clients).encode()
@@ -67,39 +73,12 @@ def sendable_clients(root: Path, record: RunRecord) -> list[str]:
     )
 
 
-def public_record(record: RunRecord) -> RunRecord:
-    """The record without secrets: tokens in the command or in any option are replaced."""
-    content = json.loads(without_tokens(record.to_json()))
-    content["command"] = redacted(record.command)
-    content["options"] = {
-        name: "***" if re.search(r"(?i)token$|secret|password", name) else value
-        for name, value in content["options"].items()
-    }
-    return RunRecord.from_dict(content)
-
-
 def check_weights(path: Path, where: str = "") -> None:
     """AdapterError, naming `where`, unless `path` has the header of a safetensors file and tensors that fill it."""
     try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > min(_MAX_HEADER, size - 8):
-                raise ValueError("its header is longer than the file")
-            header = json.loads(file.read(length))
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        if not ends or max(ends) != size - 8 - length:
-            raise ValueError("its tensors do not fill the file")
-    except (
-        OSError,
-        struct.error,
-        ValueError,
-        KeyError,
-        TypeError,
-        IndexError,
-        AttributeError,
-        RecursionError,
-    ) as error:
+        if not read_header(path):
+            raise ValueError("it holds no tensor")
+    except (OSError, ValueError) as error:
         raise AdapterError(
             f"{where or path}: not a safetensors file ({one_line(error, 80)}); save the adapter again"
         ) from None
@@ -113,7 +92,7 @@ def _adapter(root: Path, part: PurePosixPath) -> Plan:
         if pickled:
             raise AdapterError(f"{folder / pickled[0]}: pickled weights can run code; save the adapter as safetensors")
         raise AdapterError(f"{folder / WEIGHTS}: no such file; give the output folder of a finished run")
-    files = {
+    files: Plan = {
         str(part / name): _own_file(root, part / name)
         for name in (CONFIG, WEIGHTS, SIDE_CAR)
         if name != SIDE_CAR or (folder / name).exists()
@@ -122,7 +101,15 @@ def _adapter(root: Path, part: PurePosixPath) -> Plan:
     for name in (CONFIG, SIDE_CAR):
         if str(part / name) in files:
             _no_token(folder / name)
-    return dict(files)
+    files[str(part / CONFIG)] = _config(folder / CONFIG)
+    return files
+
+
+def _config(path: Path) -> bytes:
+    try:
+        return public_config(path.read_text(encoding="utf-8"))
+    except (ValueError, AttributeError) as error:
+        raise AdapterError(f"{path}: not an adapter's config ({one_line(error, 80)}); save the adapter again") from None
 
 
 def _tokenizer(root: Path) -> Plan:
@@ -159,5 +146,5 @@ def _own_file(root: Path, part: PurePosixPath) -> Path:
 
 
 def _no_token(path: Path) -> None:
-    if TOKEN.search(path.read_text(encoding="utf-8", errors="replace")):
+    if TOKEN.search(read_regular(path).decode("utf-8", errors="replace")):
         raise ConfigError(f"{path}: holds what looks like an access token; remove it, and revoke the token")

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 class Publisher:
     """The pushes of one run, as `TrainingArguments` asks for them: push_to_hub, hub_model_id, hub_strategy,
-    hub_private_repo, hub_token, hub_revision, hub_always_push; and hub_with_clients, our own. `progress` shows them."""
+    hub_private_repo, hub_token, hub_revision, hub_always_push; and our own, hub_with_clients and
+    hub_with_client_facts. `progress` shows them."""
 
     def __init__(self, args: "FederatedConfig", progress: Progress) -> None:
         self.args, self._progress = args, progress
@@ -48,6 +49,7 @@ class Publisher:
                 self.repo_id(),
                 private=self.private,
                 with_clients=self.args.hub_with_clients,
+                with_client_facts=self.args.hub_with_client_facts,
                 token=self.args.hub_token,
                 revision=self.args.hub_revision,
                 always=bool(self.args.hub_always_push),
@@ -61,7 +63,15 @@ class Publisher:
             self._background.finish()
             self._background = None
 
-    def push(self, message: str | None, *, token: str | None, revision: str | None, with_clients: bool) -> str:
+    def push(
+        self,
+        message: str | None,
+        *,
+        token: str | None = None,
+        revision: str | None = None,
+        with_clients: bool = False,
+        with_client_facts: bool = False,
+    ) -> str:
         """Push the output folder now, as one commit; its address."""
         self.wait()
         return push_folder(
@@ -69,6 +79,7 @@ class Publisher:
             self.repo_id(),
             private=self.private,
             with_clients=with_clients or self.args.hub_with_clients,
+            with_client_facts=with_client_facts or self.args.hub_with_client_facts,
             token=token or self.args.hub_token,
             revision=revision or self.args.hub_revision,
             commit_message=message,

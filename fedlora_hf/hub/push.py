@@ -32,6 +32,7 @@ def push_folder(
     *,
     private: bool = True,
     with_clients: bool = False,
+    with_client_facts: bool = False,
     token: str | bool | None = None,
     revision: str | None = None,
     tag: str | None = None,
@@ -45,14 +46,16 @@ def push_folder(
     public one is refused unless private=False. with_clients: also the adapters of the collaborative clients; never
     those of flagged or quarantined ones, which are taken out of the repository if an earlier push had put them there.
     revision: branch to commit to (default main; made when missing). tag: name given to the commit; moved when it
-    exists. attempts: tries of each step when the Hub is unreachable, busy, or others commit in between. progress: shows
-    the upload; default nothing.
+    exists. with_client_facts: what the
+    record says of each client (name, counts, losses, norms, evidence) and the report, whose figures show it; without it
+    counts and means alone go. attempts: tries of each step when the Hub is unreachable, busy, or others commit in
+    between. progress: shows the upload; default nothing.
     A push that dies can be repeated: files already uploaded are not sent again, a commit that got through is not
     made twice. Raises ConfigError, RecordError or AdapterError, one line each; nothing is visible half-done.
     """
     repo_id = check_repo_id(repo_id)
     record = RunRecord.load(folder)
-    plan = make_plan(Path(folder), record, repo_id, with_clients)
+    plan = make_plan(Path(folder), record, repo_id, with_clients, with_client_facts)
     warn_of_clients(plan, repo_id)
     message = commit_message or f"{record.method}, {len(record.rounds)} rounds"
     return push_plan(

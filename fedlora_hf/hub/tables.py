@@ -61,6 +61,19 @@ def wording(record: RunRecord) -> dict[str, str]:
     return {"template": template, "own": ""} if template != "none" else {"template": "", "own": said.get("example", "")}
 
 
+def bases(record: RunRecord) -> dict[str, Any]:
+    """{"count": how many base models the adapters of a collection name, 0 where it is one, "named": [(of a path its
+    last part, how many adapters name it)]}; a pushed record has the count alone."""
+    found, count = mapping(record.model.get("bases")), record.model.get("num_bases")
+    named = [(str(name).rstrip("/\\").replace("\\", "/"), clients) for name, clients in found.items()]
+    rows = [
+        (name.rsplit("/", 1)[-1] if name.startswith(("/", ".", "~")) or name.count("/") > 1 else name, len(clients))
+        for name, clients in named
+        if isinstance(clients, list)
+    ]
+    return {"count": count if isinstance(count, int) and count > 1 else 0, "named": rows}
+
+
 def number(value: object) -> str:
     """A number as shown in tables: four significant digits; a dash for what is missing."""
     if not is_number(value):
@@ -106,6 +119,12 @@ def rejected(record: RunRecord) -> list[dict[str, Any]]:
     ]
 
 
+def claims(record: RunRecord) -> list[tuple[str, str]]:
+    """(client, what it claimed and what was made of it) of those who claim far more examples than the others."""
+    found = [(name, mapping(client).get("outlier_claim")) for name, client in sorted(record.clients.items())]
+    return [(name, said) for name, said in found if isinstance(said, str) and said]
+
+
 def _evidence(value: object) -> str:
     """Each kind's score against its threshold, as inert Markdown."""
     evidence = mapping(value)
@@ -134,13 +153,18 @@ def _round(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "round": entry.get("round"),
         "stage": entry.get("stage") or "-",
-        "clients": len(sequence(entry.get("cohort"))),
-        "flagged": ", ".join(map(str, sequence(entry.get("flagged")))) or "-",
-        "quarantined": ", ".join(map(str, sequence(entry.get("quarantined")))) or "-",
+        "clients": entry["cohort"] if is_number(entry.get("cohort")) else len(sequence(entry.get("cohort"))),
+        "flagged": _names(entry.get("flagged")),
+        "quarantined": _names(entry.get("quarantined")),
         "loss": sum(losses) / len(losses) if losses else None,
         "megabytes": sum(sent) / 1e6 if sent else None,
         "seconds": entry.get("seconds"),
     }
+
+
+def _names(value: object) -> str:
+    """Names, or how many where a record does not name them; a dash for none."""
+    return str(value or "-") if is_number(value) else ", ".join(map(str, sequence(value))) or "-"
 
 
 def _amounts(value: object) -> list[float]:

@@ -2,10 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from fedlora_hf.errors import one_line
 
-__all__ = ["fenced", "markdown", "one_line"]
+__all__ = ["fenced", "hub_id", "markdown", "one_line"]
+_HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", re.ASCII)
+_LOCAL_FILE = (".json", ".jsonl", ".csv", ".parquet", ".txt")
 # Signs that mean something in the middle of a line; an underscore inside a word does not.
 _MARKDOWN = re.compile(r"([\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
 _HTML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
@@ -25,3 +29,9 @@ def fenced(text: str, language: str = "") -> str:
     """`text` as a fenced code block, the fence longer than any run of backticks inside."""
     fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text) or [""]))
     return f"{fence}{language}\n{text}\n{fence}"
+
+
+def hub_id(entry: Mapping[str, Any], key: str) -> str | None:
+    """entry[key] when it reads as a Hub id; None when it is a path, a file, nothing, or `entry` says "local": true."""
+    text = "" if entry.get("local") else str(entry.get(key) or "")
+    return text if _HUB_ID.fullmatch(text) and not text.lower().endswith(_LOCAL_FILE) and len(text) < 193 else None

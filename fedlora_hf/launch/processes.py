@@ -155,9 +155,13 @@ class Processes:
         """`all_or_none` for one client of many, where all work on the same one; elsewhere nothing."""
         return self.all_or_none() if self.together else nullcontext()
 
+    def everyones(self, value: Value) -> list[Value]:
+        """Every process's value, in their order."""
+        return list(gather_object([value])) if self.count > 1 else [value]
+
     def differing(self, value: str) -> int | None:
         """The first process that has come to another value than process 0; None where all have the same."""
-        values = gather_object([value]) if self.count > 1 else [value]
+        values = self.everyones(value)
         return next((number for number, other in enumerate(values) if other != values[0]), None)
 
     def check_same(self, value: str, what: str) -> None:

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from accelerate.utils import other
 from torch import nn
 
 from fedlora_hf.errors import ConfigError, one_line
@@ -56,6 +57,21 @@ def zero_settings(args: Any) -> dict[str, Any] | None:
         return None
     _check_settings(settings)
     return settings
+
+
+@contextmanager
+def without_deepspeed(settings: object) -> Iterator[None]:
+    """Accelerate imports an installed DeepSpeed to ask whether a model is its engine's; not where none can be.
+
+    settings: of ZeRO, None where the run has none.
+    """
+    asked = other.is_deepspeed_available
+    if settings is None:
+        other.is_deepspeed_available = lambda: False
+    try:
+        yield
+    finally:
+        other.is_deepspeed_available = asked
 
 
 def _check_options(config: dict[str, Any], args: Any) -> None:

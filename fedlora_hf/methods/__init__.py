@@ -7,16 +7,30 @@ What a method computes is in `fedlora_hf/aggregation/<name>.py`, which is loaded
 from difflib import get_close_matches
 
 from fedlora_hf.errors import ConfigError
-from fedlora_hf.methods import clair, means, robust
+from fedlora_hf.methods import clair, means, merging, own, robust
 from fedlora_hf.methods.method import Method
 
-METHODS: dict[str, Method] = {method.name: method for family in (clair, means, robust) for method in family.METHODS}
+METHODS: dict[str, Method] = {
+    method.name: method for family in (clair, means, robust, merging) for method in family.METHODS
+}
 
 
 def method_named(name: str) -> Method:
-    """The method of that name, or a ConfigError that lists the names there are."""
-    if name not in METHODS:
-        meant = get_close_matches(name, METHODS, 1)
-        remedy = f"did you mean {meant[0]!r}?" if meant else "choose one of these"
-        raise ConfigError(f"aggregation method {name!r}: must be one of {', '.join(METHODS)}; {remedy}")
-    return METHODS[name]
+    """The method of that name: ours, one that was registered or installed, or MODULE:NAME; else a ConfigError that
+    lists the names there are."""
+    if name in METHODS:
+        return METHODS[name]
+    method = own.found(name)
+    if method is not None:
+        return method
+    listed = [*METHODS, *own.names()]
+    meant = get_close_matches(name, listed, 1)
+    remedy = f"did you mean {meant[0]!r}?" if meant else "choose one of these, or MODULE:NAME of your own"
+    raise ConfigError(f"aggregation method {name!r}: must be one of {', '.join(listed)}; {remedy}")
+
+
+def register_method(method: Method) -> Method:
+    """Make a method of your own known by its name in this process; gives it back. See docs/own_method.md."""
+    if getattr(method, "name", None) in METHODS:
+        raise ConfigError(f"method {method.name!r}: is one of ours; give yours another name")
+    return own.register_method(method)

@@ -49,11 +49,25 @@ METHODS = (
         restarts=True,
     ),
     Method(
+        name="fedex",
+        title="Mean of the factors plus the exact residual",
+        paper="FedEx-LoRA, Singhal et al. 2024 (arXiv 2410.09432); the residual as extra rank is ours",
+        averages="product",
+        residual=True,
+    ),
+    Method(
         name="ffa",
         title="Frozen A, averaged B",
         paper="FFA-LoRA, Sun et al. 2024 (arXiv 2403.12313)",
         averages="product",
         trains=("B",),
+    ),
+    Method(
+        name="rolora",
+        title="B and A trained in turn, round by round",
+        paper="RoLoRA, Chen et al. 2024 (arXiv 2409.02346)",
+        averages="product",
+        turns=(("B",), ("A",)),
     ),
     Method(
         name="fedsa",

@@ -50,6 +50,44 @@ class GeometricMedianOptions:
             raise ConfigError(f"max_iterations={self.max_iterations}: must be at least 1; choose 1000 for instance")
 
 
+@dataclass(frozen=True)
+class NormClippingOptions:
+    """max_norm: longest change of a client in a round, the Frobenius norm over all modules; default the median of the
+    round's norms [our choice; the paper fixes a number]."""
+
+    max_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_norm is not None and not 0 < self.max_norm < float("inf"):
+            raise ConfigError(f"max_norm={self.max_norm}: must be above 0; leave it out for the median of the norms")
+
+
+@dataclass(frozen=True)
+class CentredClippingOptions:
+    """radius: tau, to which a distance from the centre is clipped, a Frobenius norm over all modules; default, in every
+    step, the median distance [our choice]. steps: how often; the paper takes one to three."""
+
+    radius: float | None = None
+    steps: int = 3
+
+    def __post_init__(self) -> None:
+        if self.radius is not None and not 0 < self.radius < float("inf"):
+            raise ConfigError(f"radius={self.radius}: must be above 0; leave it out for the median distance")
+        if self.steps < 1:
+            raise ConfigError(f"steps={self.steps}: must be at least 1; choose 3 for instance")
+
+
+@dataclass(frozen=True)
+class BulyanOptions:
+    """num_contaminated: f, how many clients may be contaminated; default, and at most, floor((K - 3) / 4)."""
+
+    num_contaminated: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_contaminated is not None and self.num_contaminated < 0:
+            raise ConfigError(f"num_contaminated={self.num_contaminated}: must be at least 0; leave it out for most")
+
+
 METHODS = (
     Method(
         name="median",
@@ -58,6 +96,7 @@ METHODS = (
         averages="product",
         robust=True,
         weighted=False,
+        uniform=True,
     ),
     Method(
         name="trimmed_mean",
@@ -67,6 +106,7 @@ METHODS = (
         options=TrimmedMeanOptions,
         robust=True,
         weighted=False,
+        uniform=True,
     ),
     Method(
         name="multikrum",
@@ -83,5 +123,43 @@ METHODS = (
         averages="product",
         options=GeometricMedianOptions,
         robust=True,
+    ),
+    Method(
+        name="norm_clipping",
+        title="Mean of the changes, each clipped to a norm",
+        paper="Sun et al. 2019 (arXiv 1911.07963), on products",
+        averages="product",
+        options=NormClippingOptions,
+        robust=True,
+        weighted=False,
+    ),
+    Method(
+        name="centred_clipping",
+        title="Centred clipping of the changes",
+        paper="Karimireddy et al. 2021 (arXiv 2012.10333), on products",
+        averages="product",
+        options=CentredClippingOptions,
+        robust=True,
+        weighted=False,
+    ),
+    Method(
+        name="bulyan",
+        title="Bulyan on the products",
+        paper="El Mhamdi et al. 2018 (arXiv 1802.07927), on products",
+        averages="product",
+        options=BulyanOptions,
+        robust=True,
+        weighted=False,
+        uniform=True,
+    ),
+    Method(
+        name="fltrust",
+        title="Weights by the cosine with the server's own update",
+        paper="FLTrust, Cao et al. 2021 (arXiv 2012.13995), on products",
+        averages="product",
+        robust=True,
+        weighted=False,
+        uniform=True,
+        needs_server=True,
     ),
 )

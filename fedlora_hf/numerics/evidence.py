@@ -12,6 +12,7 @@ class Kind(StrEnum):
     DIRECTION = "direction"  # how little it points where the majority points
     SCALE = "scale"  # how large or small it is
     FUNCTIONAL = "functional"  # what it does to other clients' validation loss
+    DRIFT = "drift"  # how much further from the majority it is than the client's earlier ones; flags nobody
 
 
 # The kinds that updates tell by themselves; the functional one takes evaluations on clients' data.

@@ -49,6 +49,25 @@ def krum_scores(distances: Tensor, num_contaminated: int) -> Tensor:
     return distances.sort(1).values[:, 1 : nearest + 1].sum(1)
 
 
+def krum_selection(distances: Tensor, num_contaminated: int, count: int) -> list[int]:
+    """`count` of K clients, each the one of lowest Krum score among those not chosen yet (equal scores: the first).
+
+    El Mhamdi et al. 2018 (arXiv 1802.07927), section 4, with squared distances (K, K).
+    """
+    left, chosen = list(range(distances.shape[0])), []
+    for _ in range(count):
+        scores = krum_scores(distances[left][:, left], num_contaminated)
+        chosen.append(left.pop(int(scores.argmin())))
+    return chosen
+
+
+def mean_near_median(values: Tensor, count: int) -> Tensor:
+    """Mean over dim 0 of (K, ...) of the `count` values of each coordinate that lie nearest to its median."""
+    ordered = values.sort(0).values
+    nearest = (ordered - median(values)).abs().sort(dim=0, stable=True).indices[:count]
+    return ordered.gather(0, nearest).mean(0)
+
+
 def geometric_median(gram: Tensor, weights: Tensor, tolerance: float, max_iterations: int) -> Weights:
     """c (K,) such that v = sum_k c_k w_k minimises sum_k p_k ||v - w_k||, from the Gram (K, K) alone.
 

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fedlora_hf.options.facts import GIVEN, Bound, at_least, option
+from fedlora_hf.options.facts import GIVEN, Bound, at_least, option, share
 
 
 @dataclass
@@ -24,7 +24,46 @@ class AggregationOptions:
         bound=at_least(0, "0 judges on the updates alone"),
         needs={"aggregation": ("clair",)},
     )
+    server_optimizer: Literal["none", "avgm", "adam", "yogi", "adagrad"] = option(
+        "none",
+        "Step of the server around an averaging method: momentum, or adaptive. See docs/choosing.md.",
+        side="server",
+    )
+    server_learning_rate: float | None = option(
+        None,
+        "Of the server's step; default 1 for avgm, 1e-3 for the others.",
+        bound=Bound(lambda r: 0 < r < math.inf, "must be a finite number above 0", "leave it out for the default"),
+        needs={"server_optimizer": ("avgm", "adam", "yogi", "adagrad")},
+        side="server",
+    )
+    server_momentum: float = option(
+        0.9,
+        "Of the server's step: avgm's momentum, beta_1 of the others.",
+        bound=share("0 is no momentum"),
+        needs={"server_optimizer": ("avgm", "adam", "yogi", "adagrad")},
+        side="server",
+    )
+    server_beta2: float = option(
+        0.99,
+        "Of the server's step: decay of adam's and yogi's second moment.",
+        bound=share("0.99 for instance"),
+        needs={"server_optimizer": ("adam", "yogi")},
+        side="server",
+    )
+    server_tau: float = option(
+        1e-3,
+        "Of the server's step: adaptivity of adam, yogi and adagrad.",
+        bound=Bound(lambda t: 0 < t < math.inf, "must be a finite number above 0", "1e-3 for instance"),
+        needs={"server_optimizer": ("adam", "yogi", "adagrad")},
+        side="server",
+    )
     weight_by: Literal["examples", "uniform"] = option("examples", "Weights of the clients in a mean.")
+    weight_cap: float = option(
+        3.0,
+        "Robust methods: no client counts for more than so many times the cohort's median number of examples, whatever "
+        "it claims; inf believes every claim. Plain means trust the claims.",
+        bound=at_least(1, "inf believes every number of examples that a client claims"),
+    )
     personalise: Literal["select", "method"] = option(
         "select",
         "Personal adapters: what the method refined (or the client's own last update), or the best on the client's "
@@ -35,6 +74,14 @@ class AggregationOptions:
         None,
         "Further local steps of each client from its personal adapter, at the end; default 0, in a pipeline 20.",
         bound=at_least(0, "0 adds none"),
+        resumable=True,
+    )
+    personal_proximal_mu: float = option(
+        0.0,
+        "Ditto: the personal steps start from the global adapter, and half the squared distance to it, times this, is "
+        "added to their loss. 0: they start from the adapter that was chosen, and nothing holds them.",
+        bound=at_least(0, "0 leaves the term out"),
+        needs={"personal_steps": GIVEN},
         resumable=True,
     )
     personal_learning_rate: float | None = option(
@@ -66,6 +113,14 @@ class PrivacyOptions:
         bound=Bound(lambda d: 0 < d < 1, "must lie between 0 and 1", "leave it out for 1e-05"),
         needs={"dp_clip": GIVEN, "dp_noise_multiplier": GIVEN},
     )
+    dp_max_epsilon: float | None = option(
+        None,
+        "Stop before the round that would take a client past this epsilon (exit code 3, nothing changed).",
+        bound=Bound(lambda e: 0 < e < math.inf, "must be a finite number above 0", "8 for instance"),
+        needs={"dp_clip": GIVEN, "dp_noise_multiplier": GIVEN},
+        resumable=True,
+        side="server",
+    )
     dp_seed: int | None = option(
         None,
         "Draw the noise from this instead of a secret: for experiments; it voids the guarantee.",
@@ -96,8 +151,7 @@ class PipelineOptions:
     )
     server_dataset: str | None = option(
         None,
-        "Data of the server's own for the global stage; default: the clients' data, federated.",
-        needs={"pipeline": ("fedlora_optimizer",), "global_rounds": GIVEN},
+        "Data of the server's own, for the global stage (default there: the clients' data, federated) or for fltrust.",
         side="server",
     )
 
@@ -147,6 +201,12 @@ class HubOptions:
     hub_with_clients: bool = option(
         False,
         "Push the personal adapters too; they derive from the clients' private data.",
+        resumable=True,
+        side="server",
+    )
+    hub_with_client_facts: bool = option(
+        False,
+        "Push what the record says of each client too (names, counts, losses, norms, evidence), and the report.",
         resumable=True,
         side="server",
     )

@@ -72,7 +72,9 @@ class DataOptions:
         needs={"task": ("sequence_classification",)},
     )
     client_column: str | None = option(
-        None, "Column that names the client, for partition_by client.", needs={"partition_by": ("client", None)}
+        None,
+        "Column that names the client, for partition_by client, which it is the default with.",
+        needs={"partition_by": ("client",)},
     )
     partition_by: Literal["category", "task", "dirichlet", "iid", "client"] | None = option(
         None,
@@ -93,6 +95,13 @@ class DataOptions:
     )
     max_examples_per_client: int | None = option(
         None, "At most so many examples a client, drawn at random.", bound=at_least(1, "leave it out for all examples")
+    )
+    contaminate: list[str] | None = option(
+        None,
+        "Rehearse an attack on your own data: CLIENT=KIND[:STRENGTH] ...; KIND spoils the client's training answers "
+        "(random_outputs, constant, shuffled, shuffled_labels, random_labels; strength: a share of the examples) or "
+        "its update (sign_flip, boost, gaussian, zero; strength: a factor), or is an attack by clients who know all "
+        "other updates (min-max, near-line, backdoor, white-box ...: see docs/choosing.md).",
     )
     validation_fraction: float = option(
         0.1,
@@ -146,15 +155,42 @@ class RoundOptions:
         nargs="?",
         const=True,
     )
+    round_lr_scheduler: Literal["constant", "linear", "cosine"] = option(
+        "constant", "Schedule of the learning rate over the rounds; a client's own schedule starts from it."
+    )
+    round_lr_warmup: int = option(
+        0, "Rounds over which the learning rate rises first.", bound=at_least(0, "0 starts with the whole rate")
+    )
+    round_lr_min: float = option(
+        0.0,
+        "Learning rate of the last round, for round_lr_scheduler linear and cosine.",
+        bound=at_least(0, "0 lets it end with nothing"),
+        needs={"round_lr_scheduler": ("linear", "cosine")},
+    )
+    keep_optimizer: bool = option(
+        False, "Each client's optimizer goes on with its moments of the client's last round; default: a fresh one."
+    )
     fedprox_mu: float = option(
         0.0,
         "FedProx: weight of half the squared distance to the round's start, added to a client's loss.",
         bound=at_least(0, "0 leaves the term out"),
     )
+    scaffold: bool = option(
+        False,
+        "SCAFFOLD: control variates on the trained factors correct each client's gradients towards what all have in "
+        "common; for aggregation fedavg and ffa, whose factors keep their coordinates from round to round.",
+    )
     server_min_clients: int = option(
         1,
         "Fewest usable updates a round may be aggregated from.",
         bound=at_least(1, "a round needs an update"),
+        resumable=True,
+        side="server",
+    )
+    max_suspects: str | None = option(
+        None,
+        "Stop, with nothing changed and exit code 3, at a round with more flagged or quarantined clients than this: a "
+        "number, or a share such as 0.25. Default: no limit.",
         resumable=True,
         side="server",
     )

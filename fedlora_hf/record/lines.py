@@ -1,8 +1,10 @@
 """A round in a few numbers for trackers, and in one line for the terminal."""
 # SPDX-License-Identifier: Apache-2.0
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+SHOWN_CLAIMS = 10  # in one line; the record has them all
 
 
 def round_log(entry: Mapping[str, Any]) -> dict[str, float]:
@@ -14,6 +16,15 @@ def round_log(entry: Mapping[str, Any]) -> dict[str, float]:
     logs["seconds"] = sum(entry["seconds"].values())
     logs |= {f"eval_global_{name}": value for name, value in entry["metrics"].get("global", {}).items()}
     return logs
+
+
+def claims_line(rounds: Sequence[Mapping[str, Any]]) -> str | None:
+    """A warning that names who claimed far more examples than the others in the last round; None when nobody did, or
+    the same clients as in the round before."""
+    last, *earlier = [dict(entry.get("outlier_claims") or {}) for entry in rounds[:-3:-1]] or [{}]
+    if not last or (earlier and set(earlier[0]) == set(last)):
+        return None
+    return "warning: " + "; ".join(f"{client} {said}" for client, said in sorted(last.items())[:SHOWN_CLAIMS])
 
 
 def round_line(entry: Mapping[str, Any], num_rounds: int) -> str:

@@ -30,20 +30,23 @@ class RunRecord:
     model: {"name_or_path", "task", "dtype", "parameters"}. adapter: {"kind", "r", "alpha", "rslora", "target_modules",
         "parameters"}. data: {"dataset", "partition_by", "num_examples", "duplicates_removed", ...}.
     rounds: one entry a committed round: {"round", "stage", "cohort", "collaborative", "flagged", "quarantined",
-        "weights", "influence", "suspicious", "train_loss", "update_norm", "evidence", "diagnosis", "n_iter",
-        "converged", "bytes_up", "bytes_down", "bytes_stored", "parts", "changed", "seconds", "metrics"}; per-client
-        values are {client id: value}. bytes_down: the round's result, sent back; bytes_stored: the parts a client
-        trained itself.
+        "weights", "influence", "suspicious", "claimed_weights", "outlier_claims" ({id: line} of those who claim far
+        more than the others), "train_loss", "update_norm", "evidence", "diagnosis", "n_iter", "converged", "bytes_up",
+        "bytes_down", "bytes_stored", "parts", "changed", "seconds", "metrics"}; per-client values are
+        {client id: value}. bytes_down: the round's result, sent back; bytes_stored: the parts a client trained itself.
     flagged: sorted ids of clients whose updates were sound but judged contaminated; quarantined: {id: reason}.
     suspicious: {id: {"kind", "of_line"}}: near the line of a flag in its last round, or beyond it in that round alone.
-    clients: {id: {"collaborative", "weight", "influence", "num_examples", "evidence": {kind: {"score", "threshold"}},
-        "metrics": {"before" | "global" | "personalised" | "local": {metric: value}}}}; influence: what is left of it, 0
-        to 1.
+    clients: {id: {"collaborative", "weight", "influence" (what is left of it, 0 to 1), "claimed_weight",
+        "outlier_claim" ("" or the line of the last round), "num_examples", "evidence": {kind: {"score", "threshold"}},
+        "metrics": {"before" | "global" | "personalised" | "local": {metric: value}}}}; also "contaminated":
+        "kind:strength" of a client that the run contaminated on purpose.
     modules: {name: {"rank", "spectrum", "discarded_energy"}}.
     metrics: {"before": {"global": {...}}, "after": {"global": {...}, "personalised": {...}}}, means over the
         collaborative clients.
     privacy: {"clip", "noise_multiplier", "delta", "rounds", "epsilon", "note", "neighbours", "adversary"}, of a run
         whose clients add noise; see privacy.account.
+    sha256: {"adapter": of the global adapter's weights file, "data": of the tokenised examples, "base": of the base
+        model's weights (see `adapter.base_fingerprint`)}, as far as known.
     diagnosis: what the last aggregation said of the whole cohort. similarity: {"ids", "cosine"} between the updates.
     """
 
@@ -68,6 +71,7 @@ class RunRecord:
     diagnosis: dict[str, Any] = field(default_factory=dict)
     similarity: dict[str, Any] = field(default_factory=dict)
     privacy: dict[str, Any] = field(default_factory=dict)
+    sha256: dict[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> str:
@@ -129,6 +133,7 @@ class RunRecord:
 # What going on from a round reads of its entry, and of a client's.
 _ROUND = {"cohort": list, "flagged": list, "quarantined": dict, "weights": dict, "train_loss": dict, "metrics": dict}
 _ROUND |= {"evidence": dict, "combined_evidence": dict, "seconds": dict}
+_LATER = {"claimed_weights": dict, "outlier_claims": dict}  # what records had not always
 _CLIENT = {"collaborative": bool, "evidence": dict, "metrics": dict}
 
 
@@ -141,12 +146,12 @@ def check_complete(record: RunRecord, number: int, where: str) -> None:
     if [entry.get("round") for entry in record.rounds] != list(range(1, number + 1)):
         raise refuse(f"its record does not list the rounds 1 to {number}")
     for what, entries, fields in (
-        ("round", ((entry["round"], entry) for entry in record.rounds), _ROUND),
+        ("round", ((entry["round"], entry) for entry in record.rounds), _ROUND | _LATER),
         ("client", record.clients.items(), _CLIENT),
     ):
         for name, entry in entries:
             for key, kind in fields.items():
-                if not isinstance(entry.get(key), kind):
+                if not isinstance(entry.get(key, kind() if key in _LATER else None), kind):
                     raise refuse(f"{what} {name}: {key} is missing or no {kind.__name__}")
     for entry in record.rounds:
         named = [*entry["cohort"], *entry["flagged"], *entry["quarantined"], *entry["weights"], *entry["train_loss"]]

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 from dataclasses import replace
+from typing import Any
 
 from fedlora_hf.record.record import RunRecord
 
@@ -10,21 +11,30 @@ def update_standing(record: RunRecord) -> None:
     """Set flagged, quarantined and every client's standing from the last round that each client took part in."""
     flagged: set[str] = set()
     quarantined: dict[str, str] = {}
+    suspicious: dict[str, dict[str, Any]] = {}
     for entry in record.rounds:
         for client in entry["cohort"]:
             facts = record.clients[client]
             flagged.discard(client)
             quarantined.pop(client, None)
+            suspicious.pop(client, None)
+            if client in entry.get("suspicious", {}):
+                suspicious[client] = entry["suspicious"][client]
             if client in entry["quarantined"]:
                 quarantined[client] = entry["quarantined"][client]
             elif client in entry["flagged"]:
                 flagged.add(client)
             if not entry.get("thinned"):  # else they stand as they were found then
                 facts["weight"] = entry["weights"].get(client, 0.0)
+                facts["claimed_weight"] = (entry.get("claimed_weights") or {}).get(client)
+                facts["outlier_claim"] = (entry.get("outlier_claims") or {}).get(client, "")
                 facts["evidence"] = entry["combined_evidence"].get(client, {})
+                if client in entry.get("influence", {}):
+                    facts["influence"] = entry["influence"][client]
     for client, facts in record.clients.items():
         facts["collaborative"] = client not in flagged and client not in quarantined
     record.flagged, record.quarantined = sorted(flagged), dict(sorted(quarantined.items()))
+    record.suspicious = dict(sorted(suspicious.items()))
 
 
 def collaborative(record: RunRecord) -> list[str]:

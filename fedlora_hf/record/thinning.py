@@ -10,7 +10,8 @@ DETAILED_TURNS = 10_000
 # Per-module evidence against every client, of the last round: modules x clients.
 DETAILED_MODULES = 20_000
 # Of older rounds none of it is read again but the evidence, by clair, whose judgement then rests on the recent ones.
-_DETAILS = ("weights", "evidence", "combined_evidence", "update_norm", "collaborative")
+_DETAILS: tuple[str, ...] = ("weights", "influence", "claimed_weights", "evidence", "combined_evidence")
+_DETAILS += ("update_norm", "collaborative")
 
 
 def thin(rounds: list[dict[str, Any]], turns: int = DETAILED_TURNS) -> None:

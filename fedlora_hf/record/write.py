@@ -10,7 +10,7 @@ from typing import Any
 from fedlora_hf import privacy
 from fedlora_hf.config import may_change
 from fedlora_hf.errors import ConfigError
-from fedlora_hf.methods.method import Method
+from fedlora_hf.methods.method import SAID, Method
 from fedlora_hf.numerics.evidence import Evidence
 from fedlora_hf.record.changes import compared, component_changes
 from fedlora_hf.record.evidence import plain_evidence
@@ -21,6 +21,7 @@ from fedlora_hf.training.metrics import mean_metrics
 from fedlora_hf.training.stages import StageName
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate
 from fedlora_hf.util.redaction import redacted
+from fedlora_hf.util.rehearsal import Contamination
 
 
 def opening(
@@ -29,28 +30,43 @@ def opening(
     facts: Mapping[str, Any],
     num_examples: Mapping[str, int | None],
     adapter: Mapping[str, Any],
+    sha256: Mapping[str, str] | None = None,
 ) -> RunRecord:
-    """The record of a run that is about to begin. `facts`: what only the caller knows; its keys are record fields."""
+    """The record of a run that is about to begin. `facts`: what only the caller knows; its keys are record fields.
+    sha256: of the data and of the base model, where they are here."""
     record = RunRecord(
         kind="train",
         method=method.name,
         seed=args.seed,
-        method_info={"title": method.title, "paper": method.paper, "averages": method.averages},
+        method_info={
+            "title": method.title,
+            "paper": method.paper,
+            "averages": method.averages,
+            "counts": SAID[method.counts],
+        },
         options=plain(args.changed()),
         command=redacted([Path(sys.argv[0]).name.replace("__main__.py", "fedlora"), *sys.argv[1:]]),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         versions=versions(),
         adapter=dict(adapter),
-        clients={client: newcomer(count) for client, count in num_examples.items()},
+        sha256=dict(sha256 or {}),
+        clients={client: newcomer(count, args.contaminated.get(client)) for client, count in num_examples.items()},
     )
     for name, value in facts.items():
         setattr(record, name, value)
     return record
 
 
-def newcomer(num_examples: int | None) -> dict[str, Any]:
-    """What is known of a client that has sent nothing yet."""
-    return {"collaborative": True, "weight": 0.0, "num_examples": num_examples, "evidence": {}, "metrics": {}}
+def newcomer(num_examples: int | None, contamination: Contamination | None = None) -> dict[str, Any]:
+    """What is known of a client that has sent nothing yet; "contaminated" says how it is so on purpose, if it is."""
+    known: dict[str, Any] = {
+        "collaborative": True,
+        "weight": 0.0,
+        "num_examples": num_examples,
+        "evidence": {},
+        "metrics": {},
+    }
+    return known if contamination is None else {**known, "contaminated": str(contamination)}
 
 
 def check_same_run(earlier: RunRecord, now: RunRecord) -> None:
@@ -66,6 +82,13 @@ def check_same_run(earlier: RunRecord, now: RunRecord) -> None:
     ):
         if old != new:
             raise ConfigError(f"{what}: {str(new)[:80]}; the run to resume has {str(old)[:80]}; pass the same")
+    for what, told in (("data", "the clients' examples"), ("base", "the base model's weights")):
+        then, here = (record.sha256.get(what, "") for record in (earlier, now))
+        if then and here and then != here:
+            raise ConfigError(
+                f"{what}: {told} are not those of the run to resume (sha256 {here[:12]}, then {then[:12]}); restore "
+                "them, or begin a new run in another --output_dir"
+            )
 
 
 def add_round(
@@ -97,6 +120,12 @@ def add_round(
             "flagged": list(combined.flagged),
             "quarantined": dict(quarantined),
             "weights": dict(combined.weights),
+            "influence": dict(combined.influence),
+            "suspicious": {
+                client: {"kind": kind, "of_line": share} for client, (kind, share) in combined.suspicious.items()
+            },
+            "claimed_weights": dict(combined.claimed_weights),
+            "outlier_claims": dict(combined.outlier_claims),
             "train_loss": {u.client_id: u.metrics["train_loss"] for u in updates if "train_loss" in u.metrics},
             "update_norm": norms,
             "evidence": plain_evidence(combined.this_round or combined.evidence, functional),

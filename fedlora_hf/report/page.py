@@ -59,6 +59,7 @@ def render_page(run: Run, pictures: Mapping[str, Picture]) -> str:
         flagged=[Charge(client.title, f"{words.reason_of(run, client)}.") for client in run.having(FLAGGED)],
         quarantined=[Charge(client.title, client.reason) for client in run.having(QUARANTINED)],
         suspicious=[Charge(client.title, f"{words.suspicion_of(client)}.") for client in run.suspicious],
+        claims=[Charge(client.title, client.outlier_claim) for client in run.clients if client.outlier_claim],
         unseen=words.unseen(run),
         gains=gains(run),
         means=mean_table(run),

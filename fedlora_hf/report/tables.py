@@ -76,7 +76,8 @@ def client_table(run: Run) -> Table:
     rows = []
     for client in last_first(run):
         state = Cell(f"{SIGNS[client.state]} {client.state}", _TONES.get(client.state, "bad"))
-        row = [Cell(client.title), state, Cell(figure_of(client.weight, 3))]
+        claimed = f" (claimed {figure_of(client.claimed_weight, 3)})" if client.outlier_claim else ""
+        row = [Cell(client.title), state, Cell(figure_of(client.weight, 3) + claimed)]
         if kept:
             row.append(Cell("–" if client.influence is None else f"{100 * client.influence:.0f} %"))
         row.append(Cell(figure_of(client.num_examples)))

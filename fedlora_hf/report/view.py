@@ -98,6 +98,8 @@ class Client:
     influence: float | None
     suspicion: tuple[str, float] | None
     num_examples: float | None
+    claimed_weight: float | None
+    outlier_claim: str
     evidence: dict[str, Score]
     metrics: dict[str, Values]
     name: str = ""
@@ -229,6 +231,8 @@ def _clients(record: RunRecord) -> list[Client]:
                 influence=number(entry.get("influence")),
                 suspicion=near if state == COLLABORATIVE else None,
                 num_examples=number(entry.get("num_examples")),
+                claimed_weight=number(entry.get("claimed_weight")),
+                outlier_claim=str(entry.get("outlier_claim") or ""),
                 evidence=evidence,
                 metrics={view: values(item) for view, item in mapping(entry.get("metrics")).items()},
                 name=str(names.get(str(client_id), "")),

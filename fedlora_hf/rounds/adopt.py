@@ -10,16 +10,26 @@ from fedlora_hf.rounds.federation import Federation
 from fedlora_hf.rounds.output import check_overwrite
 
 
-def adopted(source: str, federation: Federation, processes: Processes) -> str:
+def adopted(source: str, federation: Federation, processes: Processes, now: RunRecord) -> str:
     """Take the run that `source` ("hub:user/name") names as the last committed round here; that round's number.
 
-    ConfigError for a method whose clients keep what is not on the Hub, and where an unfinished run would be lost.
+    now: the record of the run that is about to begin: what a push leaves out (paths, names) is taken from it.
+    ConfigError for a method whose clients keep what is not on the Hub, for a run that was pushed without what it says
+    of its clients, and where an unfinished run would be lost.
     """
     args, method, store = federation.args, federation.method, federation.store
     with processes.all_or_none():
         place = parse_source(source)
         folder = fetch_run(str(place.repo_id), place.revision, token=args.hub_token)
         record = RunRecord.load(folder)
+        if not record.clients:
+            raise ConfigError(
+                f"resume_from={source!r}: its record names no clients, so who was flagged is not known; push it with "
+                "--hub_with_client_facts, or resume from the output folder"
+            )
+    record.options = {**now.options, **record.options}
+    record.model, record.data = {**record.model, **now.model}, {**record.data, **now.data}
+    record.command, record.sha256 = now.command, {**now.sha256, **record.sha256}
     if method.keeps or method.restarts:
         raise ConfigError(
             f"resume_from={source!r}: {method.name} goes on from what clients keep for themselves, which is "

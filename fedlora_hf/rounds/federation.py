@@ -10,9 +10,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from torch import Tensor
 
 from fedlora_hf.aggregation import aggregate
+from fedlora_hf.aggregation.attacks import ATTACKS
 from fedlora_hf.aggregation.partial import mean_of_trained
+from fedlora_hf.aggregation.server_optimizer import space_of, stepped
 from fedlora_hf.errors import ConfigError, RoundError
 from fedlora_hf.methods.method import Method
 from fedlora_hf.record.changes import component_changes
@@ -20,16 +23,21 @@ from fedlora_hf.record.evidence import past_rounds
 from fedlora_hf.record.record import RunRecord
 from fedlora_hf.record.standing import last_rounds, needed_updates
 from fedlora_hf.record.write import add_round
+from fedlora_hf.rounds.limits import check_suspects
+from fedlora_hf.rounds.rehearsal import rehearsed
+from fedlora_hf.rounds.residual import grown, split
 from fedlora_hf.rounds.store import RoundStore
+from fedlora_hf.training.control import Controls, next_server
 from fedlora_hf.training.personal import Choice, with_kept
 from fedlora_hf.training.stages import Stage, StageName, personal_stage, round_stage
-from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, compressed, state_sum
+from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, compressed, fitted, state_sum
 from fedlora_hf.util.seeding import derive_seed
 
 if TYPE_CHECKING:
     from fedlora_hf.config import FederatedConfig
 
 SERVER = "server"  # who trains on the server's own data
+OPTIMIZER, SCAFFOLD = "optimizer/", "scaffold/"  # how names of what the server remembers begin
 
 
 @dataclass
@@ -56,6 +64,7 @@ class Outcome:
 
     state: the next global adapter. start: the adapter that the clients' updates are compared with. usable: the updates
     it rests on, flagged ones among them. quarantined: {client: reason}, those that failed included.
+    memory: what the server remembers after the round: its optimizer's state, SCAFFOLD's control variate.
     """
 
     state: AdapterState
@@ -64,6 +73,7 @@ class Outcome:
     usable: Sequence[ClientUpdate]
     quarantined: Mapping[str, str]
     seconds: float
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +87,7 @@ class Federation:
     rank: int
 
     def stage(self, number: int) -> Stage:
-        return round_stage(self.args, self.method.trains, number)
+        return round_stage(self.args, self.method.trained(number), number)
 
     def cohort(self, number: int, ids: Iterable[str]) -> list[str]:
         """The clients of a round, sorted: all, or `clients_per_round` drawn from (seed, round); none on the server."""
@@ -92,13 +102,34 @@ class Federation:
         if self.method.restarts:
             # A head has no sum to stand on: it goes on from the mean.
             return Start(AdapterState(self.initial, run.state.extras), run.state if run.round else None)
+        if self.method.residual:
+            return Start(*split(run.state, self.initial))
         own = self.last_update(run.record, client_id) if self.method.keeps else None
         return Start(run.state if own is None else with_kept(run.state, own.state, self.method.keeps))
+
+    def controls(self, run: Run, client_id: str) -> Controls | None:
+        """SCAFFOLD's control variates for a client's next round; None where the run is not SCAFFOLD's."""
+        if not self.args.scaffold or self.stage(run.round + 1).name is not StageName.FEDERATED:
+            return None
+        last = last_rounds(run.record).get(client_id)
+        return Controls(
+            self._remembered(run.round, SCAFFOLD), {} if last is None else self.store.control(last, client_id)
+        )
+
+    def _remembered(self, number: int, what: str) -> dict[str, Tensor]:
+        """What the server remembers after a round (0: before the first) under names that begin so, without that."""
+        memory = self.store.memory(number) if number else {}
+        return {name.removeprefix(what): tensor for name, tensor in memory.items() if name.startswith(what)}
 
     def last_update(self, record: RunRecord, client_id: str) -> ClientUpdate | None:
         """The client's update of the last round it took part in, read from disk; None if there is none."""
         number = last_rounds(record).get(client_id)
         return None if number is None else self.store.kept(number, client_id)
+
+    def moments(self, record: RunRecord, client_id: str) -> bytes:
+        """The state of a client's optimizer after the last round it took part in."""
+        number = last_rounds(record).get(client_id)
+        return b"" if number is None else self.store.optimizer(number, client_id)
 
     def own(self, record: RunRecord, client_id: str) -> AdapterState | None:
         """A client's own whole adapter, as it left its last round; with what it stood on, where rounds restart."""
@@ -106,47 +137,107 @@ class Federation:
         if last is None:
             return None
         number = last_rounds(record)[client_id]
-        if not self.method.restarts or number == 1:
+        if number == 1 or not (self.method.restarts or self.method.residual):
             return last.state
-        return state_sum(self.store.state(number - 1), last.state)
+        state = self.store.state(number - 1)
+        under = state if self.method.restarts else split(state, self.initial)[1]
+        return last.state if under is None else state_sum(under, last.state)
 
     def combined(self, record: RunRecord, number: int, cohort: Sequence[str]) -> Aggregate:
         """The aggregate of a round's updates: a pure function of what the store holds, open round or committed."""
-        updates = [self.store.update(number, client) for client in cohort if not self.store.failure(number, client)]
+        updates = self.updates(number, cohort)
         if not updates:
             reason = self.store.failure(number, cohort[0])
             raise RoundError(f"round {number}: all {len(cohort)} clients failed; {cohort[0]!r} with: {reason}")
-        start = self.store.state(number - 1) if number > 1 else None
-        return aggregate(
+        past, functional = past_rounds(record, number), self.store.functional(number)
+        return self._aggregated(updates, number, past=past, functional=functional)
+
+    def updates(self, number: int, cohort: Sequence[str]) -> list[ClientUpdate]:
+        """A round's updates as they reached the server: what the clients sent or, in a rehearsal, what attackers who
+        know the others' made of theirs. Clients that failed have none."""
+        found = [self.store.update(number, client) for client in cohort if not self.store.failure(number, client)]
+        attackers = {c: how for c, how in self.args.contaminated.items() if how.kind in ATTACKS}
+        if not attackers.keys() & {update.client_id for update in found}:
+            return found
+
+        def rule(states: Mapping[str, AdapterState]) -> AdapterState:
+            return self._aggregated([ClientUpdate(client, state) for client, state in states.items()], number).state
+
+        start = self._reference(number) or self.initial
+        return rehearsed(found, self.args.contaminated, start, rule, self.args.seed, number)
+
+    def _reference(self, number: int) -> AdapterState | None:
+        """What a round's clients started to train from; None for what is the same in every round, or in the first."""
+        if number == 1 or self.method.restarts:
+            return None
+        state = self.store.state(number - 1)
+        return split(state, self.initial)[0] if self.method.residual else state
+
+    def _aggregated(self, updates: Sequence[ClientUpdate], number: int, **more: Any) -> Aggregate:
+        combined = aggregate(
             updates,
             self.args.aggregation,
             weight_by=self.args.weight_by,
-            target_rank=None if self.method.restarts else self.rank,
-            reference=None if self.method.restarts else start,
-            past=past_rounds(record, number),
-            functional=self.store.functional(number),
+            weight_cap=self.args.weight_cap,
+            target_rank=None if self.method.restarts or self.method.residual else self.rank,
+            reference=self._reference(number),
+            server=self.store.server_update(number),
+            **more,
             **cast(dict[str, Any], self.args.aggregation_options),
         )
+        ranks = {module: factors.rank for module, factors in self.initial.items()}
+        uneven = len(set(ranks.values())) > 1 and not (self.method.restarts or self.method.residual)
+        return _fitted(combined, ranks) if uneven else combined
 
     def outcome(self, run: Run, number: int, cohort: Sequence[str]) -> Outcome:
-        """What the open round's updates come to; RoundError when too few of them can be used."""
+        """What the open round's updates come to; RoundError when too few of them can be used, StoppedError
+        when more are suspect than `max_suspects`."""
         began = time.perf_counter()
         combined = self.combined(run.record, number, cohort)
         failures = {client: reason for client in cohort if (reason := self.store.failure(number, client))}
         quarantined = dict(sorted({**failures, **combined.quarantined}.items()))
-        usable = [self.store.update(number, client) for client in cohort if client not in quarantined]
+        usable = [u for u in self.updates(number, cohort) if u.client_id not in quarantined]
         if len(usable) < self.args.server_min_clients:
             raise RoundError(
                 f"round {number}: {len(usable)} usable updates, server_min_clients={self.args.server_min_clients}; "
                 "nothing was changed; lower server_min_clients, or mend the clients and pass --resume_from last"
             )
+        check_suspects(self.args.max_suspects, number, cohort, combined.flagged, quarantined)
         combined = self._in_stage(run, number, combined, usable)
+        combined, memory = self._stepped(run, number, combined)
+        memory = {**memory, **self._variate(run, number, usable)}
         state, start = combined.state, run.state
         if self.method.restarts:
             start = self.initial
             if run.round:
                 state = compressed(state_sum(run.state, combined.state))
-        return Outcome(state, start, combined, usable, quarantined, time.perf_counter() - began)
+        elif self.method.residual:
+            start, state = split(run.state, self.initial)[0], grown(run.state, combined.state, self.initial)
+        return Outcome(state, start, combined, usable, quarantined, time.perf_counter() - began, memory)
+
+    def _stepped(self, run: Run, number: int, combined: Aggregate) -> tuple[Aggregate, Mapping[str, Tensor]]:
+        """The aggregate after the server optimizer's step, and the optimizer's state; in federated rounds alone."""
+        rule, stage = self.args.server_rule, self.stage(number)
+        if rule is None or stage.name is not StageName.FEDERATED:
+            return combined, {}
+        memory = self._remembered(number - 1, OPTIMIZER)
+        found = stepped(rule, space_of(self.method), run.state, combined.state, memory, stage.parts)
+        modules = {**combined.modules, **found.modules}
+        diagnosis = {**combined.diagnosis, "server_optimizer_began": not memory}
+        combined = replace(combined, state=found.state, modules=modules, diagnosis=diagnosis)
+        return combined, {f"{OPTIMIZER}{name}": tensor for name, tensor in found.memory.items()}
+
+    def _variate(self, run: Run, number: int, usable: Sequence[ClientUpdate]) -> Mapping[str, Tensor]:
+        """SCAFFOLD's control variate of the server after the round; {} where the run is not SCAFFOLD's."""
+        if not self.args.scaffold:
+            return {}
+        before, last = self._remembered(number - 1, SCAFFOLD), last_rounds(run.record)
+        changes = (
+            (self.store.control(last[c], c) if c in last else {}, self.store.control(number, c))
+            for c in (update.client_id for update in usable)
+        )
+        after = next_server(before, changes, len(run.record.clients))
+        return {f"{SCAFFOLD}{name}": tensor for name, tensor in after.items()}
 
     def _in_stage(self, run: Run, number: int, combined: Aggregate, usable: Sequence[ClientUpdate]) -> Aggregate:
         """The aggregate; in the global stage only of the parts that are trained, with the method's weights."""
@@ -185,10 +276,10 @@ class Federation:
             functional=self.store.functional(number),
         )
         run.record.rounds[-1] |= dict(facts)
-        self.store.commit(number, outcome.state, run.record)
+        self.store.commit(number, outcome.state, run.record, outcome.memory)
         needed = needed_updates(run.record, self.args.keep_rounds)
         # What a client learned stands on the global adapter of the round before, where rounds restart.
-        bases = {n - 1 for n, _ in needed} if self.method.restarts else set()
+        bases = {n - 1 for n, _ in needed} if self.method.restarts or self.method.residual else set()
         self.store.prune(self.args.keep_rounds, needed, bases)
 
     def commit_on_server(
@@ -231,6 +322,18 @@ class Federation:
         if all(self.store.kept(run.round, client) is None for client in came):
             return {}
         return self.combined(run.record, run.round, cohort).personalised
+
+
+def _fitted(combined: Aggregate, ranks: Mapping[str, int]) -> Aggregate:
+    """The aggregate with each module cut to the rank it has in the model (a rank_pattern), and that said of it."""
+    state, modules = fitted(combined.state, ranks), dict(combined.modules)
+    for module, facts in modules.items():
+        before, after = combined.state[module], state[module]
+        if after.rank < before.rank:
+            lost, kept = (before - after).norm() ** 2, facts.get("discarded_energy", 0.0)
+            share = lost / (before.norm() ** 2 or 1.0)
+            modules[module] = {**facts, "rank": after.rank, "discarded_energy": kept + (1 - kept) * share}
+    return replace(combined, state=state, modules=modules)
 
 
 def check_cohort(args: "FederatedConfig", method: Method, clients: int) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fedlora_hf.adapter.slot import slot_facts
+from fedlora_hf.data.fingerprint import data_sha256
 from fedlora_hf.data.prepare import ClientData
 from fedlora_hf.errors import RoundError
 from fedlora_hf.numerics.evidence import Evidence
@@ -15,7 +16,7 @@ from fedlora_hf.rounds.judges import functional_evidence
 from fedlora_hf.rounds.output import ClientFolders
 from fedlora_hf.rounds.transport import Ask, Scores, Sent
 from fedlora_hf.training.client_trainer import ClientTrainer
-from fedlora_hf.training.local import failure_reason, free_memory
+from fedlora_hf.training.local import StoppedError, failure_reason, free_memory
 from fedlora_hf.training.stages import personal_stage, total_rounds
 from fedlora_hf.update import AdapterState, ClientUpdate
 from fedlora_hf.util.seeding import derive_seed
@@ -36,11 +37,13 @@ class LocalTransport:
         self.trainer, self.federation, self.train_client = trainer, federation, train_client
         self.server, self.facts = server, dict(facts)
         self.args, self.store, self.processes = trainer.args, federation.store, trainer.processes
+        self._data_sha256 = data_sha256(trainer.clients if server is None else {**trainer.clients, SERVER: server})
 
     def opening(self) -> RunRecord:
         examples = {client: data.train.num_examples for client, data in self.trainer.clients.items()}
         adapter = slot_facts(self.trainer.slot, self.args.adapter)
-        return opening(self.args, self.federation.method, self.facts, examples, adapter)
+        sha256 = {"data": self._data_sha256, "base": self.trainer.base_sha256}
+        return opening(self.args, self.federation.method, self.facts, examples, adapter, sha256)
 
     def present(self, run: Run, number: int) -> Iterable[str]:
         return self.trainer.clients
@@ -51,32 +54,47 @@ class LocalTransport:
     # ---- a round -----------------------------------------------------------------------------------------------------
 
     def train(self, ask: Ask) -> Sent:
-        title = f"round {ask.number}/{total_rounds(self.args)}"
+        title, stopped = f"round {ask.number}/{total_rounds(self.args)}", False
         with self.processes.all_or_none():
-            for client_id in self.trainer.progress.over(self.trainer.claim(ask.cohort), title):
+            for client_id in self.trainer.progress.over(self.trainer.claim(ask.cohort), title, len(ask.cohort)):
                 with self.processes.each_or_none():
-                    self.train_into_store(client_id, ask.number)
+                    stopped = not self.train_into_store(client_id, ask.number)
+                if stopped:
+                    break
+        if any(self.processes.everyones(stopped)):
+            self.trainer.control.should_training_stop = True
+            return Sent(complete=False)
         shared = [part for part in ask.stage.parts if part not in self.federation.method.keeps]
-        return Sent(message_bytes=self.message_bytes(shared))
+        # A control variate goes each way beside the adapter.
+        return Sent(message_bytes=self.message_bytes(shared) * (2 if self.args.scaffold else 1))
 
-    def train_into_store(self, client_id: str, number: int) -> None:
-        """Train a client unless an earlier, interrupted run already did; a client that fails is noted, not fatal."""
+    def train_into_store(self, client_id: str, number: int) -> bool:
+        """Train a client unless an earlier, interrupted run already did; a client that fails is noted, not fatal.
+
+        False when a callback asked for the end of the run meanwhile; nothing of this client is kept then.
+        """
         if self.processes.agreed(self.store.finished(number, client_id) is not None):
-            return
+            return True
+        self.trainer.obeys_stop = True
         try:
             update = self.train_client(client_id, number)
             if self.processes.writes:
-                self.store.save(number, update)
+                self.store.save(number, update, **({"optimizer": moments} if (moments := self.trainer.moments) else {}))
         except RoundError:  # the processes differ: not this client's failure
             raise
+        except StoppedError:
+            return False
         except Exception as error:  # whatever a client raises is its own failure; the round goes on without it
             reason = failure_reason("training", error)
         else:
-            return
+            return True
+        finally:
+            self.trainer.obeys_stop = False
         # Out of the handler, so that the error no longer holds the client's tensors.
         free_memory()
         if self.processes.writes:
             self.store.fail(number, client_id, reason)
+        return True
 
     def train_on_server(self, ask: Ask) -> tuple[ClientUpdate, Mapping[str, Any]]:
         assert self.server is not None  # the options have been checked: a stage on the server has its data
@@ -88,8 +106,8 @@ class LocalTransport:
         return update, {"bytes_down": dict.fromkeys(trainer.clients, self.message_bytes(ask.stage.parts))}
 
     def judge(self, ask: Ask) -> Mapping[str, Evidence]:
-        store, number = self.store, ask.number
-        updates = [store.update(number, client) for client in ask.cohort if not store.failure(number, client)]
+        number = ask.number
+        updates = self.federation.updates(number, ask.cohort)
         # Whoever is flagged already is no judge of others.
         trusted = [client for client in ask.cohort if client not in ask.run.record.flagged]
         validation = {client: self.trainer.clients[client].validation for client in trusted}
@@ -118,7 +136,7 @@ class LocalTransport:
     ) -> Mapping[str, Mapping[str, Any]]:
         chosen: dict[str, dict[str, Any]] = {}
         with self.processes.all_or_none():
-            for client_id in self.trainer.progress.over(self.trainer.claim(members), "personal adapter"):
+            for client_id in self.trainer.progress.over(self.trainer.claim(members), "personal adapter", len(members)):
                 with self.processes.each_or_none():
                     chosen[client_id] = self._personal_into(folders, run, client_id, refined.get(client_id))
         return self.processes.gathered(chosen)
@@ -129,7 +147,7 @@ class LocalTransport:
         """Write a client's personal adapter; what was chosen and why, or why there is none."""
         own = self.federation.own(run.record, client_id)
         try:
-            found = self.trainer.personal(client_id, run.state, own, refined)
+            found = self.trainer.personal_adapter(client_id, run.state, own, refined)
         except RoundError:  # the processes differ: not this client's failure
             raise
         except Exception as error:  # its own failure: it has no personal adapter, the others do

@@ -6,21 +6,30 @@ it is used: after each commit the loop goes on from what it reads back.
 """
 # SPDX-License-Identifier: Apache-2.0
 
+import logging
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from fedlora_hf.errors import RecordError
 from fedlora_hf.hub.publishing import Publisher
+from fedlora_hf.launch.heartbeat import heartbeat
 from fedlora_hf.record.standing import collaborative
 from fedlora_hf.record.write import add_metrics, check_same_run, mean_over_collaborative
 from fedlora_hf.rounds.adopt import adopted
 from fedlora_hf.rounds.federation import Federation, Run, check_cohort
+from fedlora_hf.rounds.limits import check_budget
 from fedlora_hf.rounds.output import ClientFolders, check_overwrite, write_run
+from fedlora_hf.rounds.ownership import check_no_less, check_output
 from fedlora_hf.rounds.store import unlike
 from fedlora_hf.rounds.transport import Ask, Transport, Watcher
 from fedlora_hf.training.stages import total_rounds
 from fedlora_hf.util.disk import sweep
+from fedlora_hf.util.lock import one_writer
 from fedlora_hf.util.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 
 class RoundLoop:
@@ -36,12 +45,26 @@ class RoundLoop:
         self.federation, self.transport, self.watcher = federation, transport, watcher
         self.args, self.store, self.publisher, self.progress = federation.args, federation.store, publisher, progress
         self.processes = transport.processes
-        self.run = self._new_run()
+        self.run, self._begun = self._new_run(), False
 
     @property
     def num_rounds(self) -> int:
         """Rounds of the whole run, those of the global stage included."""
         return total_rounds(self.args)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Be the only writer of the output folder meanwhile; ConfigError where it is another's, or another writes.
+
+        Where several processes run, one that is lost ends the others, which would wait for it.
+        """
+        with ExitStack() as held:
+            with self.processes.all_or_none():
+                if self.processes.first:
+                    check_output(self.args.output_dir, self.run.record.kind)
+                    held.enter_context(one_writer(self.args.output_dir))
+            held.enter_context(heartbeat(self.processes.number, self.processes.count))
+            yield
 
     def train(self, resume: str | None = None) -> Run:
         """The rounds, and the personal adapters; `evaluate` and `write` are the caller's to ask for."""
@@ -51,6 +74,10 @@ class RoundLoop:
             add_metrics(self.run.record, "global", scores, "before")
         while self.run.round < self.num_rounds and not self.watcher.stopped:
             self.round(self.run.round + 1)
+        if (best := self.watcher.best_round()) is not None and best != self.run.round:
+            self.run = Run(self.run.round, self.store.state(best), self.run.record)
+            self.run.record.rounds[-1]["result_of_round"] = best
+            self.progress.say(f"the result is round {best}'s adapter, the best by {self.args.metric_for_best_model}")
         self.personalise()
         return self.run
 
@@ -59,7 +86,7 @@ class RoundLoop:
     def begin(self, resume: str | None) -> None:
         """Stand at the start of a new run, or after the round that `resume` names ("last", "3", "hub:user/name")."""
         if resume is not None and resume.startswith("hub:"):
-            resume = adopted(resume, self.federation, self.processes)
+            resume = adopted(resume, self.federation, self.processes, self._new_run().record)
         self.run = self._new_run()
         with self.processes.all_or_none():
             number, damage = (None, None) if resume is None else self.store.resumed(resume)
@@ -70,7 +97,8 @@ class RoundLoop:
                 now.clients = now.clients or earlier.clients  # over a network they are not known before they answer
                 check_same_run(earlier, now)
         if damage is not None:
-            self.progress.say(f"going on from round {number}, the last that is whole: {damage}")
+            # Not by way of the bar, which may be switched off: rounds that were done are lost.
+            logger.warning("going on from round %s, the last that is whole: %s", number, damage)
         with self.processes.all_or_none():
             if self.processes.first:
                 self._clear(number, new=earlier is None)
@@ -79,6 +107,7 @@ class RoundLoop:
             if reason := unlike(state, self.federation.initial):
                 raise RecordError(f"{self.store.folder / str(number)}: {reason}; its adapter is not of this model")
             self.run = Run(number, state, earlier)
+        self._begun = True
 
     def _new_run(self) -> Run:
         return Run(0, self.federation.initial, self.transport.opening())
@@ -103,19 +132,28 @@ class RoundLoop:
         ask = Ask(number, federation.stage(number), federation.cohort(number, present), self.run)
         if ask.stage.on_server:
             self._server_round(ask, began)
-        else:
-            self._client_round(ask, began)
+        elif not self._client_round(ask, began):
+            self.progress.say(f"stopped in round {number}: it is not committed, and --resume_from last goes on with it")
+            return
         self.run = Run(number, self.store.state(number), self.store.record(number))
         self._after(number)
 
-    def _client_round(self, ask: Ask, began: float) -> None:
-        """A round on the clients' data: nothing is changed before all that can be refused has been looked at."""
+    def _client_round(self, ask: Ask, began: float) -> bool:
+        """A round on the clients' data: nothing is changed before all that can be refused has been looked at.
+
+        False when the run was stopped in the middle of it.
+        """
         federation, run, number, cohort = self.federation, ask.run, ask.number, ask.cohort
         check_cohort(self.args, federation.method, len(cohort))
+        check_budget(self.args, number, run.record.rounds, cohort)
         sent = self.transport.train(ask)
+        if not sent.complete:
+            return False
         with self.processes.all_or_none():
             if self.args.functional_judges and not self.store.functional(number):
                 self._judge(ask)
+            if federation.method.needs_server:
+                self._train_server(ask)
             if self.processes.first:
                 seconds = time.perf_counter() - began
                 outcome = federation.outcome(run, number, cohort)
@@ -123,6 +161,7 @@ class RoundLoop:
                 federation.commit(
                     run, number, cohort, outcome, seconds=seconds, message_bytes=sent.message_bytes, facts=facts
                 )
+        return True
 
     def _judge(self, ask: Ask) -> None:
         """Take functional evidence on the open round's updates and leave it beside them."""
@@ -130,6 +169,14 @@ class RoundLoop:
             found = self.transport.judge(ask)
             if self.processes.first:
                 self.store.note_functional(ask.number, found)
+
+    def _train_server(self, ask: Ask) -> None:
+        """Train on the server's own data, as a client would, what the method compares clients with."""
+        done = self.store.server_update(ask.number) is not None
+        if not self.processes.agreed(done) and (self.processes.first or self.processes.together):
+            update, _ = self.transport.train_on_server(ask)
+            if self.processes.first:
+                self.store.save_server(ask.number, update)
 
     def _server_round(self, ask: Ask, began: float) -> None:
         """A round of the global stage on the server's own data: its result is the new global adapter."""
@@ -143,16 +190,26 @@ class RoundLoop:
 
     def _after(self, number: int) -> None:
         """What follows a committed round: its metrics, a push, a word to whoever watches."""
-        run, entry = self.run, self.run.record.rounds[-1]
-        if self.args.evaluate_rounds:
-            entry["metrics"] = {"global": mean_over_collaborative(run.record, self.transport.score(run))}
+        entry = self.run.record.rounds[-1]
+        if self.watcher.wants_scores(number):
+            self.score_round()
         with self.processes.all_or_none():
-            if self.processes.first and self.args.evaluate_rounds:
-                self.store.amend(number, run.record)
             if self.processes.first and self.publisher.pushes_rounds:
                 self.write(str(self.args.output_dir), report=False)
                 self.publisher.round(number)
         self.watcher.round_ended(entry)
+
+    def score_round(self) -> None:
+        """Put the metrics of the global adapter after the last round into that round's entry, on disk too."""
+        run = self.run
+        run.record.rounds[-1]["metrics"] = {"global": mean_over_collaborative(run.record, self.transport.score(run))}
+        self.amend()
+
+    def amend(self) -> None:
+        """Write the record of the last round again, with what was added to it."""
+        with self.processes.all_or_none():
+            if self.processes.first:
+                self.store.amend(self.run.round, self.run.record)
 
     # ---- the end -----------------------------------------------------------------------------------------------------
 
@@ -181,5 +238,11 @@ class RoundLoop:
             add_metrics(record, kind, scores)
 
     def write(self, folder: str, *, report: bool = True) -> None:
-        """Write the global adapter, run.json, the card and, unless told not to, the report."""
+        """Write the global adapter, run.json, the card and, unless told not to, the report.
+
+        ConfigError where they would replace what is not this run's, or a run that has come further.
+        """
+        check_output(folder, self.run.record.kind)
+        if not self._begun:
+            check_no_less(folder, self.run.round)
         write_run(folder, self.run.state, self.store.config, self.run.record, report=report)

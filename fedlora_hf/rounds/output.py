@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedlora_hf.adapter.files import read_adapter, write_adapter
+from fedlora_hf.adapter.files import WEIGHTS, read_adapter, write_adapter
 from fedlora_hf.errors import ConfigError, RecordError
 from fedlora_hf.hub import write_card
 from fedlora_hf.record.record import RunRecord
@@ -14,6 +14,7 @@ from fedlora_hf.report import write_report
 from fedlora_hf.rounds.store import RoundStore
 from fedlora_hf.update import AdapterState
 from fedlora_hf.util.disk import remove_tree
+from fedlora_hf.util.sums import file_sha256
 
 CLIENTS = "clients"
 _DRAFT = ".clients.tmp"
@@ -30,8 +31,9 @@ class ClientFolders:
         remove_tree(self.folder / _DRAFT)
         (self.folder / _DRAFT).mkdir(parents=True)
 
-    def write(self, client_id: str, state: AdapterState) -> None:
-        write_adapter(self.folder / _DRAFT / client_id, state, self.config)
+    def write(self, client_id: str, state: AdapterState, config: Mapping[str, Any] | None = None) -> None:
+        """config: of this client's adapter, where it differs from the run's."""
+        write_adapter(self.folder / _DRAFT / client_id, state, self.config if config is None else config)
 
     def publish(self) -> None:
         """Replace OUT/clients by what was written since `begin`."""
@@ -58,6 +60,7 @@ def write_run(
     """Write the global adapter, run.json, the report (unless told not to) and the card, each file whole or not."""
     folder = Path(folder)
     write_adapter(folder, state, config)
+    record.sha256["adapter"] = file_sha256(folder / WEIGHTS)
     record.save(folder)
     if report:
         write_report(record, folder)
@@ -77,4 +80,21 @@ def check_overwrite(output_dir: str | None, store: RoundStore) -> None:
         raise ConfigError(
             f"output_dir={output_dir!r}: holds an unfinished run (round {committed[-1]} is committed); pass "
             "--resume_from last to go on, another --output_dir, or delete its folder rounds"
+        )
+
+
+def has_finished_run(folder: str) -> bool:
+    """Whether the folder holds the result of at least one round."""
+    try:
+        return len(RunRecord.load(folder).rounds) > 0
+    except RecordError:
+        return False
+
+
+def check_untrained(folder: str) -> None:
+    """ConfigError where an adapter that nobody trained would take the place of a run's result."""
+    if has_finished_run(folder):
+        raise ConfigError(
+            f"{folder!r}: holds a finished run, and this trainer has trained nothing that could take its place; "
+            "call train() first, or save into another folder"
         )

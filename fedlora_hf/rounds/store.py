@@ -1,6 +1,9 @@
 """Rounds on disk: an open round gathers clients' updates, a committed one is renamed into place, whole or not at all.
 
 rounds/3/                 committed: the global adapter, run.json up to here, and
+rounds/3/server.safetensors   what the server remembers (its optimizer's state, SCAFFOLD's control variate), and
+rounds/3/server/          its own update, where the run has these; a client's control.safetensors is its variate
+rounds/3/                 committed: the global adapter, run.json up to here, SHA256SUMS of all its files, and
 rounds/3/clients/<id>/    each client's own update, a stock PEFT folder beside update.json
 rounds/.open-4/           under way: finished clients of the next round, which a resumed run does not train again
 """
@@ -13,15 +16,22 @@ from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor
+
 from fedlora_hf.adapter.files import read_adapter, write_adapter
-from fedlora_hf.aggregation.screening import unsound_state
-from fedlora_hf.errors import AdapterError, ConfigError, FedLoraError, RecordError, one_line
+from fedlora_hf.aggregation.soundness import unsound, unsound_state
+from fedlora_hf.errors import AdapterError, ConfigError, FedLoraError, RecordError, StorageError, one_line
 from fedlora_hf.numerics.evidence import Evidence
-from fedlora_hf.record.record import RunRecord, check_complete
+from fedlora_hf.record.record import FILE_NAME, RunRecord, check_complete
 from fedlora_hf.update import AdapterState, ClientUpdate
 from fedlora_hf.util.disk import read_json, remove_tree, sweep, sync, within, write_atomically
+from fedlora_hf.util.sums import changed_file, write_sums
 
-UPDATE, FAILURE, FUNCTIONAL = "update.json", "failure.json", "functional.json"
+UPDATE, FAILURE, FUNCTIONAL, OPTIMIZER = "update.json", "failure.json", "functional.json", "optimizer.safetensors"
+MEMORY, SERVER, CONTROL = "server.safetensors", "server", "control.safetensors"
 MAX_NOTE_BYTES = 16 * 1024**2
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 
@@ -32,6 +42,7 @@ class RoundStore:
     def __init__(self, folder: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
         folder = Path(folder)
         self.folder, self.config = within(folder.parent, folder.name), dict(config)
+        self.protected: set[int] = set()  # rounds whose global adapter `prune` leaves
 
     def committed(self) -> list[int]:
         """Numbers of the committed rounds, ascending."""
@@ -43,17 +54,26 @@ class RoundStore:
     def damage(self, number: int) -> str | None:
         """Why a run cannot go on from a committed round (a file cut short, say), in one line; None when it can.
 
-        Its record, its global adapter and the headers of the updates that lie there are read; older updates are not.
+        Every file that lies there is as its sha256 tells, and so are the updates that earlier rounds keep; its record,
+        its global adapter and the headers of its updates are read.
         """
+        place = self.folder / str(number)
         try:
-            check_complete(self.record(number), number, str(self.folder / str(number)))
+            for earlier in self.committed():
+                kept = "" if earlier == number else "clients/"
+                if earlier <= number and (reason := changed_file(self.folder / str(earlier), kept)):
+                    return f"{self.folder / str(earlier)}: {reason}"
+            check_complete(self.record(number), number, str(place))
+            self.memory(number)
             if reason := unsound_state(self.state(number)):
-                return f"{self.folder / str(number)}: {reason}"
+                return f"{place}: {reason}"
             for client_id in _names(within(self.folder, str(number), "clients")):
                 if not (self.folder / str(number) / "clients" / client_id / FAILURE).is_file():
                     self.update(number, client_id)
         except FedLoraError as error:
             return str(error)
+        except (OSError, ValueError) as error:
+            return f"{place}: {one_line(error, 120)}"
         return None
 
     def last_sound(self) -> tuple[int, str | None]:
@@ -99,8 +119,9 @@ class RoundStore:
         for path in self.folder.glob(".open-*"):
             if path.name != f".open-{number + 1}" or path.is_symlink() or not path.is_dir():
                 remove_tree(path)
-            elif (path / "clients").is_symlink():
-                remove_tree(path / "clients")
+            for inner in ("clients", SERVER):
+                if (path / inner).is_symlink():
+                    remove_tree(path / inner)
         for folder in (self.folder, self._open(number + 1), self._open(number + 1) / "clients"):
             sweep(folder)
 
@@ -119,20 +140,32 @@ class RoundStore:
         """The update a client has already left in an open round, or None: not trained yet, or left damaged."""
         try:
             return self._read(self._open(number), client_id)
-        except (AdapterError, RecordError):
+        except (AdapterError, RecordError, StorageError):
             return None
 
-    def save(self, number: int, update: ClientUpdate) -> ClientUpdate:
-        """Put a client's update into the open round; what comes back reads it from disk."""
+    def save(self, number: int, update: ClientUpdate, optimizer: bytes = b"") -> ClientUpdate:
+        """Put a client's update into the open round; what comes back reads it from disk.
+
+        optimizer: state of its optimizer, that it goes on with; it is never sent.
+        """
         place = self._open(number) / "clients" / update.client_id
         draft = place.with_name(f".{update.client_id}.tmp")
         remove_tree(draft)
         write_adapter(draft, update.state, self.config)
         facts = {"num_examples": update.num_examples, "metrics": dict(update.metrics)}
+        if update.control:
+            write_atomically(draft / CONTROL, safetensors_bytes(dict(update.control)))
         write_atomically(draft / UPDATE, json.dumps(facts).encode())
+        if optimizer:
+            write_atomically(draft / OPTIMIZER, optimizer)
         remove_tree(place)
         os.rename(draft, place)
         return self._read(self._open(number), update.client_id)
+
+    def optimizer(self, number: int, client_id: str) -> bytes:
+        """The state that a client's optimizer was left in by a round; b"" where there is none."""
+        path = within(self._place(number), "clients") / client_id / OPTIMIZER
+        return path.read_bytes() if path.is_file() and not path.is_symlink() else b""
 
     def kept(self, number: int, client_id: str) -> ClientUpdate | None:
         """The client's update of a committed round, or None where it is not here (the round came from the Hub)."""
@@ -160,7 +193,10 @@ class RoundStore:
 
     def fail(self, number: int, client_id: str, reason: str) -> None:
         """Note in the open round that a client could not be trained, and why."""
-        write_atomically(self._open(number) / "clients" / client_id / FAILURE, json.dumps(reason).encode())
+        place = self._open(number) / "clients" / client_id
+        if place.is_symlink():  # what it leads to is not ours to write into
+            remove_tree(place)
+        write_atomically(place / FAILURE, json.dumps(reason).encode())
 
     def failure(self, number: int, client_id: str) -> str | None:
         """Why a client of a round, open or committed, could not be trained, or None."""
@@ -170,11 +206,40 @@ class RoundStore:
         except (OSError, ValueError):
             return "training failed; the note of why cannot be read"
 
-    def commit(self, number: int, state: AdapterState, record: RunRecord) -> None:
-        """Close the open round: write the global adapter and the record into it, then rename it, synced, into place."""
+    def memory(self, number: int) -> dict[str, Tensor]:
+        """What the server remembers after a committed round, named tensors; {} for nothing."""
+        return _tensors(self.folder / str(number) / MEMORY)
+
+    def control(self, number: int, client_id: str) -> dict[str, Tensor]:
+        """The control variate that a client left in a round; {} where it left none."""
+        return _tensors(self._place(number) / "clients" / client_id / CONTROL)
+
+    def save_server(self, number: int, update: ClientUpdate) -> None:
+        """Put what was trained on the server's own data into the open round, beside the clients' updates."""
+        place = self._open(number) / SERVER
+        draft = place.with_name(f".{SERVER}.tmp")
+        remove_tree(draft)
+        write_adapter(draft, update.state, self.config)
+        remove_tree(place)
+        os.rename(draft, place)
+
+    def server_update(self, number: int) -> AdapterState | None:
+        """What a round, open or committed, trained on the server's own data to compare clients with; None: nothing."""
+        place = self._place(number) / SERVER
+        return read_adapter(place)[0] if place.is_dir() and not place.is_symlink() else None
+
+    def commit(
+        self, number: int, state: AdapterState, record: RunRecord, memory: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Close the open round: write the global adapter and the record into it, then rename it, synced, into place.
+
+        memory: what the server remembers, written beside the adapter."""
         place = self._open(number)
         write_adapter(place, state, self.config)
+        if memory:
+            write_atomically(place / MEMORY, safetensors_bytes({name: t.contiguous() for name, t in memory.items()}))
         record.save(place)
+        write_sums(place)
         for path in sorted(place.rglob("*")):
             sync(path)
         sync(place)
@@ -200,6 +265,7 @@ class RoundStore:
     def amend(self, number: int, record: RunRecord) -> None:
         """Replace the record of a committed round by one that knows more of it, such as its metrics."""
         record.save(self.folder / str(number))
+        write_sums(self.folder / str(number), FILE_NAME)
 
     def prune(self, keep: int, needed: Iterable[tuple[int, str]], bases: Container[int] = ()) -> None:
         """Remove committed rounds but the last `keep` (0: none is removed), except the updates that are `needed`.
@@ -211,11 +277,17 @@ class RoundStore:
         needed = set(needed)
         for number in self.committed()[:-keep]:
             place = self.folder / str(number)
+            remove_tree(place / SERVER)
+            remove_tree(place / MEMORY)
             clients = within(place, "clients")
             for client in clients.iterdir() if clients.is_dir() else ():
                 if (number, client.name) not in needed:
                     remove_tree(client)
-            if number not in bases and not any((number, client_id) in needed for client_id in _names(clients)):
+            if (
+                number not in bases
+                and number not in self.protected
+                and not any((number, client_id) in needed for client_id in _names(clients))
+            ):
                 remove_tree(place)
 
     def _place(self, number: int) -> Path:
@@ -226,7 +298,7 @@ class RoundStore:
         return self.folder / f".open-{number}"
 
     def _read(self, place: Path, client_id: str) -> ClientUpdate:
-        folder = place / "clients" / client_id
+        folder = within(place, "clients", client_id)
         state, _ = read_adapter(folder)
         try:
             facts = read_json(folder / UPDATE, MAX_NOTE_BYTES)
@@ -253,3 +325,16 @@ def unlike(state: AdapterState, other: AdapterState) -> str | None:
 
 def _limit(threshold: Any) -> float | None:
     return None if threshold is None else float(threshold)
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """The named tensors of a file, finite all of them; {} where there is none."""
+    if not path.is_file() or path.is_symlink():
+        return {}
+    try:
+        found = dict(load_file(path))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise RecordError(f"{path}: not readable ({type(error).__name__}); resume from an earlier round") from None
+    if bad := [name for name, tensor in found.items() if unsound(tensor)]:
+        raise RecordError(f"{path}: {bad[0]} {unsound(found[bad[0]])}; resume from an earlier round")
+    return found

@@ -29,10 +29,11 @@ class Ask:
 @dataclass(frozen=True, eq=False)
 class Sent:
     """What a round's messages came to. facts: for the round's entry in the record. message_bytes: what each client
-    sends and is sent, where no message was counted."""
+    sends and is sent, where no message was counted. complete: False when the run was stopped before all had trained."""
 
     facts: Mapping[str, Any] = field(default_factory=dict)
     message_bytes: int | None = None
+    complete: bool = True
 
 
 class Transport(Protocol):
@@ -87,5 +88,11 @@ class Watcher(Protocol):
 
     def round_begins(self, number: int) -> None: ...
 
-    def round_ended(self, entry: Mapping[str, Any]) -> None:
+    def wants_scores(self, number: int) -> bool:
+        """Whether the global adapter is to be scored after this round."""
+
+    def best_round(self) -> int | None:
+        """The round whose adapter is to be the result; None: the last."""
+
+    def round_ended(self, entry: dict[str, Any]) -> None:
         """entry: the round's in the record."""

@@ -3,50 +3,63 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
-from torch import Tensor, nn
-from transformers import PrinterCallback, ProgressCallback, Trainer
+from peft import PeftConfig
+from torch import nn
+from transformers import PrinterCallback, ProgressCallback
 
+from fedlora_hf.adapter.base import adapted, checkpoint_activations
+from fedlora_hf.adapter.base_fingerprint import base_sha256
 from fedlora_hf.adapter.files import read_adapter
-from fedlora_hf.adapter.slot import AdapterSlot, set_frozen, slot_rank, with_adapter
-from fedlora_hf.adapter.slot import peft_config as described
+from fedlora_hf.adapter.slot import (
+    AdapterSlot,
+    own_adapter,
+    set_frozen,
+    slot_rank,
+    slot_ranks,
+    write_initial,
+)
+from fedlora_hf.aggregation.update_attacks import KINDS as UPDATE_ATTACKS
+from fedlora_hf.aggregation.update_attacks import attacked
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.data.collate import Collator
 from fedlora_hf.data.labels import head_labels
 from fedlora_hf.data.packing import check_packing
 from fedlora_hf.data.prepare import ClientData, prepare_client
-from fedlora_hf.errors import ConfigError, DataError
+from fedlora_hf.errors import ConfigError
 from fedlora_hf.launch.processes import Processes
 from fedlora_hf.launch.quantisation import keep_trainable
 from fedlora_hf.launch.schedule import shares
-from fedlora_hf.launch.zero import plain_launch
+from fedlora_hf.launch.zero import plain_launch, without_deepspeed
 from fedlora_hf.methods import method_named
 from fedlora_hf.privacy import Privacy
+from fedlora_hf.training.checks import check_construction, check_tokens, told_in_one_line
+from fedlora_hf.training.computed import computed_metrics
+from fedlora_hf.training.control import Controls
 from fedlora_hf.training.local import LocalTraining, local_batches, num_local_steps
-from fedlora_hf.training.personal import Personal, best, candidates, given, with_kept, with_tuned
+from fedlora_hf.training.personal import Choice, Personal, Source, best, candidates, given, with_kept, with_tuned
 from fedlora_hf.training.scorer import Scorer
 from fedlora_hf.training.sharding import is_sharded, prepared
 from fedlora_hf.training.stages import Stage, StageName, personal_stage, round_stage
+from fedlora_hf.training.step_log import StepLog
+from fedlora_hf.training.step_trainer import StepTrainer
 from fedlora_hf.update import AdapterState, ClientUpdate, fitted
-from fedlora_hf.util.names import unfit_reason
 from fedlora_hf.util.progress import Progress
 from fedlora_hf.util.seeding import derive_seed
 
 Metrics = dict[str, float]
-# What Trainer.train() does and a client's own steps do not; better refused than silently without effect.
-_UNUSED = ("neftune_noise_alpha", "use_liger_kernel", "fp16_full_eval", "bf16_full_eval")
 
 
-class ClientTrainer(Trainer):
+class ClientTrainer(StepTrainer):
     """A `transformers.Trainer` whose training data are many clients'; the layer under `FederatedTrainer`."""
 
     args: FederatedConfig
     model: Any
     processing_class: Any
-    _decay_names: list[str] | None = None
+    moments = b""  # of the optimizer of the client that trained last, where they are kept
 
     def __init__(
         self,
@@ -59,7 +72,7 @@ class ClientTrainer(Trainer):
         data_collator: Any = None,
         **kwargs: Any,
     ) -> None:
-        _check_arguments(args, client_datasets)
+        check_construction(args, client_datasets, kwargs)
         head = head_labels(getattr(model, "config", None))
         self.clients: dict[str, ClientData] = {
             client_id: prepare_client(client_id, client_datasets[client_id], processing_class, args, head)
@@ -67,31 +80,41 @@ class ClientTrainer(Trainer):
         }
         if args.packing:
             check_packing(model)
-        if not isinstance(model, PeftModel):
-            model = with_adapter(model, peft_config or described(args), args.seed)
+        check_tokens(model, self.clients)
+        model = adapted(model, peft_config, args)
         if data_collator is None:
             pad = getattr(processing_class, "pad_token_id", None)
             data_collator = Collator(pad if pad is not None else 0, 8 if torch.cuda.is_available() else 1)
-        super().__init__(
-            model=model, args=args, data_collator=data_collator, processing_class=processing_class, **kwargs
-        )
-        if self.optimizer is not None:
-            raise ConfigError("optimizers=(...): every client needs a fresh one; pass optimizer_cls_and_kwargs instead")
+        given = kwargs.pop("eval_dataset", None)
+        # Trainer wants one where rounds are evaluated; clients have test splits of their own.
+        more = {**kwargs, "eval_dataset": {} if given is None else given}
+        with told_in_one_line(), without_deepspeed(args.zero):
+            super().__init__(
+                model=model, args=args, data_collator=data_collator, processing_class=processing_class, **more
+            )
+        self.eval_dataset = given
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
         self.progress = Progress(enabled=not args.disable_tqdm and self.is_world_process_zero())
         together, sharded = args.client_parallel == "data", is_sharded(self.accelerator, args.zero)
         self.processes = Processes(self.accelerator, together=together, lockstep=sharded)
-        self.slot = AdapterSlot(self.model)
+        self.slot = AdapterSlot(self.model, own_adapter(self.model))
+        self.slot.check_owns_all()
+        self.base_sha256 = base_sha256(self.model, {id(parameter) for parameter in self.slot.parameters()})
         # Never wrapped: `processes` adds up what a wrapper would, so any part of the adapter can be trained next.
         self.model_wrapped = prepared(self.accelerator, self.slot, together, args.zero)
         if sharded and (self.compute_loss_func or not self.model_accepts_loss_kwargs):
             raise ConfigError("a sharded base, and a loss not divided by num_items_in_batch: use the model's own loss")
         if args.gradient_checkpointing:
-            self._checkpoint_activations()
+            checkpoint_activations(self.model, args)
         if args.initial_adapter is not None:
-            self.slot.write(fitted(read_adapter(args.initial_adapter)[0], slot_rank(self.slot)))
+            write_initial(self.slot, read_adapter(args.initial_adapter)[0], args.initial_adapter)
         keep_trainable(self.model)
+        if args.torch_compile:
+            self.model.compile(backend=args.torch_compile_backend or "inductor", mode=args.torch_compile_mode)
+        self.step_log = StepLog(args.logging_nan_inf_filter)
+        # Whether local steps end when a callback asks for it: in the rounds, and not in the personal steps after them.
+        self.obeys_stop = False
         if self.processes.count > 1 and (odd := self.processes.differing(self.slot.checksum())) is not None:
             raise ConfigError(
                 f"model: process {odd} was given another adapter than process 0; pass peft_config and let the trainer "
@@ -107,14 +130,6 @@ class ClientTrainer(Trainer):
     def create_accelerator_and_postprocess(self) -> None:
         with plain_launch(self.args):
             super().create_accelerator_and_postprocess()
-
-    def _checkpoint_activations(self) -> None:
-        """Switch checkpointing on, as Trainer.train() would: a client's steps do not pass through it."""
-        base: Any = self.model.get_base_model()
-        if hasattr(base, "activation_checkpointing_enable"):  # transformers < 5.23 knows the older name alone
-            base.activation_checkpointing_enable(self.args.activation_checkpointing_kwargs)
-        else:
-            base.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
 
     # ---- who does what -----------------------------------------------------------------------------------------------
 
@@ -141,20 +156,44 @@ class ClientTrainer(Trainer):
     # ---- one client --------------------------------------------------------------------------------------------------
 
     def train_round(
-        self, client_id: str, start: AdapterState, frozen: AdapterState | None, number: int
+        self,
+        client_id: str,
+        start: AdapterState,
+        frozen: AdapterState | None,
+        number: int,
+        controls: Controls | None = None,
+        moments: bytes = b"",
     ) -> ClientUpdate:
         """A client's part in round `number`: its local steps from `start`, and of what they give what leaves the client
         (all of it or, where the run asks for privacy, clipped and with noise).
 
         frozen: an adapter that stands frozen under the trained one, where the method restarts its rounds; None: none.
+        controls: SCAFFOLD's, which the update then has the next of; None: none.
+        moments: state that its optimizer goes on with.
         """
-        stage = round_stage(self.args, self.method.trains, number)
+        stage = round_stage(self.args, self.method.trained(number), number)
         seed = derive_seed(self.args.seed, "client", number, client_id)
         self.install(start, frozen)
         update = self.train_from(
-            start, client_id, self.clients[client_id], stage, seed, timeout=self.args.client_timeout
+            start,
+            client_id,
+            self.clients[client_id],
+            stage,
+            seed,
+            order=self.order_seed("client", number, client_id),
+            controls=controls,
+            timeout=self.args.client_timeout,
+            moments=moments,
         )
+        contaminated = self.args.contaminated.get(client_id)
+        if contaminated is not None and contaminated.kind in UPDATE_ATTACKS:
+            update = replace(update, state=attacked(contaminated, update.state, start, seed, stage.untrained))
         return update if self.privacy is None else self.privacy.applied(update, start, stage.untrained, seed)
+
+    def order_seed(self, *purpose: int | str) -> int:
+        """Seed of the order of examples for a purpose: data_seed's, where that is given, else the run's."""
+        base = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return derive_seed(base, *purpose)
 
     def install(self, start: AdapterState, frozen: AdapterState | None = None) -> None:
         """Put an adapter into the model to train on, and what stands frozen under it."""
@@ -169,28 +208,35 @@ class ClientTrainer(Trainer):
         stage: Stage,
         seed: int,
         *,
+        order: int | None = None,
         steps: int | None = None,
+        controls: Controls | None = None,
         timeout: float | None = None,
+        moments: bytes = b"",
     ) -> ClientUpdate:
         """The update of `name` after a stage's local steps on its training split, from `start`, which is in the model.
 
-        steps: default a round's. timeout: seconds they may take, see `LocalTraining`.
+        order: seed of the order of examples, default `seed`. steps: default a round's.
+        timeout, moments: see `LocalTraining`.
         """
         self.slot.train_only(stage.parts)
+        self.client_in_training = name
         share, even = self.processes.share, self.processes.lockstep
-        batches = local_batches(data.train, self.data_collator, self.args, seed, share=share, even=even)
-        mu = self.args.fedprox_mu if stage.name is StageName.FEDERATED else 0.0
+        order = seed if order is None else order
+        batches = local_batches(data.train, self.data_collator, self.args, order, share=share, even=even)
+        pull = {StageName.FEDERATED: self.args.fedprox_mu, StageName.PERSONAL: self.args.personal_proximal_mu}
+        mu = pull.get(stage.name, 0.0)
         steps = self.num_local_steps(data) if steps is None else steps
         with _learning_rate(self.args, stage.learning_rate):
-            result = LocalTraining(self, batches, steps, seed, proximal_mu=mu, timeout=timeout).run()
+            result = LocalTraining(self, batches, steps, seed, mu, controls, timeout, moments).run()
         if self.processes.together:
             self.processes.check_same(self.slot.checksum(), f"the adapter of {name!r} after its local steps")
         facts = {"train_loss": result.train_loss, "steps": result.steps}
         # A factor that was not trained is the start's to the bit, which an adapter kept in other parts (dirmag) is not.
         state = with_kept(self.slot.read(), start, stage.untrained)
-        return ClientUpdate(name, state, data.train.num_examples, facts)
+        return ClientUpdate(name, state, data.train.num_examples, facts, result.control)
 
-    def personal(
+    def personal_adapter(
         self, client_id: str, global_state: AdapterState, own: AdapterState | None, refined: AdapterState | None
     ) -> Personal:
         """A client's personal adapter. own: its last update; refined: what the method made for it."""
@@ -206,71 +252,19 @@ class ClientTrainer(Trainer):
             found = best(candidates(global_state, own, refined, self.rank), loss)
         if not self.args.personal_steps:
             return found
-        return with_tuned(found, lambda state: self._tuned(client_id, state), loss)
+        # Ditto's personal model is held to the global one, so it starts there too, whatever was chosen.
+        base = Personal(Choice(Source.GLOBAL), global_state) if self.args.personal_proximal_mu else found
+        return with_tuned(found, base, lambda state: self._tuned(client_id, state), loss)
 
     def _tuned(self, client_id: str, state: AdapterState) -> AdapterState:
         """`state` after `personal_steps` further local steps of the client."""
-        seed, start = derive_seed(self.args.seed, "personal", client_id), fitted(state, self.rank)
+        seed, start = derive_seed(self.args.seed, "personal", client_id), fitted(state, slot_ranks(self.slot))
         self.install(start)
         stage, data = personal_stage(self.args), self.clients[client_id]
-        return self.train_from(start, client_id, data, stage, seed, steps=self.args.personal_steps).state
+        order, steps = self.order_seed("personal", client_id), self.args.personal_steps
+        return self.train_from(start, client_id, data, stage, seed, order=order, steps=steps).state
 
-    # ---- what a client's local steps need of the Trainer: all that they change of it is changed here -----------------
-
-    @contextmanager
-    def fresh_optimizer(self, steps: int) -> Iterator[tuple[Any, Any]]:
-        """A new (optimizer, scheduler) over what is trainable now, for so many steps; none is left afterwards."""
-        self.optimizer = self.lr_scheduler = None
-        try:
-            optimizer = self.create_optimizer()
-            scheduler = self.create_scheduler(num_training_steps=steps, optimizer=optimizer)
-            if self.accelerator.scaler is not None:
-                self.optimizer = optimizer = self.accelerator.prepare_optimizer(optimizer)
-            yield optimizer, scheduler
-        finally:
-            # The accelerator would otherwise collect every client's optimizer for as long as the process lives.
-            self.accelerator._optimizers.clear()
-            self.optimizer = self.lr_scheduler = None
-
-    def step_batches(self, batches: Iterator[list[dict[str, Any]]]) -> tuple[list[dict[str, Any]], Tensor | int | None]:
-        """(this process's micro-batches of the next step, the number of items in the step, over all processes)."""
-        device, processes = self.args.device, self.processes
-        drawn: list[Any] = []
-
-        def counts() -> Tensor:
-            own = next(batches)
-            drawn[:] = self.get_batch_samples(iter(own), len(own), device)
-            return torch.tensor([len(own), float(drawn[1] or 0)], device=device, dtype=torch.float64)
-
-        if not processes.together:
-            counts()
-            self.current_gradient_accumulation_steps = len(drawn[0])
-            return drawn[0], drawn[1]
-        number, items = processes.total(counts, torch.zeros(2, device=device, dtype=torch.float64))
-        self.current_gradient_accumulation_steps = int(number)
-        return drawn[0], None if drawn[1] is None else items.float()
-
-    def backward(self, micro_batches: list[dict[str, Any]], num_items: Tensor | int | None) -> Tensor:
-        """Forward and backward of a step's micro-batches on this process; the sum of their losses."""
-        loss = torch.zeros((), device=self.args.device)
-        for inputs in micro_batches:
-            loss += self.training_step(self.model_wrapped, inputs, num_items)
-        return loss
-
-    def step_begins(self) -> None:
-        """Tell the callbacks."""
-        self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
-
-    def step_ended(self) -> None:
-        """Count the step and tell the callbacks."""
-        self.state.global_step += 1
-        self.control = self.callback_handler.on_step_end(self.args, self.state, self.control)
-
-    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """As Trainer's, but found once: a client's optimizer does not wait for a walk over all modules."""
-        if self._decay_names is None:
-            self._decay_names = super().get_decay_parameter_names(model)
-        return self._decay_names
+    # ---- scores -----------------------------------------------------------------------------------------------------
 
     def test_metrics(self, states: Mapping[str, AdapterState]) -> dict[str, Metrics]:
         """{client: metrics of its adapter on its test split}, each client evaluated by one process, or by all."""
@@ -281,21 +275,9 @@ class ClientTrainer(Trainer):
                 if data.test is not None:
                     with self.processes.each_or_none():
                         found[client_id] = self.scorer.metrics(state, data.test)
+                        found[client_id] |= computed_metrics(self, data.test)
                         found[client_id] |= self.scorer.answers(state, data.questions)
         return self.processes.gathered(found)
-
-
-def _check_arguments(args: Any, client_datasets: Mapping[str, Any]) -> None:
-    if not isinstance(args, FederatedConfig):
-        raise ConfigError(f"args is a {type(args).__name__}: must be a FederatedConfig; import it from fedlora_hf")
-    for name in _UNUSED:
-        if getattr(args, name, None):
-            raise ConfigError(f"{name}={getattr(args, name)!r}: has no effect on clients' local steps; leave it out")
-    if not client_datasets:
-        raise DataError("0 clients: a federation needs at least one; pass client_datasets={id: Dataset}")
-    for client_id in client_datasets:
-        if reason := unfit_reason(client_id):
-            raise ConfigError(reason)
 
 
 @contextmanager

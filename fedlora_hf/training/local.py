@@ -9,7 +9,7 @@ scheduler factories, gradient accumulation by tokens), so a client's steps are a
 import gc
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,25 +19,39 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler, SequentialSampler
 from transformers import TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from fedlora_hf.errors import ClientTimeoutError, one_line
+from fedlora_hf.launch.alarm import alarm
+from fedlora_hf.training.control import Controls, Correction
 from fedlora_hf.training.metrics import IGNORED
+from fedlora_hf.training.moments import moments_of, restore
 from fedlora_hf.util.disk import is_disk_trouble
 from fedlora_hf.util.seeding import derive_seed
 
 if TYPE_CHECKING:
     from fedlora_hf.training.client_trainer import ClientTrainer
 
+# Options of a loader that are TrainingArguments' with "dataloader_" before them, and what they are unless given.
+_LOADER: dict[str, Any] = {
+    "num_workers": 0,
+    "persistent_workers": False,
+    "prefetch_factor": None,
+    "multiprocessing_context": None,
+    "in_order": True,
+}
+
 
 @dataclass(frozen=True)
 class LocalResult:
     """What a client's local training did. train_loss: mean over the steps, of the training loss without any FedProx
-    term; steps: optimizer steps taken."""
+    term; steps: optimizer steps taken; control: the client's next control variate, of SCAFFOLD."""
 
     train_loss: float
     steps: int
+    control: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def num_local_steps(args: Any, num_examples: int, processes: int = 1) -> int:
@@ -47,8 +61,16 @@ def num_local_steps(args: Any, num_examples: int, processes: int = 1) -> int:
     """
     if args.local_steps is not None:
         return int(args.local_steps)
-    batches = math.ceil(num_examples / args.per_device_train_batch_size)
+    batches = num_batches(args, num_examples)
     return max(1, math.ceil(args.local_epochs * math.ceil(batches / (args.gradient_accumulation_steps * processes))))
+
+
+def num_batches(args: TrainingArguments, num_examples: int) -> int:
+    """Batches of an epoch; dataloader_drop_last leaves a smaller last one out, unless it is the only one."""
+    size = args.per_device_train_batch_size
+    if getattr(args, "dataloader_drop_last", False):
+        return max(1, num_examples // size)
+    return math.ceil(num_examples / size)
 
 
 def local_batches(
@@ -68,19 +90,19 @@ def local_batches(
         accumulates count times as many. even: where an epoch ends before its turn it gets a batch without labels.
     """
     number, count = share
-    size, per_step = args.per_device_train_batch_size, args.gradient_accumulation_steps * count
-    total = math.ceil(len(dataset) / size)
+    per_step = args.gradient_accumulation_steps * count
+    total = num_batches(args, len(dataset))
+    order = _Order(dataset, args, seed, total, number, count)
+    loader: DataLoader[Any] = DataLoader(
+        dataset,  # type: ignore[arg-type]
+        batch_sampler=order,
+        generator=torch.Generator().manual_seed(seed),  # of the workers' own seeds
+        collate_fn=collate,
+        pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
+        **{name: getattr(args, f"dataloader_{name}", usual) for name, usual in _LOADER.items()},
+    )
     for epoch in counting():
-        generator = torch.Generator().manual_seed(derive_seed(seed, "epoch", epoch))
-        order = BatchSampler(RandomSampler(dataset, generator=generator), size, drop_last=False)
-        loader: DataLoader[Any] = DataLoader(
-            dataset,  # type: ignore[arg-type]
-            batch_sampler=_EveryNth(order, number, count),
-            generator=generator,
-            collate_fn=collate,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
-        )
+        order.epoch = epoch
         batches = iter(loader)
         for first in range(0, total, per_step):
             on_all = min(per_step, total - first)
@@ -90,20 +112,43 @@ def local_batches(
             yield own
 
 
-@dataclass(frozen=True)
-class _EveryNth:
-    """The items number, number + count, number + 2 count ... of `items`, drawn when they are asked for."""
+@dataclass
+class _Order(Sampler[list[int]]):
+    """The batches number, number + count, number + 2 count ... of an epoch, as lists of examples' numbers."""
 
-    items: Iterable[Any]
+    dataset: Any
+    args: Any
+    seed: int
+    total: int
     number: int
     count: int
+    epoch: int = 0
 
-    def __iter__(self) -> Iterator[Any]:
-        return islice(self.items, self.number, None, self.count)
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "epoch", self.epoch))
+        # The first number is not for the order: a loader with this generator would take it for its workers.
+        torch.empty((), dtype=torch.int64).random_(generator=generator)
+        batches = BatchSampler(self._examples(generator), self.args.per_device_train_batch_size, drop_last=False)
+        yield from islice(batches, self.number, self.total, self.count)
+
+    def _examples(self, generator: torch.Generator) -> Sampler[int]:
+        strategy = getattr(self.args, "train_sampling_strategy", "random")
+        if strategy == "sequential":
+            return SequentialSampler(self.dataset)
+        if strategy == "group_by_length":
+            size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+            lengths = getattr(self.dataset, "lengths", None)
+            lengths = lengths or [len(self.dataset[place]["input_ids"]) for place in range(len(self.dataset))]
+            return LengthGroupedSampler(size, lengths=lengths, generator=generator)
+        return RandomSampler(self.dataset, generator=generator)
 
 
 def _without_labels(batch: dict[str, Any]) -> dict[str, Any]:
     return {**batch, "labels": torch.full_like(batch["labels"], IGNORED)}
+
+
+# Seconds more that a step may take once the time is over: an ordinary slow one then says itself how slow it was.
+GRACE = 1.0
 
 
 @dataclass(eq=False)
@@ -115,7 +160,10 @@ class LocalTraining:
     and gradients are added up, so every process takes the same step.
     proximal_mu: FedProx (Li et al. 2020, arXiv 1812.06127), mu / 2 * |w - w_start|^2 added to the loss; its gradient
     mu * (w - w_start) is added directly, which is the same and costs no graph.
-    timeout: seconds after which the client is given up, looked at after every step: ClientTimeoutError.
+    controls: SCAFFOLD's control variates, added to the gradients before anything else is; None: none.
+    timeout: seconds after which the client is given up: ClientTimeoutError. They are looked at after every step; GRACE
+    seconds later a step that hangs is broken off too (where processes work together, while it waits for its batch).
+    moments: state that the optimizer goes on with (moments.py); none is a fresh one.
     """
 
     trainer: "ClientTrainer"
@@ -123,12 +171,19 @@ class LocalTraining:
     steps: int
     seed: int
     proximal_mu: float = 0.0
+    controls: Controls | None = None
     timeout: float | None = None
+    moments: bytes = b""
     began: float = field(default_factory=time.monotonic, init=False)
+    step: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         trained = [parameter for parameter in self.trainer.model_wrapped.parameters() if parameter.requires_grad]
         self.parameters: list[nn.Parameter] = trained
+        named = self.trainer.model_wrapped.named_parameters()
+        self.correction = None
+        if self.controls is not None:
+            self.correction = Correction(self.controls, [(name, p) for name, p in named if p.requires_grad])
         self.start = [parameter.detach().clone() for parameter in trained] if self.proximal_mu else []
 
     def run(self) -> LocalResult:
@@ -138,35 +193,65 @@ class LocalTraining:
         number = trainer.processes.share[0]  # a process with batches of its own needs dropout of its own
         try:
             with (
+                alarm(None if trainer.processes.together else self._rest, self._hangs),
                 trainer.fresh_optimizer(self.steps) as (optimizer, scheduler),
                 torch.random.fork_rng(_cuda_devices(device)),
                 _mode_set_once(trainer.model_wrapped),
             ):
+                if self.moments:
+                    restore(optimizer, self.moments)
                 torch.manual_seed(derive_seed(self.seed, "dropout", *([number] if number else [])))
                 for step in range(1, self.steps + 1):
+                    self.step = step
+                    trainer.check_stop()
                     total += self._step(optimizer, scheduler)
                     self._check_time(step)
+                trainer.moments = moments_of(optimizer) if trainer.args.keep_optimizer else b""
         finally:
             for parameter in self.parameters:
                 parameter.grad = None
-        return LocalResult(train_loss=float(total) / self.steps, steps=self.steps)
+        control = {} if self.correction is None else self.correction.variate(self.steps)
+        return LocalResult(float(total) / self.steps, self.steps, control)
 
     def _step(self, optimizer: Any, scheduler: Any) -> Tensor:
         """One optimizer step; its loss."""
         trainer, args = self.trainer, self.trainer.args
-        micro_batches, num_items = trainer.step_batches(self.batches)
+        micro_batches, num_items = trainer.step_batches(self._batches_in_time())
         trainer.step_begins()
         loss = trainer.processes.add_gradients(self.parameters, partial(trainer.backward, micro_batches, num_items))
+        if self.correction is not None:
+            self.correction.apply()
         for parameter, origin in zip(self.parameters, self.start, strict=bool(self.start)):
             if parameter.grad is not None:
                 parameter.grad.add_(parameter.detach() - origin, alpha=self.proximal_mu)
+        norm = None
         if args.max_grad_norm and args.max_grad_norm > 0:
-            trainer.accelerator.clip_grad_norm_(self.parameters, args.max_grad_norm)
+            norm = trainer.accelerator.clip_grad_norm_(self.parameters, args.max_grad_norm)
+        rate = scheduler.get_last_lr()[0]
+        trainer.tell("on_pre_optimizer_step")
         optimizer.step()
+        trainer.tell("on_optimizer_step")
         scheduler.step()
         optimizer.zero_grad(set_to_none=True)
-        trainer.step_ended()
+        trainer.step_ended(loss, norm, rate)
         return loss
+
+    def _batches_in_time(self) -> Iterator[list[dict[str, Any]]]:
+        """The next step's batches; where processes work together, too long a wait ends here and is told to all."""
+        with alarm(self._rest if self.trainer.processes.together else None, self._hangs):
+            batch = next(self.batches)
+        yield batch
+
+    @property
+    def _rest(self) -> float | None:
+        """Seconds until a step that hangs is broken off."""
+        return None if self.timeout is None else self.timeout + GRACE - (time.monotonic() - self.began)
+
+    def _hangs(self) -> ClientTimeoutError:
+        return ClientTimeoutError(
+            f"step {self.step} of {self.steps} has not ended {self.timeout:g} s after the first began: "
+            "client_timeout; see whether its data can be read, or raise it"
+        )
 
     def _check_time(self, step: int) -> None:
         if self.timeout is None:
@@ -177,6 +262,10 @@ class LocalTraining:
                 f"{step} of {self.steps} steps took {seconds:.1f} s, client_timeout={self.timeout:g}; raise it or take "
                 "fewer"
             )
+
+
+class StoppedError(Exception):
+    """A callback has asked for the end, in the middle of a client's local steps."""
 
 
 def failure_reason(what: str, error: Exception) -> str:

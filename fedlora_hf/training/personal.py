@@ -119,10 +119,10 @@ def best(offered: Iterable[Offer], loss: Callable[[AdapterState], float]) -> Per
 
 
 def with_tuned(
-    found: Personal, tune: Callable[[AdapterState], AdapterState], loss: Callable[[AdapterState], float]
+    found: Personal, base: Personal, tune: Callable[[AdapterState], AdapterState], loss: Callable[[AdapterState], float]
 ) -> Personal:
-    """`found` after the client's further steps; where losses decide, only if they lowered the loss."""
-    tuned = Personal(replace(found.choice, tuned=True), tune(found.state), found.losses)
+    """`base` after the client's further steps; where losses decide, only if that has a lower loss than `found`."""
+    tuned = Personal(replace(base.choice, tuned=True), tune(base.state), found.losses)
     if not found.losses:
         return tuned
     losses = {**found.losses, tuned.choice: loss(tuned.state)}

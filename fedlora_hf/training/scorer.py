@@ -29,11 +29,11 @@ class Scorer:
         self.model, self.slot, self.collate, self.tokenizer, self.args = model, slot, collate, tokenizer, args
         self.processes = processes
         self.blank = slot.read()
-        self.rank = max(factors.rank for factors in self.blank.values())
+        self.ranks = {module: factors.rank for module, factors in self.blank.items()}
 
     def install(self, state: AdapterState) -> None:
         """Put any adapter into the model; one of a higher rank than the model's stands beside it, frozen."""
-        if max(factors.rank for factors in state.values()) <= self.rank:
+        if all(factors.rank <= self.ranks.get(module, factors.rank) for module, factors in state.items()):
             set_frozen(self.slot.model, None)
             self.slot.write(state)
         else:

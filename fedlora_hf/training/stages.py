@@ -6,6 +6,7 @@ B's magnitude alone.
 """
 # SPDX-License-Identifier: Apache-2.0
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -53,9 +54,25 @@ def total_rounds(args: "FederatedConfig") -> int:
 def round_stage(args: "FederatedConfig", trains: tuple[str, ...], number: int) -> Stage:
     """The stage of a round; `trains`: the factors that the aggregation method has its clients train."""
     if number <= args.num_rounds:
-        return Stage(StageName.FEDERATED, trains, args.learning_rate)
+        return Stage(StageName.FEDERATED, trains, round_learning_rate(args, number))
     rate = args.learning_rate if args.global_learning_rate is None else args.global_learning_rate
     return Stage(StageName.GLOBAL, GLOBAL_PARTS, rate, on_server=args.server_dataset is not None)
+
+
+def round_learning_rate(args: "FederatedConfig", number: int) -> float:
+    """The learning rate of federated round `number` (1, 2 ...), as round_lr_scheduler says.
+
+    It rises over round_lr_warmup rounds, reaches learning_rate in the one after them and, unless it is constant, comes
+    to round_lr_min in the last, along a line or half a cosine (Loshchilov, Hutter 2017, arXiv 1608.03983).
+    """
+    peak, warmup, last = args.learning_rate, args.round_lr_warmup, args.num_rounds
+    if number <= warmup:
+        return peak * number / (warmup + 1)
+    if args.round_lr_scheduler == "constant" or last <= warmup + 1:
+        return peak
+    done = (number - warmup - 1) / (last - warmup - 1)
+    left = 1 - done if args.round_lr_scheduler == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return args.round_lr_min + (peak - args.round_lr_min) * left
 
 
 def personal_stage(args: "FederatedConfig") -> Stage:

@@ -4,9 +4,11 @@
 import errno
 import json
 import os
+import secrets
 import shutil
+import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fedlora_hf.errors import StorageError
 
@@ -26,11 +28,15 @@ def is_disk_trouble(error: BaseException) -> bool:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to `path` so that a reader, or a crash, sees the old file or the new one, never a half."""
+    """Write `content` to `path` so that a reader, or a crash, sees the old file or the new one, never a half.
+
+    The draft has a name that nobody can know before and is made anew, never opened through a link that lies there.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(draft, "wb") as file:
+        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        with open(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -39,21 +45,55 @@ def write_atomically(path: Path, content: bytes) -> None:
         draft.unlink(missing_ok=True)
 
 
+def open_regular(path: Path, max_bytes: int | None = None) -> BinaryIO:
+    """Open a plain file to read it: the one way that files of anybody's are opened.
+
+    A pipe would be waited for, a device or socket read for ever. What was opened is asked once more what it is: another
+    may have been put in its place in between. Links are followed, as caches are made of them. OSError when it cannot be
+    opened; ValueError when it is no plain file, or larger than `max_bytes` (None: any size).
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a device alone can do something to it
+        raise ValueError("not a plain file")
+    # Without O_NONBLOCK the open itself waits for a pipe's other end; for plain files it means nothing.
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        facts = os.fstat(handle)
+        if not stat.S_ISREG(facts.st_mode):
+            raise ValueError("not a plain file")
+        if max_bytes is not None and facts.st_size > max_bytes:
+            raise ValueError(f"larger than {_size(max_bytes)}")
+        return open(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def read_regular(path: Path, max_bytes: int | None = None) -> bytes:
+    """The content of a plain file of at most `max_bytes`; errors as of `open_regular`."""
+    with open_regular(path, max_bytes) as file:
+        content = file.read() if max_bytes is None else file.read(max_bytes + 1)
+    if max_bytes is not None and len(content) > max_bytes:  # it has grown meanwhile
+        raise ValueError(f"larger than {_size(max_bytes)}")
+    return content
+
+
+def _size(count: int) -> str:
+    return f"{count >> 20} MiB" if count >= 1 << 20 else f"{count >> 10} KiB"
+
+
 def read_json(path: Path, max_bytes: int) -> Any:
     """The JSON value in `path`.
 
     OSError when it cannot be read; ValueError when it is no plain file, larger than `max_bytes`, not UTF-8, not JSON,
     nested too deeply, or of more values than MAX_JSON_VALUES, which a small file can unfold to fill the memory with.
     """
-    size = path.stat().st_size
-    if not path.is_file():
-        raise ValueError("not a plain file")  # a pipe would be waited for, a device read for ever
-    if size > max_bytes:
-        raise ValueError(f"larger than {max_bytes >> 20} MiB")
-    with open(path, "rb") as file:
-        content = file.read(max_bytes)
-    if sum(content.count(sign) for sign in (b",", b"[", b"{")) > MAX_JSON_VALUES:
-        raise ValueError(f"more than {MAX_JSON_VALUES} values")
+    return parse_json_bytes(read_regular(path, max_bytes), MAX_JSON_VALUES)
+
+
+def parse_json_bytes(content: bytes, max_values: int) -> Any:
+    """`parse_json` of UTF-8 bytes that hold at most `max_values` values; ValueError for more, before any is made."""
+    if sum(content.count(sign) for sign in (b",", b"[", b"{")) > max_values:
+        raise ValueError(f"more than {max_values} values")
     return parse_json(content.decode("utf-8"))
 
 

@@ -61,3 +61,23 @@ def telling_names(paths: Sequence[Sequence[str]]) -> list[str]:
     ends = Counter(path[-size:] for path in set(cut) for size in range(1, len(path) + 1))
     sizes = [next((n for n in range(1, len(path)) if ends[path[-n:]] == 1), len(path)) for path in cut]
     return ["/".join(path[-size:]) for path, size in zip(cut, sizes, strict=True)]
+
+
+def folded(name: str) -> str:
+    """What two names share that some file system, or a person, would take for one: case and Unicode form are gone."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+
+
+class NameBook:
+    """Names as they are spelt first; another spelling of a known one is told."""
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self._spelt = {folded(name): name for name in names}
+
+    def add(self, name: str) -> None:
+        self._spelt.setdefault(folded(name), name)
+
+    def clash(self, name: str) -> str | None:
+        """Why `name` cannot stand beside the names that are known, or None: it is one of them, or unlike them all."""
+        known = self._spelt.get(folded(name), name)
+        return None if known == name else f"client id {name!r}: is {known!r} but for case or Unicode form; rename it"

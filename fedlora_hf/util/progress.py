@@ -34,8 +34,11 @@ class Progress:
         if self.enabled:
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def over(self, items: Iterable[Item], title: str) -> Iterator[Item]:
-        """Iterate with a bar that names the current item and disappears at the end."""
+    def over(self, items: Iterable[Item], title: str, total: int | None = None) -> Iterator[Item]:
+        """Iterate with a bar that names the current item and disappears at the end.
+
+        total: how many there will be, where `items` cannot say.
+        """
         if not self.enabled or not self.console.is_terminal:
             yield from items
             return
@@ -47,7 +50,7 @@ class Progress:
             TimeRemainingColumn(),
         ]
         with Bars(*columns, console=self.console, transient=True) as progress:
-            task = progress.add_task(title, total=len(items) if isinstance(items, Sized) else None)
+            task = progress.add_task(title, total=len(items) if isinstance(items, Sized) else total)
             for item in items:
                 progress.update(task, description=f"{title} {item}" if isinstance(item, str) else title)
                 yield item

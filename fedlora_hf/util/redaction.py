@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 
 # Hub tokens, and the value of any command-line option whose name says that it is secret.
-TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{20,}")
+TOKEN = re.compile(r"(?:hf|api_org)_[A-Za-z0-9]{20,}")
 _SECRET_OPTION = re.compile(r"--?[\w.-]*(?:token(?!iz)|secret|password|api[_-]?key)[\w-]*", re.IGNORECASE)
 # max_new_tokens and its like are numbers of tokens, not secrets.
 _NOT_SECRET = re.compile(r"\d+|true|false|none", re.IGNORECASE)

@@ -26,12 +26,13 @@ from scripts.experiments.vectors import flat, shaped, stacked
 
 CLEAN = "none"
 ATTACKS = (*DATA_ATTACKS, *UPDATE_ATTACKS)
-# Our rules: {name: (method, options)}, all at their defaults.
+# Our rules: {name: (method, options)}, at their defaults, but for CLAIR: here whoever is not flagged counts in full;
+# what its smooth influence adds is measured by `influence.py`, against attackers who know the rules.
 OURS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "fedavg": ("fedavg", {}),
     "product_mean": ("product_mean", {}),
-    "clair hard": ("clair", {"refine": "hard"}),
-    "clair soft": ("clair", {"refine": "soft"}),
+    "clair hard": ("clair", {"refine": "hard", "influence": "flags"}),
+    "clair soft": ("clair", {"refine": "soft", "influence": "flags"}),
     "median": ("median", {}),
     "trimmed_mean": ("trimmed_mean", {}),
     "multikrum": ("multikrum", {}),
@@ -108,7 +109,7 @@ def measured(rule: str, federation: Federation, sent: Cohort, others: Mapping[st
     row = detection(found.left_out, sent) | _scores("global", federation.score(found.state, sent.benign, "test"))
     refined = None
     if rule.startswith("clair"):
-        given = {n: personalise.given(found.state, sent.updates[n], found.refined.get(n))[1] for n in sent.benign}
+        given = {n: personalise.given(found.state, sent.updates[n], found.refined.get(n)).state for n in sent.benign}
         refined = _mean([federation.score(state, [name], "test") for name, state in given.items()])
     row |= _scores("personal", refined)
     if rule not in CHOOSING:
@@ -122,8 +123,8 @@ def measured(rule: str, federation: Federation, sent: Cohort, others: Mapping[st
 def _choice(federation: Federation, found: Combined, name: str, own: AdapterState) -> tuple[str, AdapterState]:
     """What a client takes of all that it is offered, by the loss on its validation lines."""
     offered = personalise.candidates(found.state, own, found.refined.get(name), RANK)
-    choice, state, _ = personalise.best(offered, lambda state: federation.score(state, [name], "validation")[0])
-    return choice, state
+    found = personalise.best(offered, lambda state: federation.score(state, [name], "validation")[0])
+    return str(found.choice), found.state
 
 
 def _mean(scores: Sequence[tuple[float, float]]) -> tuple[float, float]:

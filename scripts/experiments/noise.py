@@ -33,7 +33,7 @@ def regressions(sigma: float, samples: int, g: torch.Generator) -> tuple[list[Te
 
 def cell(sigma: float, samples: int, seed: int) -> dict[str, float]:
     estimates, true, U = regressions(sigma, samples, generator("noise", str(sigma), samples, seed))
-    found = Clair(rank=RANK).fit(estimates)
+    found = Clair(rank=RANK, influence="flags").fit(estimates)
     benign = range(K - BAD)
 
     def risk(updates: list[Tensor]) -> float:

@@ -39,7 +39,7 @@ def measured(sigma: float, off: float, seed: int) -> dict[str, float]:
     true = torch.stack([U @ unit(normal(g, RANK, IN)) + off * unit(H) for H in outside])
     local = torch.stack([W + noise(g, sigma) for W in true])
     ids = [f"{k:02d}" for k in range(K)]
-    hard, soft = (Clair(rank=RANK, refine=r).fit(list(local), ids=ids) for r in ("hard", "soft"))
+    hard, soft = (Clair(rank=RANK, refine=r, influence="flags").fit(list(local), ids=ids) for r in ("hard", "soft"))
     estimates = {
         "local": local,
         "mean": local.mean(0).expand_as(local),

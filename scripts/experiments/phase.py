@@ -17,8 +17,10 @@ RULES = ("clair", "clair convex", "krum", "median")
 def recovered(kind: str, bad: int, share: float, seed: int, common: float) -> dict[str, bool]:
     truth = shared(K, bad, kind, generator("phase", kind, bad, str(share), seed), LEVEL, common, share)
     sets = {
-        "clair": frozenset(int(k) for k in Clair(refine="none").fit(truth.updates).flagged),
-        "clair convex": frozenset(int(k) for k in Clair(refine="none", solver="convex").fit(truth.updates).flagged),
+        "clair": frozenset(int(k) for k in Clair(refine="none", influence="flags").fit(truth.updates).flagged),
+        "clair convex": frozenset(
+            int(k) for k in Clair(refine="none", solver="convex", influence="flags").fit(truth.updates).flagged
+        ),
         "krum": krum_set(truth.updates, bad),
         "median": median_set(truth.updates, bad),
     }

@@ -19,7 +19,7 @@ def main() -> None:
             bad = int(fraction * K)
             for seed in range(args.seed, args.seed + args.seeds):
                 truth = shared(K, bad, kind, generator("recovery", kind, bad, seed), common=1.0)
-                found = Clair(refine="none").fit(truth.updates)
+                found = Clair(refine="none", influence="flags").fit(truth.updates)
                 exact += frozenset(int(k) for k in found.flagged) == truth.bad
                 U = found.subspace["W"]
                 error = max(error, subspace_distance(truth.subspace, U) if U.shape == truth.subspace.shape else 1.0)

@@ -26,12 +26,16 @@ def arguments(name: str, text: str) -> argparse.Namespace:
     return found
 
 
-def write(folder: Path, name: str, rows: Sequence[Row], title: str, command: str, remark: str = "") -> None:
-    """NAME.csv and README.md, with the command that made them."""
-    with open(folder / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
+def write_csv(place: Path, rows: Sequence[Row]) -> None:
+    with open(place, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def write(folder: Path, name: str, rows: Sequence[Row], title: str, command: str, remark: str = "") -> None:
+    """NAME.csv and README.md, with the command that made them."""
+    write_csv(folder / f"{name}.csv", rows)
     lines = [f"# {title}", "", f"`{command}`", ""]
     lines += [remark, ""] if remark else []
     lines += ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]

@@ -2,13 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from sample_updates import cohort, dense, relative, same_bits, shares, with_common_factor
 
-from fedlora_hf.aggregation import aggregate
+from fedlora_hf.aggregation import aggregate as combine
 from fedlora_hf.aggregation.cohort import client_weights
 from fedlora_hf.errors import ConfigError, UpdateError
 from fedlora_hf.methods import METHODS, method_named
@@ -20,7 +22,14 @@ ALONE = [name for name in EVERY if name != "clair"]  # clair compares clients wi
 
 def clients_for(method: str, count: int = 8, **settings: object) -> list[ClientUpdate]:
     clients = cohort(count, **settings)  # type: ignore[arg-type]
-    return with_common_factor(clients) if METHODS[method].trains == ("B",) else clients
+    return with_common_factor(clients) if METHODS[method].trained(1) == ("B",) else clients
+
+
+def aggregate(updates: Iterable[ClientUpdate], method: str, **options: Any) -> Aggregate:
+    """As the package's; a method that needs a server's update gets client0's."""
+    if method in METHODS and METHODS[method].needs_server:
+        options.setdefault("server", cohort(1)[0].state)
+    return combine(updates, method, **options)
 
 
 def poisoned(client: ClientUpdate, value: float = float("nan")) -> ClientUpdate:
@@ -90,12 +99,12 @@ def test_bfloat16_updates_are_averaged_in_full_precision(method: str) -> None:
     assert relative(dense(one.state), dense(two.state)) < 1e-6
 
 
-@pytest.mark.parametrize("method", [name for name in EVERY if METHODS[name].trains == ("A", "B")])
+@pytest.mark.parametrize("method", [name for name in EVERY if METHODS[name].trained(1) == ("A", "B")])
 def test_ranks_and_scales_may_differ(method: str) -> None:
     clients = cohort(8, ranks=(2, 4, 3), scales=(2.0, 0.5))
     result = aggregate(clients, method)
     assert finite(result)
-    if method != "stacking":
+    if method not in ("stacking", "fedex"):
         assert {f.rank for f in result.state.values()} == {4}
 
 
@@ -132,6 +141,8 @@ def test_every_method_says_what_it_is() -> None:
     assert METHODS["ffa"].trains == ("B",)
     assert METHODS["fedsa"].keeps == ("B",)
     assert METHODS["stacking"].restarts
+    assert [METHODS["rolora"].trained(number) for number in (1, 2, 3)] == [("B",), ("A",), ("B",)]
+    assert METHODS["fltrust"].needs_server
 
 
 def test_weights_by_examples_or_uniform() -> None:
@@ -163,7 +174,7 @@ def test_the_reference_sets_the_scale_that_the_result_is_written_with() -> None:
 )
 def test_bad_arguments_are_refused_in_one_line(arguments: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        aggregate(cohort(2), **{"method": "fedavg", **arguments})  # type: ignore[arg-type]
+        combine(cohort(2), **{"method": "fedavg", **arguments})  # type: ignore[arg-type]
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 

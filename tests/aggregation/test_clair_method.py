@@ -52,7 +52,7 @@ def test_contaminated_clients_are_left_out(options: dict[str, object]) -> None:
 
 
 def test_global_adapter_is_the_exact_mean_over_the_collaborative() -> None:
-    found = aggregate(clients(), "clair", target_rank=20)
+    found = aggregate(clients(), "clair", target_rank=20, influence="flags")
     kept = [u for u in clients() if u.client_id not in found.flagged]
     total = sum(u.num_examples or 0 for u in kept)
     for module in SHAPES:
@@ -64,7 +64,7 @@ def test_global_adapter_is_the_exact_mean_over_the_collaborative() -> None:
 
 
 def test_personalised_is_the_formula_and_keeps_its_own_head() -> None:
-    found = aggregate(clients(), "clair", exact=True, weight_by="uniform", rank=2)
+    found = aggregate(clients(), "clair", exact=True, weight_by="uniform", rank=2, influence="flags")
     kept = [u for u in clients() if u.client_id not in found.flagged]
     for module in SHAPES:
         dense = {u.client_id: u.state[module].dense(torch.float64) for u in kept}

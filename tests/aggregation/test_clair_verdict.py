@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from fedlora_hf.aggregation.clair import _verdict
 from fedlora_hf.aggregation.cohort import PastRound
+from fedlora_hf.aggregation.over_rounds import verdict as verdict_on
 from fedlora_hf.numerics.clair.evidence import Judgement
 from fedlora_hf.numerics.evidence import Evidence
 
@@ -33,7 +33,7 @@ def flagged(*rounds: tuple[Evidence, bool]) -> bool:
     for kind in ("subspace", "scale"):
         scores[kind], thresholds[kind] = torch.zeros(2, dtype=torch.float64), nothing
     cohort: Any = SimpleNamespace(ids=IDS, past=past, functional={})
-    verdict = _verdict(cohort, Judgement(scores, thresholds, [], {}))
+    verdict = verdict_on(cohort, Judgement(scores, thresholds, [], {}))
     assert not verdict[1]
     return bool(verdict[0])
 

@@ -11,7 +11,7 @@ from sample_updates import cohort, dense, relative
 from fedlora_hf.aggregation import aggregate
 from fedlora_hf.aggregation.screening import screen
 from fedlora_hf.errors import AdapterError, UpdateError
-from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors
+from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors, Outline
 
 Q, V = "model.layers.0.q_proj", "model.layers.0.v_proj"
 
@@ -47,6 +47,23 @@ CASES: dict[str, tuple[Callable[[ClientUpdate], ClientUpdate], str]] = {
     "scale nan": (scaled(float("nan")), "scale nan"),
     "scale 0": (scaled(0.0), "scale 0.0"),
     "scale huge": (scaled(1e9), "scale 1000000000.0"),
+    "scale tiny": (scaled(5e-324), "scale 5e-324"),
+    "product": (
+        lambda c: changed(c, Q, LoraFactors(torch.full((4, 20), 3e4), torch.full((24, 4), 3e4), 2.0)),
+        "|scale| |B| |A| = 1.58e+11, above 1e+08",
+    ),
+    "many large": (
+        lambda c: changed(c, Q, LoraFactors(torch.full((4, 20), 9e5), torch.zeros(24, 4), 2.0)),
+        "A has norm 8.05e+06, above 1e+06",
+    ),
+    "scale times B": (
+        lambda c: changed(c, Q, LoraFactors(torch.zeros(4, 20), torch.ones(24, 4), 1e6)),
+        "scale * B has norm 9.8e+06, above 1e+06",
+    ),
+    "side": (
+        lambda c: changed(c, Q, LoraFactors(torch.zeros(1, 2**22 + 1), torch.zeros(24, 1))),
+        "no layer has a side above 4194304",
+    ),
     "rank 0": (
         lambda c: changed(c, Q, LoraFactors(torch.zeros(0, 20), torch.zeros(24, 0))),
         "is empty, of shape (0, 20)",
@@ -224,3 +241,82 @@ def test_common_with_a_reference_stays_inside_it() -> None:
     result = aggregate(clients, "fedavg", reference=reference, partial_modules="common")
     assert list(result.state) == [Q]
     assert result.diagnosis["modules_left_out"] == [V]
+
+
+def test_the_scale_of_the_start_is_what_an_update_is_written_with() -> None:
+    clients = cohort(4, scales=(0.01,))
+    wild = changed(clients[1], Q, LoraFactors(torch.zeros(4, 20), torch.full((24, 4), 9e4), 1.0))
+    start = clients[3].state
+    assert screen([clients[0], wild, *clients[2:]]).quarantined == {}
+    assert "above 10000" in screen([clients[0], wild, *clients[2:]], start).quarantined["client1"]
+
+
+def test_a_large_update_is_its_sender_s_fault_only_beyond_what_the_round_began_with() -> None:
+    clients = cohort(3)
+    large = LoraFactors(torch.full((4, 20), 3e4), torch.full((24, 4), 3e4), 2.0)
+    start = AdapterState({**clients[0].state, Q: large}, clients[0].state.extras)
+    going_on = [changed(client, Q, large) for client in clients]
+    assert sorted(screen(going_on).quarantined) == ["client0", "client1", "client2"]
+    assert screen(going_on, start).quarantined == {}
+    beyond = changed(clients[0], Q, LoraFactors(large.A * 11, large.B, 2.0))
+    assert list(screen([beyond, *going_on[1:]], start).quarantined) == ["client0"]
+
+
+def test_the_norms_of_half_precision_are_taken_in_float64() -> None:
+    full = torch.full((4, 20), 60000.0, dtype=torch.float16)  # whose norm is beyond float16
+    client = changed(cohort(1)[0], Q, LoraFactors(full, torch.full((24, 4), 1e-4), 2.0))
+    assert screen([client]).quarantined == {}
+
+
+@pytest.mark.parametrize(("ranks", "reason"), [((4, 4, 4, 129), "rank 129 is above 128"), ((32, 20, 32, 130), "")])
+def test_one_client_s_rank_costs_nobody_else(ranks: tuple[int, ...], reason: str) -> None:
+    shape = (150, 160)
+    clients = [
+        ClientUpdate(f"c{k}", AdapterState({"m": LoraFactors(torch.ones(r, shape[1]), torch.ones(shape[0], r) * 0.01)}))
+        for k, r in enumerate(ranks)
+    ]
+    quarantined = screen(clients).quarantined
+    assert list(quarantined) == (["c3"] if reason else [])
+    assert reason in quarantined.get("c3", "")
+    if reason:  # who starts from such a rank may keep it
+        assert screen(clients, clients[3].state).quarantined == {}
+
+
+def outlined(client: ClientUpdate, reads: dict[str, int]) -> ClientUpdate:
+    """The client as if on disk: shapes are known before any value is read, and the reads are counted."""
+    source = Counting(client.state)
+    source.reads = reads
+    reads |= dict.fromkeys(client.state, 0)
+    shapes = {m: f.shape for m, f in client.state.items()} | {n: tuple(t.shape) for n, t in client.state.extras.items()}
+    outline = Outline(shapes, {m: f.rank for m, f in client.state.items()})
+    return replace(client, state=AdapterState(source, client.state.extras, outline))
+
+
+def test_values_are_read_once_and_only_where_the_header_promises_what_is_wanted() -> None:
+    clients = cohort(5, heads=False)
+    clients[2] = changed(clients[2], Q, LoraFactors(torch.zeros(4, 21), torch.zeros(24, 4)))
+    clients[3] = changed(clients[3], Q, clients[3].state[Q].padded(200 - 156))
+    reads: list[dict[str, int]] = [{} for _ in clients]
+    found = screen([outlined(client, read) for client, read in zip(clients, reads, strict=True)])
+    assert list(found.quarantined) == ["client2"]
+    assert [set(read.values()) for read in reads] == [{1}, {1}, {0}, {1}, {1}]
+
+
+def test_whose_values_are_unsound_has_no_vote_on_the_shapes() -> None:
+    clients = cohort(5, heads=False)
+    other = LoraFactors(torch.full((4, 20), torch.nan), torch.zeros(30, 4))
+    spoilt = [changed(client, Q, other) for client in clients[:3]]
+    reads: list[dict[str, int]] = [{} for _ in clients]
+    mixed = [outlined(client, read) for client, read in zip([*spoilt, *clients[3:]], reads, strict=True)]
+    found = screen(mixed)
+    assert [update.client_id for update in found.usable] == ["client3", "client4"]
+    assert all("not finite" in reason for reason in found.quarantined.values())
+    assert found == screen([*spoilt, *clients[3:]])._replace(usable=found.usable)
+
+
+def test_a_file_that_changes_between_header_and_values_is_not_used() -> None:
+    clients = cohort(3, heads=False)
+    changing = outlined(clients[0], {})
+    changing.state._factors.state = {**clients[0].state, Q: clients[0].state[Q].padded(6)}  # type: ignore[attr-defined]
+    found = screen([changing, *clients[1:]])
+    assert found.quarantined == {"client0": "its file has changed while it was read"}

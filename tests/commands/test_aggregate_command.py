@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from fedlora_hf import cli
 from fedlora_hf.adapter.files import WEIGHTS, read_adapter
+from fedlora_hf.record.record import RunRecord
 
 # A handful of random adapters agree on nothing, which clair says.
 pytestmark = [
@@ -36,7 +37,7 @@ def stock(folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32, **cha
     return folder
 
 
-def combined(folder: Path, *adapters: Path, code: int = 0, **flags: Any) -> dict[str, Any]:
+def combined(folder: Path, *adapters: str | Path, code: int = 0, **flags: Any) -> dict[str, Any]:
     """Aggregate into `folder`, and give run.json."""
     options = [f"--{name}={value}" for name, value in flags.items()]
     assert cli.main(["aggregate", *map(str, adapters), "--output_dir", str(folder), *options]) == code
@@ -176,12 +177,112 @@ def refused(capsys: Any, *arguments: str | Path) -> str:
     return str(line)
 
 
-def test_two_adapters_of_one_name_are_refused(tmp_path: Path, capsys: Any) -> None:
-    one, two = stock(tmp_path / "a" / "site"), stock(tmp_path / "b" / "site")
-    line = refused(capsys, one, two, "--output_dir", tmp_path / "out")
-    assert "its client id 'site' is also that of" in line
-    assert "rename a folder" in line
-    assert not (tmp_path / "out").exists()
+def test_adapters_of_one_name_are_told_apart_by_their_path(tmp_path: Path, capsys: Any) -> None:
+    folders = [stock(tmp_path / f"hospital_{name}" / "checkpoint-100") for name in "abc"]
+    out = tmp_path / "out"
+    assert cli.main(["aggregate", *map(str, folders), "--output_dir", str(out), "--method", "product_mean"]) == 0
+    assert sorted(RunRecord.load(out).clients) == ["hospital_a", "hospital_b", "hospital_c"]
+    line = refused(capsys, folders[0], folders[0], "--output_dir", tmp_path / "twice")
+    assert "is given twice; name every adapter once" in line
+    assert not (tmp_path / "twice").exists()
+
+
+def test_a_table_has_no_column_without_a_value(tmp_path: Path, capsys: Any) -> None:
+    combined(tmp_path / "out", *(stock(tmp_path / name, ord(name)) for name in "ab"), method="product_mean")
+    shown = capsys.readouterr().out
+    assert "one shot, 2 clients" in shown
+    assert "before" not in shown
+    assert "on each one's test data" not in shown
+
+
+def on_base(folder: Path, base: str, revision: str | None = None) -> Path:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": base, "revision": revision}))
+    return folder
+
+
+def test_differing_bases_are_told_everywhere(tmp_path: Path, capsys: Any) -> None:
+    bases = {"a": "meta-llama/Llama-2-7b-hf", "b": "lmsys/vicuna", "c": "meta-llama/Llama-2-7b-hf"}
+    folders = [on_base(stock(tmp_path / n, ord(n)), base) for n, base in bases.items()]
+    record = combined(tmp_path / "out", *folders, method="product_mean")
+    out = capsys.readouterr().err
+    assert "name 2 base models" in out
+    assert "lmsys/vicuna: b" in out
+    assert record["model"]["bases"] == {"meta-llama/Llama-2-7b-hf": ["a", "c"], "lmsys/vicuna": ["b"]}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "2 different base models" in card
+    assert "lmsys/vicuna" in card
+    assert record["model"]["name_or_path"] == "meta-llama/Llama-2-7b-hf"
+    own = json.loads((tmp_path / "out" / "clients" / "b" / "adapter_config.json").read_text())
+    assert own["base_model_name_or_path"] == "lmsys/vicuna"
+    line = refused(capsys, *folders, "--output_dir", tmp_path / "no", "--require_same_base")
+    assert "require_same_base: the adapters name 2 base models" in line
+    assert not (tmp_path / "no").exists()
+
+
+def test_two_revisions_are_two_bases_and_one_base_says_nothing(tmp_path: Path, capsys: Any) -> None:
+    folders = [
+        on_base(stock(tmp_path / n, ord(n)), "user/base", revision) for n, revision in (("a", "v1"), ("b", "v2"))
+    ]
+    line = refused(capsys, *folders, "--output_dir", tmp_path / "no", "--require_same_base")
+    assert "user/base@v1" in line
+    same = [on_base(folder, "user/base") for folder in folders]
+    record = combined(tmp_path / "out", *same, "--require_same_base", method="product_mean")
+    assert "bases" not in record["model"]
+    assert "base models" not in capsys.readouterr().err
+
+
+def test_weights_count_as_they_are_given(tmp_path: Path, capsys: Any) -> None:
+    folders = [stock(tmp_path / n, ord(n)) for n in "abc"]
+    flags = ["--weights", "a=2", "b=1", "c=0.5"]
+    record = combined(tmp_path / "out", *folders, *flags, method="product_mean", target_rank=8)
+    mean = (2 * dense(folders[0]) + dense(folders[1]) + 0.5 * dense(folders[2])) / 3.5
+    assert sample_updates.relative(dense(tmp_path / "out"), mean) < 1e-5
+    assert record["clients"]["a"]["weight"] == pytest.approx(2 / 3.5)
+    assert record["options"]["weights"] == {"a": 4, "b": 2, "c": 1}
+    file = tmp_path / "weights.yaml"
+    file.write_text("a: 2\nb: 1\nc: 0.5\n")
+    combined(tmp_path / "same", *folders, "--weights", str(file), method="product_mean", target_rank=8)
+    assert (tmp_path / "same" / WEIGHTS).read_bytes() == (tmp_path / "out" / WEIGHTS).read_bytes()
+    line = refused(capsys, *folders, "--output_dir", tmp_path / "no", *flags, "--method", "median")
+    assert "weights: have no effect with median" in line
+
+
+@pytest.mark.parametrize("choice", ["quarantine", "common", "zero"])
+def test_what_each_choice_for_partial_modules_costs_is_shown(tmp_path: Path, capsys: Any, choice: str) -> None:
+    folders = [stock(tmp_path / f"site{seed}", seed) for seed in range(3)]
+    folders.append(stock(tmp_path / "less", 9, target_modules=["q_proj"]))
+    record = combined(tmp_path / "out", *folders, method="product_mean", partial_modules=choice, target_rank=8)
+    out = " ".join(capsys.readouterr().err.split())
+    assert "leaves out 1 clients (less)" in out
+    assert "counts 2 missing modules as no change: 25% of what is averaged in 2 modules is zeros" in out
+    costs = record["diagnosis"]["partial_modules"]
+    assert costs["chosen"] == choice
+    assert sorted(record["quarantined"]) == (["less"] if choice == "quarantine" else [])
+    assert len(read_adapter(tmp_path / "out")[0]) == (2 if choice == "common" else 4)
+    model = PeftModel.from_pretrained(models.tiny_llama(), str(tmp_path / "out"))
+    assert torch.isfinite(models.logits(model)).all()
+    line = refused(capsys, *folders, "--output_dir", tmp_path / "no", "--partial_modules", "refuse")
+    assert "2 modules are not in all updates" in line
+
+
+@pytest.mark.parametrize(
+    ("task_type", "task", "kind"),
+    [
+        ("SEQ_2_SEQ_LM", "seq_2_seq_lm", "AutoModelForSeq2SeqLM"),
+        ("TOKEN_CLS", "token_classification", "AutoModelForTokenClassification"),
+        ("QUESTION_ANS", "question_answering", "AutoModelForQuestionAnswering"),
+        ("FEATURE_EXTRACTION", "feature_extraction", "AutoModel"),
+    ],
+)
+def test_the_card_names_the_class_of_every_task(tmp_path: Path, task_type: str, task: str, kind: str) -> None:
+    folders = [stock(tmp_path / f"site{seed}", seed) for seed in range(2)]
+    for folder in folders:
+        path = folder / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "task_type": task_type}))
+    record = combined(tmp_path / "out", *folders, method="product_mean")
+    assert record["model"]["task"] == task
+    assert f"{kind}.from_pretrained(" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_no_usable_adapter_is_an_error(tmp_path: Path, capsys: Any) -> None:

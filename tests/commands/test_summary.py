@@ -49,3 +49,25 @@ def test_every_statement_is_one_line_whatever_the_width() -> None:
         lines = shown(record, terminal, width=60).splitlines()
         assert record.diagnosis["summary"].rstrip() in map(str.rstrip, lines)
         assert lines[-1] == "Adapters, run.json, README.md and report/index.html are in out"
+
+
+def test_near_the_line_and_what_was_not_seen_are_said() -> None:
+    record = sample_record(6, 1, 0, 0)
+    record.suspicious = {"client-001": {"kind": "scale", "of_line": 0.8}}
+    record.clients["client-001"]["influence"] = 0.38
+    text = shown(record)
+    assert "near the line: client-001: stands far from the rest in the size of its update: 0.80 of 1.00, not enough" in text
+    assert "collaborative, kept 38 %" in text
+    assert "nobody was flagged: Evidence on updates cannot see" in text
+    assert "nobody was flagged" not in shown(sample_record(6, 1, 2, 0))
+
+
+def test_a_claim_far_above_the_others_is_a_warning_and_stands_beside_the_weight() -> None:
+    record = sample_record(6, 0, 1, 0)
+    client = sorted(set(record.clients) - {*record.flagged, *record.quarantined})[0]
+    said = "claims 1000000 examples, 1e+05 times the cohort's median of 10: counted as 30 (weight_cap 3)"
+    record.clients[client] |= {"weight": 0.25, "claimed_weight": 0.9999, "outlier_claim": said}
+    text = shown(record, width=200)
+    assert f"warning: {client} {said}" in text
+    assert "0.250 (claimed 1.000)" in text
+    assert text.count("claimed") == 1

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from fedlora_hf import FederatedConfig, cli
+from fedlora_hf import FederatedConfig, FederatedTrainer, cli
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.flags import parse
 from fedlora_hf.loading import prepare
@@ -145,7 +146,7 @@ def test_loading_changes_no_option(base_model: Path, tmp_path: Path) -> None:
     job = prepare(args)
     assert args.to_dict() == before
     assert job.args.max_length == job.model.config.max_position_embeddings < args.max_length
-    assert job.trainer().args.max_length == job.args.max_length
+    assert FederatedTrainer.of(job).args.max_length == job.args.max_length
 
 
 @pytest.mark.parametrize(
@@ -189,3 +190,15 @@ def test_published_dolly_and_natural_instructions(
     assert record["data"]["duplicates_removed"] > 0
     tasks = run(base_model, real_data / "natural_instructions", tmp_path / "tasks", partition_by="task", **few)
     assert len(tasks["clients"]) == 40
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a device", "a folder", "too large"])
+def test_a_config_that_is_no_plain_file_is_refused_in_one_line(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "run.yaml"
+    if kind == "too large":
+        path.write_text("# " + "x" * (1 << 20))
+    else:
+        {"a pipe": os.mkfifo, "a device": lambda p: p.symlink_to("/dev/zero"), "a folder": os.mkdir}[kind](path)
+    with pytest.raises(ConfigError, match="larger than 1 MiB" if kind == "too large" else "not a plain file") as caught:
+        parse(["--config", str(path)])
+    assert "\n" not in str(caught.value)

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +136,13 @@ def test_text_that_is_not_utf8(tmp_path: Path) -> None:
 def test_folder_without_data(tmp_path: Path) -> None:
     write(tmp_path / "other.txt", "a")
     assert "must hold Natural Instructions task files" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["data.jsonl", "data.parquet", "folder/task1.json", "folder/tasks/task2.json"])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/dev/zero", path)], ids=["pipe", "device"])
+def test_pipes_and_devices_are_refused_and_not_waited_for(tmp_path: Path, place: str, make: object) -> None:
+    path = tmp_path / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    make(path)  # type: ignore[operator]
+    message = refused(tmp_path / place.split("/")[0])
+    assert f"{path}: is no plain file" in message

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from fedlora_hf.flags import parse
@@ -15,6 +16,7 @@ from fedlora_hf.flower.federate import FlowerRun
 from fedlora_hf.flower.settings import read
 from fedlora_hf.loading import prepare
 from fedlora_hf.rounds.federation import Run
+from fedlora_hf.trainer import FederatedTrainer
 
 Config = dict[str, Any]
 Change = Callable[[int, Message], Message]
@@ -24,13 +26,14 @@ NODES = {100 + place: {"partition-id": place, "num-partitions": 4} for place in 
 
 class LocalGrid(Grid):
     """nodes: {node id: its configuration}. run: the run's configuration. change: what a node does to its reply, and
-    may raise. Messages to a node in `gone` come back as Flower's error 5."""
+    may raise. app: what the nodes run, default ours. Messages to a node in `gone` come back as Flower's error 5."""
 
     def __init__(
         self,
         nodes: Mapping[int, Mapping[str, Any]],
         run: Mapping[str, Any],
         change: Change = lambda node, reply: reply,
+        app: ClientApp | None = None,
     ) -> None:
         self.nodes, self.config, self.change = dict(nodes), dict(run), change
         self.gone: set[int] = set()
@@ -38,7 +41,7 @@ class LocalGrid(Grid):
         self.sent: list[tuple[int, str]] = []
         self.memory: dict[int, RecordDict] = {}  # what each node keeps of the run, as Flower's Context.state
         self._replies: dict[str, Message] = {}
-        self._app = client_app()
+        self._app = app or client_app()
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self.nodes)
@@ -78,7 +81,7 @@ class LocalGrid(Grid):
         raise NotImplementedError
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        raise NotImplementedError
+        return self.pull_messages(self.push_messages(messages))
 
 
 def run(config: Config, change: Change | None = None, nodes: dict[int, Any] | None = None) -> tuple[Run, LocalGrid]:
@@ -92,6 +95,6 @@ def plain(config: Mapping[str, Any], folder: Path, *more: str) -> Any:
     own = {"output_dir", "min_nodes", "flags", "wire_dtype"}
     flags = [f"--{name}={value}" for name, value in config.items() if name not in own]
     args = parse([*flags, *config["flags"].split(), "--output_dir", str(folder), "--disable_tqdm", "true", *more])
-    trainer = prepare(args).trainer()
+    trainer = FederatedTrainer.of(prepare(args))
     trainer.train()
     return trainer

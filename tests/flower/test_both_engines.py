@@ -122,3 +122,21 @@ def test_a_finished_run_may_be_run_anew(run: Run, out: Path) -> None:
     before = models.weight_files(out)
     run()
     assert models.weight_files(out) == before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"aggregation": "fedavg", "scaffold": True},
+        {"aggregation": "fedex"},
+        {"aggregation": "rolora"},
+    ],
+)
+def test_what_spans_rounds_gives_the_same_bits_on_both(config: Config, tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Control variates, a residual under the trained factors, factors in turn."""
+    found = {}
+    for name, engine in (("trainer", by_trainer), ("flower", by_flower)):
+        engine({**config, **changes, "output_dir": str(tmp_path / name)})
+        files = models.weight_files(tmp_path / name)
+        found[name] = {path: data for path, data in files.items() if "clients" not in path}
+    assert found["trainer"] == found["flower"] != {}

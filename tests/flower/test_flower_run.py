@@ -110,6 +110,7 @@ def test_a_data_set_of_the_nodes_own_is_that_client_of_fedlora_train(config: Con
     both.write_text("".join(json.dumps(row) + "\n" for row in everything), encoding="utf-8")
     config |= {"dataset": "", "min_nodes": 2, "aggregation": "product_mean"}
     done, _ = run(config, nodes=nodes)
+    del config["num_clients"]  # the file says who they are
     plain(config | {"dataset": str(both), "partition_by": "client"}, tmp_path / "plain", "--client_column", "client")
     mine, theirs = (models.weight_files(tmp_path / name) for name in ("flower", "plain"))
     kept = "clients/bob/adapter_model.safetensors"
@@ -220,16 +221,6 @@ def test_a_second_node_under_a_name_that_is_taken_is_refused(config: Config) -> 
     assert {node for node, kind in grid.sent if kind != "query"} == set(NODES)
 
 
-def test_a_node_that_comes_back_under_another_id_is_its_client_again(config: Config) -> None:
-    grid = LocalGrid(NODES, config)
-    started = FlowerRun(grid, *read(config))
-    started.roster.wait(4, 60)
-    grid.nodes[300] = grid.nodes.pop(103)
-    done = started.train()
-    assert done.record.clients["client-03"]["node"] == "300"
-    assert done.record.rounds[0]["nodes"]["client-03"] == "300"
-
-
 def test_lies_about_numbers_do_not_enter(config: Config) -> None:
     def change(node: int, reply: Message) -> Message:
         if "facts" in reply.content and node == 100:
@@ -330,3 +321,19 @@ def test_an_empty_text_is_a_flag_left_out() -> None:
     args, settings = read({"clients_per_round": "", "num_rounds": 4, "flags": "--lora_r 5", "min_nodes": 3})
     assert (args.clients_per_round, args.num_rounds, args.lora_r) == (None, 4, 5)
     assert settings == Settings(min_nodes=3, flags="--lora_r 5")
+
+
+@pytest.mark.parametrize("method", ["multikrum", "fedavg"])
+def test_a_claimed_number_of_examples_does_not_own_the_mean(config: Config, method: str) -> None:
+    def boast(sender: int, reply: Message) -> Message:
+        if sender == 102 and "update.arrays" in reply.content:
+            reply.content["facts"]["num_examples"] = 10**12
+        return reply
+
+    done, _ = run(config | {"aggregation": method}, boast)
+    entry, client = done.record.rounds[-1], done.record.clients["client-02"]
+    assert entry["claimed_weights"]["client-02"] > 0.999
+    assert entry["weights"]["client-02"] == client["weight"] < 0.6
+    assert client["num_examples"] == 10**12
+    assert "claims 1000000000000 examples" in client["outlier_claim"]
+    assert list(entry["outlier_claims"]) == ["client-02"]

@@ -145,6 +145,8 @@ def _headers() -> Iterator[Case]:
     yield "header null", _header(lambda h: b"null")
     yield "header deep", _header(lambda h: DEEP.encode())
     yield "header twice", _header(lambda h: (json.dumps(h)[:-1] + "," + json.dumps(h)[1:]).encode())
+    yield "header that unfolds", _header(lambda h: b'{"a":[' + b"[]," * 3_000_000 + b"[]]}")
+    yield "sparse and wide", _sparse
     yield "header of 20 MiB", _header(lambda h: json.dumps(h).encode() + b" " * (20 << 20))
     yield (
         "header of many",
@@ -317,3 +319,16 @@ def _with(change: Callable[[torch.Tensor], torch.Tensor]) -> Damage:
         (folder / WEIGHTS).write_bytes(save(found))
 
     return damage
+
+
+def _sparse(folder: Path) -> None:
+    """A module of 240 million columns, 1.9 GB that take no room on the disk."""
+    width, module = 240_000_000, "base_model.model.m.q_proj.lora_"
+    header = {
+        f"{module}A.weight": {"dtype": "F32", "shape": [2, width], "data_offsets": [0, 8 * width]},
+        f"{module}B.weight": {"dtype": "F32", "shape": [16, 2], "data_offsets": [8 * width, 8 * width + 128]},
+    }
+    text = json.dumps(header).encode()
+    with open(folder / WEIGHTS, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + 8 * width + 128)

@@ -157,3 +157,19 @@ def test_text_helpers():
     assert one_line("x" * 10, limit=5) == "xxxx…"
     assert markdown("q_proj _x_ *y* <b>") == "q_proj \\_x\\_ \\*y\\* &lt;b&gt;"
     assert fenced("a ``` b", "shell") == "````shell\na ``` b\n````"
+
+
+def test_claims_far_above_the_others_are_told_and_what_the_method_makes_of_counts():
+    said = "claims 9 examples, 9 times the cohort's median of 1: believed, the method trusts counts"
+    clients = {
+        "ann": {"collaborative": True, "outlier_claim": said},
+        "bob": {"collaborative": True, "outlier_claim": ""},
+        "eve": {"collaborative": True, "outlier_claim": ["no text"]},
+    }
+    card = render_card(
+        sample_record(clients=clients, method_info={"counts": "clients' numbers of examples are trusted"})
+    )
+    assert "- ann claims 9 examples, 9 times the cohort's median of 1: believed" in card
+    assert "- weights: clients' numbers of examples are trusted" in card
+    assert "- eve" not in card
+    assert "far above" not in render_card(sample_record())

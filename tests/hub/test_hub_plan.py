@@ -18,8 +18,8 @@ def run(tmp_path):
     return write_run(tmp_path / "run")
 
 
-def plan_of(run, with_clients=True):
-    return make_plan(run, RunRecord.load(run), "user/repo", with_clients)
+def plan_of(run, with_clients=True, with_client_facts=True):
+    return make_plan(run, RunRecord.load(run), "user/repo", with_clients, with_client_facts)
 
 
 def test_only_listed_files_go(run):
@@ -100,8 +100,8 @@ def test_tokens_stay(run):
     plan = plan_of(run)
     assert secret not in plan["run.json"].decode() + plan["README.md"].decode()
     pushed = json.loads(plan["run.json"])
-    assert pushed["options"] == {"hub_token": "***", "note": "used ***", "max_new_tokens": 64}
-    assert pushed["command"] == ["fedlora", "train", "--hub_token", "***", "--seed", "0"]
+    assert pushed["options"] == {"max_new_tokens": 64}
+    assert pushed["command"] == []
     (run / "report" / "index.html").write_text(f"<p>{secret}</p>")
     with pytest.raises(ConfigError, match="looks like an access token"):
         plan_of(run)

@@ -6,6 +6,7 @@ from local_hub import LocalHub
 from sample_run import write_run
 
 ROOT = ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+RECORD = ["run.json"]
 REPORT = ["report/evidence.png", "report/index.html", "run.json"]
 
 
@@ -19,7 +20,7 @@ def seen(hub, run_steps):
 
 
 def test_a_push_is_one_commit_of_the_expected_files_in_a_private_repository(seen):
-    assert seen["first_files"] == ROOT + REPORT
+    assert seen["first_files"] == ROOT + RECORD
     assert seen["first_commits"] == 2  # the Hub's own first commit, and ours
     assert seen["private"] is True
     assert seen["warnings_first"] == 0
@@ -39,11 +40,11 @@ def test_pushing_the_same_again_makes_no_commit(seen):
 
 def test_an_adapter_flagged_since_the_last_push_is_taken_out(seen):
     assert seen["flagged"] == ROOT + client_files("ann", "ben") + REPORT
-    assert seen["before_flagged"] == ROOT + REPORT  # the tag still names the earlier commit
+    assert seen["before_flagged"] == ROOT + RECORD  # the tag still names the earlier commit
 
 
 def test_clients_are_withdrawn_by_a_push_without_them(seen):
-    assert seen["clients_withdrawn"] == ROOT + REPORT
+    assert seen["clients_withdrawn"] == ROOT + RECORD
 
 
 def test_tags_move_to_the_commit_they_were_last_given_to(seen):
@@ -118,7 +119,7 @@ def test_refusals_are_one_line_and_typed(seen, case, kind, text):
 
 def test_a_refused_push_leaves_nothing_and_a_public_one_must_be_asked_for(seen):
     assert seen["open"] == []
-    assert seen["opened"] == ROOT + REPORT
+    assert seen["opened"] == ROOT + RECORD
 
 
 def test_the_hub_functions_need_no_torch(seen):

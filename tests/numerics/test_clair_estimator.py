@@ -163,7 +163,7 @@ def test_few_clients_are_called_weak_evidence() -> None:
 def test_refinement_is_the_formula() -> None:
     clean, _, g = cohort(10, noise=0.1)
     updates = contaminate(clean, 3, "own", g)
-    found = Clair(rank=2, exact=True).fit(updates, weights=range(1, 11))
+    found = Clair(rank=2, exact=True, influence="flags").fit(updates, weights=range(1, 11))
     U = found.subspace["W"]
     kept = [k for k in range(10) if str(k) in found.collaborative]
     mean = sum((k + 1) * updates[k] for k in kept) / sum(k + 1 for k in kept)
@@ -252,7 +252,7 @@ def test_one_weight_for_all_modules() -> None:
 def test_copies_are_reported_and_not_flagged() -> None:
     clean = cohort(10, noise=0.3)[0]
     clean[7] = clean[2].clone()
-    found = Clair().fit(clean)
+    found = Clair(influence="flags").fit(clean)
     assert found.diagnosis["copies"] == [["2", "7"]]
     assert found.flagged == ()
     once = torch.stack([W * (0.5 if k in (2, 7) else 1.0) for k, W in enumerate(clean)]).sum(0) / 9
@@ -318,7 +318,16 @@ def test_bad_arguments_are_typed_errors() -> None:
         Clair().fit(clean, weights=[0, 0, 0, 0])
     with pytest.raises(ConfigError, match="leave room for 30"):
         Clair(rank=31).fit(clean)
-    for options in ({"side": "top"}, {"solver": "lp"}, {"refine": "hardest"}, {"rank": 0}, {"rank": "all"}, {"tol": 0}):
+    wrong: list[dict[str, object]] = [{"influence": "some"}, {"clip": 0}, {"clip": float("nan")}]
+    for options in (
+        *wrong,
+        {"side": "top"},
+        {"solver": "lp"},
+        {"refine": "hardest"},
+        {"rank": 0},
+        {"rank": "all"},
+        {"tol": 0},
+    ):
         with pytest.raises(ConfigError):
             Clair(**options)  # type: ignore[arg-type]
 

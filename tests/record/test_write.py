@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from fedlora_hf.aggregation import aggregate
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.numerics.evidence import Evidence
 from fedlora_hf.record.changes import compared, component_changes
-from fedlora_hf.record.lines import round_line, round_log
+from fedlora_hf.record.lines import claims_line, round_line, round_log
 from fedlora_hf.record.record import RunRecord
 from fedlora_hf.record.standing import collaborative, last_rounds, needed_updates, update_standing
-from fedlora_hf.record.write import add_round, check_same_run
+from fedlora_hf.record.write import add_round, check_same_run, newcomer
 from fedlora_hf.update import AdapterState, Aggregate, LoraFactors
 
 IDS = ["ada", "bob", "eve", "kim"]
@@ -159,6 +160,22 @@ def test_evidence_is_plain_numbers() -> None:
     assert record.rounds[0]["collaborative"] == ["client1"]
 
 
+def test_influence_and_suspicion_follow_the_last_round_of_each_client() -> None:
+    updates = sample_updates.cohort(2)
+    record = blank()
+    record.clients = {u.client_id: {} for u in updates}
+    for number, (kept, near) in enumerate([(0.2, {"client0": ("direction", 0.7)}), (0.9, {})], 1):
+        influence = {"client0": kept, "client1": 1.0}
+        combined = Aggregate(updates[0].state, weights={"client1": 1.0}, influence=influence, suspicious=near)
+        add_round(record, number, ["client0", "client1"], updates, combined, {}, None, {})
+        assert record.clients["client0"]["influence"] == record.rounds[-1]["influence"]["client0"] == kept
+        assert record.suspicious == ({"client0": {"kind": "direction", "of_line": 0.7}} if near else {})
+    assert record.rounds[0]["suspicious"] == {"client0": {"kind": "direction", "of_line": 0.7}}
+    plain = Aggregate(updates[0].state, weights={"client1": 1.0})
+    add_round(record, 3, ["client1"], updates[1:], plain, {}, None, {})
+    assert record.clients["client0"]["influence"] == 0.9
+
+
 def test_run_json_has_what_the_interface_promises(tmp_path: Path, bare_output: None) -> None:
     trainer = models.federation(tmp_path, models.token_clients({"ada": 4, "bob": 6}, held_out=2))
     trainer.train()
@@ -203,3 +220,33 @@ def test_every_option_is_compared_on_resuming_but_those_that_move_no_number(
         return
     with pytest.raises(ConfigError, match=refused):
         check_same_run(before, after)
+
+
+def test_claimed_and_used_weights_and_who_was_not_believed_are_recorded() -> None:
+    updates = sample_updates.cohort(5)
+    updates[4] = replace(updates[4], num_examples=10**9)
+    combined = aggregate(updates, "multikrum", num_selected=5)
+    record = RunRecord(kind="train", method="multikrum", seed=0)
+    record.clients = {update.client_id: newcomer(update.num_examples) for update in updates}
+    for number in (1, 2):
+        add_round(record, number, sorted(record.clients), updates, combined, {}, None, {})
+    entry, liar, honest = record.rounds[-1], record.clients["client4"], record.clients["client0"]
+    assert entry["claimed_weights"]["client4"] == liar["claimed_weight"] > 0.999
+    assert entry["weights"]["client4"] == liar["weight"] == pytest.approx(90 / 190)
+    assert list(entry["outlier_claims"]) == ["client4"]
+    assert liar["outlier_claim"] == entry["outlier_claims"]["client4"]
+    assert liar["num_examples"] == 10**9
+    assert honest["outlier_claim"] == ""
+    assert honest["claimed_weight"] == pytest.approx(10 / (10**9 + 100))
+    first, second = claims_line(record.rounds[:1]), claims_line(record.rounds)
+    assert first is not None
+    assert first.startswith("warning: client4 claims 1000000000 examples")
+    assert second is None  # said once
+    assert claims_line([]) is None
+
+
+def test_a_record_without_claims_is_still_gone_on_from() -> None:
+    record = blank([entry(1, "ada bob")])
+    update_standing(record)
+    assert record.clients["ada"]["claimed_weight"] is None
+    assert record.clients["ada"]["outlier_claim"] == ""

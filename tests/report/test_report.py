@@ -310,3 +310,14 @@ def test_values_of_a_diagnosis_read_as_words():
         "1, two",
         "a: no",
     ]
+
+
+def test_page_tells_who_claims_far_more_examples_than_the_others():
+    record = sample_record(6, 0, 1, 0)
+    assert "far above" not in page_of(record).text
+    said = "claims 1000000 examples: counted as 30 (weight_cap 3)"
+    record.clients["client-000"] |= {"weight": 0.25, "claimed_weight": 0.9999, "outlier_claim": said}
+    text = page_of(record).text
+    assert "Claims (1): numbers of examples far above the others'" in text
+    assert said in text
+    assert "0.25 (claimed 1)" in text

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import sample_updates
 
-from fedlora_hf.errors import AdapterError, RecordError
+from fedlora_hf.errors import AdapterError, RecordError, StorageError
 from fedlora_hf.record.record import RunRecord
 from fedlora_hf.rounds.store import RoundStore
 from fedlora_hf.update import ClientUpdate
@@ -145,3 +145,25 @@ def test_nothing_is_pruned_when_all_are_kept(store: RoundStore) -> None:
     assert tree(store) == before
     store.prune(3, [])
     assert tree(store) == before
+
+
+def test_a_failure_is_never_noted_through_a_link_nor_an_update_taken_from_behind_one(
+    store: RoundStore, tmp_path: Path
+) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    place = store.folder / ".open-1" / "clients"
+    place.mkdir(parents=True)
+    (place / "client0").symlink_to(victim)
+    store.fail(1, "client0", "training failed")
+    assert list(victim.iterdir()) == []
+    assert store.failure(1, "client0") == "training failed"
+    store.save(1, CLIENTS[1])
+    (place / "client1").rename(tmp_path / "elsewhere")
+    (place / "client1").symlink_to(tmp_path / "elsewhere")
+    assert store.finished(1, "client1") is None
+    with pytest.raises(StorageError, match="is a link"):
+        store.update(1, "client1")
+    store.save(1, CLIENTS[1])
+    assert store.finished(1, "client1") is not None
+    assert not (place / "client1").is_symlink()

@@ -140,14 +140,14 @@ def test_a_client_whose_personal_adapter_fails_has_none_and_the_others_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = models.federation(tmp_path, models.token_clients(SIZES, held_out=2))
-    personal = trainer.personal
+    personal = trainer.personal_adapter
 
     def failing(client_id: str, *args: Any) -> Any:
         if client_id == "bob":
             raise torch.OutOfMemoryError("at the end")
         return personal(client_id, *args)
 
-    monkeypatch.setattr(trainer, "personal", failing)
+    monkeypatch.setattr(trainer, "personal_adapter", failing)
     trainer.train()
     assert sorted(path.name for path in (tmp_path / "clients").iterdir()) == ["ada", "eve"]
     facts = {client: entry["personal"] for client, entry in trainer.run.record.clients.items()}

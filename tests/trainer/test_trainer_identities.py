@@ -35,12 +35,14 @@ def first(batches: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     return batches[0]
 
 
-def plain_training(federated: FederatedTrainer, client: str, folder: Path, model: Any, **settings: Any) -> AdapterState:
+def plain_training(
+    federated: FederatedTrainer, client: str, folder: Path, model: Any, order: int | None = None, **settings: Any
+) -> AdapterState:
     """What transformers.Trainer makes of the same start, batches and settings."""
     args = federated.args
     peft_model = with_adapter(model, federated.model.peft_config["default"], args.seed)
     AdapterSlot(peft_model).write(federated.initial)
-    seed = derive_seed(args.seed, "client", 1, client)
+    seed = derive_seed(args.seed, "client", 1, client) if order is None else order
     groups = islice(local_batches(federated.clients[client].train, federated.data_collator, args, seed), 40)
     batches = [batch for group in islice(groups, args.local_steps) for batch in group]
     training = TrainingArguments(
@@ -77,6 +79,57 @@ def test_one_client_is_a_plain_trainer(tmp_path: Path, examples: int, accumulati
     plain = plain_training(federated, "solo", tmp_path / "plain", models.tiny_llama(), **settings)
     assert sample_updates.same_bits(federated.run.state, plain)
     assert not sample_updates.same_bits(federated.initial, plain)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"train_sampling_strategy": "group_by_length"},
+        {"train_sampling_strategy": "sequential"},
+        {"data_seed": 11},
+        {"dataloader_drop_last": True},
+        {"logging_steps": 1, "include_num_input_tokens_seen": "all"},
+    ],
+    ids=lambda asked: "-".join(asked),
+)
+def test_one_client_is_a_plain_trainer_whatever_its_batches(tmp_path: Path, asked: dict[str, Any]) -> None:
+    federated = models.federation(
+        tmp_path / "federated", models.token_clients({"solo": 7}), num_rounds=1, local_steps=5, **asked
+    )
+    federated.train()
+    seed = derive_seed(federated.args.seed, "client", 1, "solo")
+    order = derive_seed(11, "client", 1, "solo") if "data_seed" in asked else seed
+    settings = {"lr_scheduler_type": "constant"}
+    plain = plain_training(federated, "solo", tmp_path / "plain", models.tiny_llama(), order=order, **settings)
+    assert sample_updates.same_bits(federated.run.state, plain)
+    batches = list(islice(local_batches(federated.clients["solo"].train, len_of, federated.args, order), 4))
+    sizes = [size for group in batches for size, _ in group]
+    assert sizes == ([2] * 4 if asked.get("dataloader_drop_last") else [2, 2, 2, 1])
+    if asked.get("train_sampling_strategy") == "group_by_length":
+        assert max(longest for _, longest in batches[0]) == max(federated.clients["solo"].train.lengths)
+
+
+def len_of(rows: list[Any]) -> Any:
+    """A collator that tells how many rows a batch has, and the tokens of the longest."""
+    return len(rows), max(len(row["input_ids"]) for row in rows)
+
+
+def test_data_seed_alone_sets_the_order(tmp_path: Path) -> None:
+    one, two = (models.federation(tmp_path / str(seed), seed=seed, data_seed=5) for seed in (0, 1))
+    assert one.order_seed("client", 1, "ada") == two.order_seed("client", 1, "ada")
+    three = models.federation(tmp_path / "three", seed=0)
+    assert three.order_seed("client", 1, "ada") == derive_seed(0, "client", 1, "ada")
+
+
+def test_a_compiled_model_trains_as_the_other(tmp_path: Path) -> None:
+    plain = models.federation(tmp_path / "plain", num_rounds=1)
+    compiled = models.federation(tmp_path / "compiled", num_rounds=1, torch_compile=True, torch_compile_backend="eager")
+    for trainer in (plain, compiled):
+        trainer.train()
+    difference = sample_updates.relative(
+        sample_updates.dense(compiled.run.state), sample_updates.dense(plain.run.state)
+    )
+    assert difference < 1e-5
 
 
 def test_one_client_is_a_plain_trainer_for_a_classifier(tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ def test_stacking_trains_on_top_of_what_was_stacked(tmp_path: Path) -> None:
     torch.testing.assert_close(models.logits(trainer.model), stacked, atol=2e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("method", "drawn"), [("stacking", 1), ("fedsa", 1), ("local", 1), ("clair", 3)])
+@pytest.mark.parametrize(("method", "drawn"), [("stacking", 1), ("fedex", 2), ("fedsa", 1), ("local", 1), ("clair", 3)])
 def test_client_sampling_over_many_rounds_keeps_what_is_needed(tmp_path: Path, method: str, drawn: int) -> None:
     trainer = models.federation(
         tmp_path,

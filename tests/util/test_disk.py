@@ -4,13 +4,24 @@
 import errno
 import json
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
 from fedlora_hf.errors import StorageError
 from fedlora_hf.util import disk
-from fedlora_hf.util.disk import is_disk_trouble, parse_json, read_json, remove_tree, sweep, within, write_atomically
+from fedlora_hf.util.disk import (
+    is_disk_trouble,
+    open_regular,
+    parse_json,
+    read_json,
+    read_regular,
+    remove_tree,
+    sweep,
+    within,
+    write_atomically,
+)
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,3 +118,63 @@ def test_troubles_of_the_disk_are_told_from_others() -> None:
     assert is_disk_trouble(OSError(errno.EFBIG, "large"))
     assert not is_disk_trouble(OSError(errno.ENOENT, "none"))
     assert not is_disk_trouble(ValueError())
+
+
+@pytest.mark.parametrize("kind", ["fifo", "socket", "folder", "link to a device", "link to a pipe"])
+def test_only_plain_files_are_opened_and_nothing_is_waited_for(tmp_path: Path, kind: str) -> None:
+    path, listening = tmp_path / "x", socket.socket(socket.AF_UNIX)
+    with listening:
+        if kind == "socket":
+            listening.bind(str(path))
+        elif kind == "link to a pipe":
+            os.mkfifo(tmp_path / "pipe")
+            path.symlink_to(tmp_path / "pipe")
+        else:
+            {"fifo": os.mkfifo, "folder": os.mkdir, "link to a device": lambda p: p.symlink_to("/dev/zero")}[kind](path)
+        with pytest.raises(ValueError, match="not a plain file"):
+            open_regular(path)
+        with pytest.raises(ValueError, match="not a plain file"):
+            read_regular(path, 10)
+
+
+def test_a_pipe_put_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").touch()
+    facts = os.stat(tmp_path / "file")
+    handles = os.listdir("/proc/self/fd")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", lambda *args, **kwargs: facts)  # what was there when it was asked
+        with pytest.raises(ValueError, match="not a plain file"):
+            open_regular(tmp_path / "pipe")
+    assert len(os.listdir("/proc/self/fd")) == len(handles)
+
+
+def test_a_link_to_a_file_is_followed_and_its_size_bounded(tmp_path: Path) -> None:
+    (tmp_path / "real").write_bytes(b"abc")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert read_regular(tmp_path / "link") == read_regular(tmp_path / "link", 3) == b"abc"
+    with pytest.raises(ValueError, match="larger than 0 KiB"):
+        read_regular(tmp_path / "link", 2)
+    with pytest.raises(FileNotFoundError):
+        open_regular(tmp_path / "none")
+
+
+def test_a_draft_is_never_written_through_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    monkeypatch.setattr(disk.secrets, "token_hex", lambda count: "guessed")
+    (tmp_path / f".file.{os.getpid()}.guessed.tmp").symlink_to(victim)
+    with pytest.raises(FileExistsError):
+        write_atomically(tmp_path / "file", b"new")
+    assert victim.read_bytes() == b"precious"
+    (tmp_path / "file").symlink_to(victim)  # the file's own place may be a link: it is replaced
+    monkeypatch.undo()
+    write_atomically(tmp_path / "file", b"new")
+    assert (victim.read_bytes(), (tmp_path / "file").read_bytes()) == (b"precious", b"new")
+    assert not (tmp_path / "file").is_symlink()
+
+
+def test_a_file_has_the_rights_that_the_umask_leaves(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "file", b"new")
+    (tmp_path / "other").touch()
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "other").stat().st_mode

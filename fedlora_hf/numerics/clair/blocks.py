@@ -80,7 +80,7 @@ def summarise(B: Tensor, A: Tensor) -> tuple[Blocks, Tensor, Tensor]:
     drawn afresh: what the same updates' inner products would be if nobody pointed where another does.
     """
     K, _, r = B.shape
-    part = slice(None, None, -(-K // STRANGERS))
+    part = by_chance(K)
     gram = among = None
     if K * r <= GRAM_LIMIT and not _is_wide(B, A):
         gram = gram_of(flat(B))
@@ -89,6 +89,11 @@ def summarise(B: Tensor, A: Tensor) -> tuple[Blocks, Tensor, Tensor]:
     drawn = torch.stack([a * sign.roll(k) for k, a in enumerate(A[part])])
     null = inner_products(B[part], drawn, among)
     return _blocks(B, roots(A), gram), inner_products(B, A, gram).double(), null.double()
+
+
+def by_chance(K: int) -> slice:
+    """Which of K clients are compared by chance: at most STRANGERS, evenly spaced."""
+    return slice(None, None, -(-K // STRANGERS))
 
 
 def _is_wide(B: Tensor, A: Tensor) -> bool:

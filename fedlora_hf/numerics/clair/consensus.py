@@ -83,9 +83,14 @@ def consensus(similarity: Tensor) -> Consensus:
     return Consensus(core, float(rating[core].median()), to_core, spread)
 
 
-def chance_agreement(null: Tensor) -> float:
-    """Agreement by chance: that of a (K, K) similarity without common direction, plus 4 standard errors."""
-    return consensus(null).agreement + 4 * typical(null) / len(null) ** 0.5
+def chance_agreement(null: Tensor, members: Tensor | None = None) -> float:
+    """Agreement by chance: that of a (K, K) similarity without common direction, plus 4 standard errors.
+
+    members: indices of the clients to look at, those of the core (None: all). Near-copies outside it resemble each
+    other with their signs drawn at random too, and a minority of them would hide that the others agree.
+    """
+    looked_at = null if members is None else null[members][:, members]
+    return consensus(looked_at).agreement + 4 * typical(looked_at) / len(null) ** 0.5
 
 
 def opposition(similarity: Tensor, members: Tensor) -> float:

@@ -16,6 +16,7 @@ from fedlora_hf.numerics.clair import admm, refine
 from fedlora_hf.numerics.clair.blocks import Blocks, affinity, flat, summarise
 from fedlora_hf.numerics.clair.consensus import consensus, cosines, counted_once, independent
 from fedlora_hf.numerics.clair.evidence import Judgement, judge, unjudged
+from fedlora_hf.numerics.clair.influence import influence
 from fedlora_hf.numerics.clair.refine import ModuleFit, Pair
 from fedlora_hf.numerics.clair.subspace import (
     MAX_RANK,
@@ -42,18 +43,23 @@ class Source(Protocol):
     def restarted(self) -> bool: ...
     def change(self, module: str) -> Pair: ...
     def whole(self, module: str) -> Pair: ...
+    def with_start(self, module: str) -> Pair:
+        """`whole` with one row more: what the clients started from, B (K + 1, out, r) and A (K + 1, r, in). Asked for
+        only where not `restarted`."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
 class Solution:
     """judgement: evidence on every client. flagged: (K,) bool. weights: (K,) of the subspace fit, 0 for flagged or zero
-    updates. shares: (K,) in the mean. module_scores: {module: {kind: (K,)}}. fits: {module: ModuleFit}, of the
-    transposed updates when side is "input"."""
+    updates. shares: (K,) in the mean. kept: (K,) what is left of each client's influence, see `influence`.
+    module_scores: {module: {kind: (K,)}}. fits: {module: ModuleFit}, of the transposed updates when side is "input"."""
 
     judgement: Judgement
     flagged: Tensor
     weights: Tensor
     shares: Tensor
+    kept: Tensor
     module_scores: Mapping[str, Mapping[str, Tensor]]
     fits: Mapping[str, ModuleFit]
     n_iter: int
@@ -82,9 +88,11 @@ def solve(
     target_rank: int | None,
     options: ClairOptions,
     verdict: Callable[[Judgement], Tensor] | None = None,
+    against: Tensor | None = None,
 ) -> Solution:
     """CLAIR on K clients. shares: (K,) weights in the mean, summing to 1. target_rank: of the global update; None: the
-    factors' own. verdict: (K,) bool, who is flagged on this evidence; default the judgement's own flags.
+    factors' own. verdict: (K,) bool, who is flagged on this evidence; default the judgement's own flags. against: (K,)
+    bool, whom evidence of another kind speaks against in this round: they count for nothing in it.
 
     Raises UpdateError for fewer than 3 clients and for values that are not finite, ConfigError for a rank that the
     cohort cannot carry. Warns (ConvergenceWarning) when the solver stops at `max_iter` and clients are judged by it.
@@ -101,17 +109,19 @@ def solve(
     collaborative = alive & ~flagged
     if not bool(collaborative.any()):  # every update is zero, or too few are not: there is no evidence on anyone
         collaborative = torch.ones_like(alive)
-    once = counted_once(cosines(inner))
-    weights = _weights(fit, alive, collaborative) * once
-    kept = torch.where(collaborative, shares.double() * once, torch.zeros_like(weights))
-    kept = kept / kept.sum() if float(kept.sum()) > 0 else collaborative.double() / int(collaborative.sum())
+    # Whoever its own evidence of this round speaks against counts for nothing in it, whatever its past says.
+    counted = collaborative & ~judgement.flagged
+    counted = counted if against is None else counted & ~against
+    counted = counted if bool(counted.any()) else collaborative
+    weights = _weights(fit, alive, counted) * counted_once(cosines(inner))
+    counts = influence(shares, counted, judgement, seen.inner, options)
     fits = {
-        module: _fit_module(source, module, blocks, weights, kept, target_rank, options)
-        for module, blocks in zip(source.modules, seen.blocks, strict=True)
+        module: _fit_module(source, module, blocks, weights, counts.shares, clips, target_rank, options)
+        for module, blocks, clips in zip(source.modules, seen.blocks, counts.clips, strict=True)
     }
     scores = _module_scores(source.modules, seen, fit, alive)
     if fit is None:
-        return Solution(judgement, flagged, weights, kept, scores, fits, 0, True)
+        return Solution(judgement, flagged, weights, counts.shares, counts.kept, scores, fits, 0, True)
     # Where clients share no subspace, weights may circle among equals, and nobody is judged by them.
     if not fit.converged and not bool(judgement.thresholds["subspace"].isnan().all()):
         warnings.warn(
@@ -120,7 +130,7 @@ def solve(
             ConvergenceWarning,
             stacklevel=3,
         )
-    return Solution(judgement, flagged, weights, kept, scores, fits, fit.n_iter, fit.converged)
+    return Solution(judgement, flagged, weights, counts.shares, counts.kept, scores, fits, fit.n_iter, fit.converged)
 
 
 def _look(source: Source, options: ClairOptions, common: Mapping[str, Pair] | None) -> _Seen:
@@ -210,6 +220,7 @@ def _fit_module(
     blocks: Blocks,
     weights: Tensor,
     shares: Tensor,
+    clips: Tensor,
     target_rank: int | None,
     options: ClairOptions,
 ) -> ModuleFit:
@@ -237,11 +248,32 @@ def _fit_module(
         B, A = _turned(source.whole(module), options.side)
     target = min(target_rank or A.shape[1], B.shape[1], A.shape[2])
     extra = max(B.shape[1], A.shape[2]) if options.exact else rank
-    mean, total = refine.mean_update(B, A, shares, target, extra)
+    mean, total = _mean(source, module, (B, A), shares, clips, target, extra, options.side)
     gains = torch.ones(rank, dtype=torch.float64)
     if options.refine == "soft":
-        subspace, gains = _soft(B, A, shares, start, mean)
+        between = mean
+        if _taken(shares, clips):  # the scatter of the clipped changes: the start, common to all, drops out of it
+            B, A = _turned(source.change(module), options.side)
+            B = B * clips.to(B)[:, None, None]
+            between = refine.mean_update(B, A, shares, target, extra)[0]
+        subspace, gains = _soft(B, A, shares, start, between)
     return ModuleFit(subspace, spectrum, gains, mean, total)
+
+
+def _taken(shares: Tensor, clips: Tensor) -> float:
+    """The share of the mean that the clips take from the clients' changes."""
+    return float((shares * (1 - clips)).sum())
+
+
+def _mean(
+    source: Source, module: str, whole: Pair, shares: Tensor, clips: Tensor, rank: int, extra: int, side: str
+) -> tuple[Pair, lowrank.LowRank]:
+    """`refine.mean_update` of start + clip * change of every client: the start stands in for what the clips take."""
+    taken = _taken(shares, clips)
+    weights = shares * clips
+    if taken > 0 and not source.restarted:
+        whole, weights = _turned(source.with_start(module), side), torch.cat([weights, weights.new_tensor([taken])])
+    return refine.mean_update(*whole, weights, rank, extra)
 
 
 def _soft(B: Tensor, A: Tensor, shares: Tensor, start: Tensor, mean: Pair) -> Pair:

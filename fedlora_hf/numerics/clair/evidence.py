@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedlora_hf.numerics.clair.blocks import Blocks
+from fedlora_hf.numerics.clair.blocks import Blocks, by_chance
 from fedlora_hf.numerics.clair.consensus import Consensus, chance_agreement, copies, cosines, opposition, typical
 from fedlora_hf.numerics.clair.flagging import (
+    CAP,
     ERRORS,
     EXACT,
     EXACT_GUARD,
@@ -36,22 +37,28 @@ AGREEMENT, FAINT, BEYOND, SHARED = 0.1, 0.08, 3.0, 0.1
 # Of what clients that use the subspace at random overlap in it, what those of a majority do; rank-one clients reach the
 # median of a chi-square with one degree of freedom, 0.45.
 JOINT = 0.4
+# Clients with one unrelated task each still share a part of their output space. Without a common direction a subspace
+# tells who is contaminated only where the model holds: U V_k is most of what the core sends.
+MOST = 0.5
 HALF = 0.5  # of what the kept clients share, what each client of a majority must reach
 # A client lives in the majority's subspace when it has 70 % of the core's share: LoRA updates trained from one base on
 # constant outputs had half of it.
 INSIDE = 0.3
 FEW = 6
+LEAST_MEMBERS = 3  # of the core, for the agreement by chance
 
 
 @dataclass(frozen=True, eq=False)
 class Judgement:
     """scores: {kind: (K,)}; thresholds: {kind: (K,)}, NaN where the kind is not usable. copies: groups of
-    clients with the same update. diagnosis: plain values."""
+    clients with the same update. diagnosis: plain values. weighs: whether direction tells enough to take influence by,
+    which asks for less than a flag does."""
 
     scores: Mapping[str, Tensor]
     thresholds: Mapping[str, Tensor]
     copies: list[list[int]]
     diagnosis: Mapping[str, float | bool | str]
+    weighs: bool = False
 
     @property
     def flagged(self) -> Tensor:
@@ -88,11 +95,13 @@ def judge(
     centered: a common component was taken out of `modules`; an unrelated client then has its negative in the subspace.
     """
     index = alive.nonzero().squeeze(1)
-    similarity, strangers = cosines(inner)[index][:, index], cosines(null)
-    chance = chance_agreement(strangers)
+    similarity, null = cosines(inner)[index][:, index], cosines(null)
+    members = _of_core(index[agreed.core], len(alive), len(null))
+    # Near-copies outside the core raise the one, a core that is all alike the other; neither may hide an agreement.
+    chance = min(chance_agreement(null), chance_agreement(null, members))
     aligned, direction = _direction(agreed, chance)
     against = opposition(similarity, fit.kept)
-    opposed = direction is None and against > max(AGREEMENT, ERRORS * typical(strangers))
+    opposed = direction is None and against > max(AGREEMENT, ERRORS * typical(null))
     joint = common_use(modules, fit)
     shared, subspace, level = _subspace(fit, modules)
     if joint <= JOINT or opposed:
@@ -114,12 +123,13 @@ def judge(
         "common_use": joint,
         "direction_usable": direction is not None,
         "subspace_usable": subspace is not None,
-        "identifiable": direction is not None or subspace is not None,
+        "identifiable": direction is not None or (subspace is not None and level > MOST * len(modules)),
         "weak_evidence": len(index) < FEW,
         "opposed_majority": opposed,
         "flagged_agree": _agree(similarity, [(shared, subspace), (aligned, direction)], chance),
     }
     found["summary"] = summary(found, len(index))
+    weighs = direction is not None or (agreed.agreement > BEYOND * chance and _few(aligned > CAP))
     return Judgement(
         {"subspace": _spread(shared, index, alive), "direction": _spread(aligned, index, alive), "scale": size},
         {
@@ -129,7 +139,15 @@ def judge(
         },
         [[int(index[k]) for k in group] for group in copies(similarity)],
         found,
+        weighs,
     )
+
+
+def _of_core(core: Tensor, K: int, count: int) -> Tensor:
+    """Indices, among the `count` of K clients that are compared by chance (`blocks.by_chance`), of the members of the
+    core; of all where those are too few to tell."""
+    members = torch.isin(torch.arange(K)[by_chance(K)], core).nonzero().squeeze(1)
+    return members if len(members) >= LEAST_MEMBERS else torch.arange(count)
 
 
 def unjudged(inner: Tensor, alive: Tensor) -> Judgement:
@@ -190,9 +208,12 @@ def _agree(similarity: Tensor, judged: Sequence[tuple[Tensor, Tensor | None]], c
 
 def _of_minority(scores: Tensor, thresholds: Tensor | None) -> Tensor | None:
     """The thresholds, or None when half of the clients would be flagged: those would be the majority."""
-    if thresholds is None or 2 * int((scores > thresholds).sum()) >= len(scores):
-        return None
-    return thresholds
+    return thresholds if thresholds is not None and _few(scores > thresholds) else None
+
+
+def _few(found: Tensor) -> bool:
+    """Whether fewer than half of the clients are meant."""
+    return 2 * int(found.sum()) < len(found)
 
 
 def _spread(values: Tensor | None, index: Tensor, alive: Tensor) -> Tensor:
@@ -223,8 +244,13 @@ def summary(found: Mapping[str, float | bool | str], K: int) -> str:
         text = "common structure: shared subspace yes, common direction yes"
     elif found["direction_usable"]:
         text = "common structure: shared subspace not usable, common direction yes"
-    elif found["subspace_usable"]:
+    elif found["subspace_usable"] and found["identifiable"]:
         text = "common structure: shared subspace yes, common direction no"
+    elif found["subspace_usable"]:
+        text = (
+            "common structure: shared subspace in part, common direction no; who is unrelated to that part is flagged, "
+            "but honest and contaminated clients within it cannot be told apart"
+        )
     elif found["opposed_majority"]:
         text = (
             "common structure: not usable, clients that share a subspace point against each other; flags on scale alone"

@@ -72,24 +72,28 @@ def scale_scores(log_norm: Tensor, alive: Tensor) -> tuple[Tensor, float]:
 
 
 def accumulate(
-    rounds: Sequence[Mapping[str, Mapping[str, tuple[float, float | None]]]], decay: float = 1.0
+    rounds: Sequence[Mapping[str, Mapping[str, tuple[float, float | None]]]],
+    decay: float = 1.0,
+    memory: int | None = None,
 ) -> dict[str, dict[str, Evidence]]:
     """Evidence over rounds: {client: {kind: Evidence}} from a list of the same, oldest first.
 
     The combined score is the mean over the rounds in which the kind was usable for the client of score / threshold,
     each held to [-4, 4] so that no single round can condemn or clear for good; its threshold is 1. `decay` < 1 gives a
-    round that is t rounds old the weight decay^t. A kind never usable keeps the threshold None. Rounds in
-    which a client took no part say nothing about it.
+    round that is t rounds old the weight decay^t; `memory`: only a client's last so many usable ones of a kind are
+    looked at. A kind never usable keeps the threshold None. Rounds in which a client took no part say nothing about
+    it.
     """
     sums: dict[str, dict[str, list[float]]] = {}
     for age, evidence in enumerate(reversed(list(rounds))):
         for client, kinds in evidence.items():
             for kind, (score, threshold) in kinds.items():
-                total = sums.setdefault(client, {}).setdefault(kind, [0.0, 0.0])
-                if threshold is not None and threshold > 0:
+                total = sums.setdefault(client, {}).setdefault(kind, [0.0, 0.0, 0])
+                if threshold is not None and threshold > 0 and (memory is None or total[2] < memory):
+                    total[2] += 1
                     total[0] += decay**age * min(max(score / threshold, -4.0), 4.0)
                     total[1] += decay**age
     return {
-        client: {kind: Evidence(s / w, 1.0) if w else Evidence(0.0, None) for kind, (s, w) in sorted(kinds.items())}
+        client: {kind: Evidence(s / w, 1.0) if w else Evidence(0.0, None) for kind, (s, w, _) in sorted(kinds.items())}
         for client, kinds in sorted(sums.items())
     }

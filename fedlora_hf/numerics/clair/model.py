@@ -29,7 +29,8 @@ class ClairResult:
 
     subspace: {module: U (out, p)}, or (in, p) for side "input". rank: {module: p}. spectrum: {module: eigenvalues of
     the mean scatter of the unit-norm updates}. weights: {client: weight of the subspace fit, 0 for one left out}.
-    shares: {client: weight in the mean}. evidence: {client: {kind: Evidence(score, threshold)}}.
+    shares: {client: weight in the mean}. influence: {client: what is left of its influence, 0 to 1}.
+    evidence: {client: {kind: Evidence(score, threshold)}}.
     module_evidence: {module: {client: {kind: score}}}. collaborative, flagged: client ids, in order.
     diagnosis: plain values. global_update: {module: LowRank}, the mean over the collaborative clients.
     personalised: {client: {module: LowRank}} of the collaborative clients, computed when asked for; empty for
@@ -42,6 +43,7 @@ class ClairResult:
     rank: Mapping[str, int]
     weights: Mapping[str, float]
     shares: Mapping[str, float]
+    influence: Mapping[str, float]
     evidence: Mapping[str, Mapping[str, Evidence]]
     module_evidence: Mapping[str, Mapping[str, Mapping[str, float]]]
     collaborative: tuple[str, ...]
@@ -106,6 +108,9 @@ class _InMemory:
         return self.pairs[module]
 
     whole = change
+
+    def with_start(self, module: str) -> Pair:
+        raise NotImplementedError("matrices in memory are what was learned from nothing")
 
 
 class LazyMapping(Mapping[str, V]):
@@ -207,6 +212,7 @@ def _result(
         rank={module: fit.rank for module, fit in fits.items()},
         weights={name: float(solution.weights[row[name]]) for name in order},
         shares={name: float(solution.shares[row[name]]) for name in order},
+        influence={name: float(solution.kept[row[name]]) for name in order},
         evidence={name: solution.judgement.of(row[name]) for name in order},
         module_evidence={
             module: {name: {kind: float(s[row[name]]) for kind, s in kinds.items()} for name in order}

@@ -42,16 +42,16 @@ seen["first_files"], seen["first_commits"] = files(), len(history())
 seen["private"] = api.repo_info(repo).private
 seen["warnings_first"] = len(warnings)
 
-push_folder(out, repo, with_clients=True)
+push_folder(out, repo, with_clients=True, with_client_facts=True)
 seen["with_clients"], seen["warnings"] = files(), warnings[:]
 
 requests_seen()
-again = push_folder(out, repo, with_clients=True)
+again = push_folder(out, repo, with_clients=True, with_client_facts=True)
 seen["again"] = [again.rsplit("/", 1)[1] == history()[0], sum("/commit/" in line for line in requests_seen())]
 
 write_run(out, seed=100, flagged=["eve"])
 (out / "clients" / "mal" / "adapter_config.json").unlink()
-seen["second_head"] = push_folder(out, repo, with_clients=True, tag="round-2").rsplit("/", 1)[1]
+seen["second_head"] = push_folder(out, repo, with_clients=True, with_client_facts=True, tag="round-2").rsplit("/", 1)[1]
 seen["flagged"], seen["before_flagged"] = files("round-2"), files("round-1")
 push_folder(out, repo, tag="round-1")
 seen["moved"] = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo).tags} | {"head": history()[0]}

@@ -26,7 +26,7 @@ def run(folder, **changes):
     return trainer
 
 
-pushed = run("first", push_to_hub=True, hub_model_id=repo, hub_always_push=True)
+pushed = run("first", push_to_hub=True, hub_model_id=repo, hub_always_push=True, hub_with_client_facts=True)
 url = pushed.push_to_hub()
 whole = f"{repo}-whole"
 run(

@@ -19,7 +19,7 @@ folder, seen = write_run(Path(sys.argv[1]) / "out"), {}
 def shown(name, terminal):
     text = io.StringIO()
     progress = Progress(console=Console(file=text, force_terminal=terminal, width=100, color_system=None))
-    push_folder(folder, f"alice/{name}", with_clients=True, progress=progress)
+    push_folder(folder, f"alice/{name}", with_clients=True, with_client_facts=True, progress=progress)
     return text.getvalue()
 
 
