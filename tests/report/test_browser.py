@@ -69,7 +69,7 @@ def seen(written) -> list[dict[str, Any]]:
 def test_what_axe_and_the_widths_would_say_of_a_bad_page(tmp_path):
     page = tmp_path / "bad.html"
     page.write_text(
-        "<!DOCTYPE html><p style='width:2000px;color:#ccc;background:#fff'>x<script>console.log('heard')</script>"
+        "<!DOCTYPE html><p style='width:2000px;color:#ccc;background:#fff'>Some grey words</p><script>console.log('heard')</script>"
     )
     views = looked_at(page)
     assert all("color-contrast" in {name for _, name, _ in view["findings"]} for view in views)
