@@ -166,11 +166,6 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
     def _check_server(self) -> None:
         """The server's own data and optimizer, against what the method and the pipeline make of them."""
         method = method_named(self.aggregation)
-        if self.server_dataset is None and method.needs_server:
-            raise ConfigError(
-                f"aggregation={method.name!r} without server_dataset: it compares clients with an update trained "
-                "on the server's own data; pass --server_dataset, or choose multikrum"
-            )
         if self.server_dataset is not None and self.pipeline == "none" and not method.needs_server:
             raise ConfigError(
                 f"server_dataset={self.server_dataset!r}: only the global stage of a pipeline and fltrust train on the "

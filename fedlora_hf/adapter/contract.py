@@ -111,11 +111,15 @@ def refusal(config: Mapping[str, Any], *, trained: bool, initialised: bool = Fal
     return None
 
 
+# Fields of DirMagLoraConfig, which is ours: the stages of a pipeline change them.
+OURS = ("trainable_parts", "direction_seed", "axis_a", "axis_b")
+
+
 def unknown(config: Any) -> str | None:
     """The same for a LoraConfig object of a PEFT that knows more fields than the table: a set one is refused."""
     for name, field in type(config).__dataclass_fields__.items():
         value = getattr(config, name, field.default)
-        if name not in FIELDS and value and value != field.default:
+        if name not in FIELDS and name not in OURS and value and value != field.default:
             return f"{name}={one_line(value, 80)}: a field of PEFT this version does not know; leave it out"
     return None
 

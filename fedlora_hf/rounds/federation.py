@@ -337,7 +337,12 @@ def _fitted(combined: Aggregate, ranks: Mapping[str, int]) -> Aggregate:
 
 
 def check_cohort(args: "FederatedConfig", method: Method, clients: int) -> None:
-    """Refuse a cohort that is too small for the method."""
+    """Refuse a cohort that is too small for the method, and a server without the data that the method needs."""
+    if method.needs_server and args.server_dataset is None:
+        raise ConfigError(
+            f"aggregation={method.name!r} without server_dataset: it compares clients with an update trained on the "
+            "server's own data; pass --server_dataset, or choose multikrum"
+        )
     size = min(clients, args.clients_per_round or clients)
     if size < method.least_clients:
         raise ConfigError(

@@ -70,7 +70,8 @@ def test_counts_within_the_cap_change_no_bit(method: str) -> None:
 
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_a_false_count_does_not_own_the_mean(method: str) -> None:
-    result = aggregate(LIAR, method)
+    # By the count alone: clair's influence moves weights besides.
+    result = aggregate(LIAR, method, **({"influence": "flags"} if method == "clair" else {}))
     assert list(result.outlier_claims) == ["client5"]
     assert "claims 1000000000000 examples" in result.outlier_claims["client5"]
     assert result.claimed_weights["client5"] > 0.999

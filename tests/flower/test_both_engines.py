@@ -130,10 +130,14 @@ def test_a_finished_run_may_be_run_anew(run: Run, out: Path) -> None:
         {"aggregation": "fedavg", "scaffold": True},
         {"aggregation": "fedex"},
         {"aggregation": "rolora"},
+        {"aggregation": "fedavg", "server_optimizer": "yogi"},
+        {"aggregation": "fltrust", "server_dataset": ""},
     ],
 )
 def test_what_spans_rounds_gives_the_same_bits_on_both(config: Config, tmp_path: Path, changes: dict[str, Any]) -> None:
     """Control variates, a residual under the trained factors, factors in turn."""
+    if "server_dataset" in changes:
+        changes = {**changes, "server_dataset": config["dataset"]}
     found = {}
     for name, engine in (("trainer", by_trainer), ("flower", by_flower)):
         engine({**config, **changes, "output_dir": str(tmp_path / name)})

@@ -23,7 +23,7 @@ def personal(folder: Path, steps: int, mu: float, own: AdapterState | None = Non
         optim="sgd", max_grad_norm=0.0, weight_decay=0.0, personalise="method", **changes,
     )  # fmt: skip
     state = AdapterState(dict(trainer.initial), trainer.initial.extras)
-    return trainer, trainer.personal("ada", state, own, None)
+    return trainer, trainer.personal_adapter("ada", state, own, None)
 
 
 def flat(state: AdapterState) -> torch.Tensor:
