@@ -68,9 +68,8 @@ def seen(written) -> list[dict[str, Any]]:
 
 def test_what_axe_and_the_widths_would_say_of_a_bad_page(tmp_path):
     page = tmp_path / "bad.html"
-    page.write_text(
-        "<!DOCTYPE html><p style='width:2000px;color:#ccc;background:#fff'>Some grey words</p><script>console.log('heard')</script>"
-    )
+    grey = "<p style='width:2000px;color:#ccc;background:#fff'>Some grey words</p>"
+    page.write_text(f"<!DOCTYPE html>{grey}<script>console.log('heard')</script>")
     views = looked_at(page)
     assert all("color-contrast" in {name for _, name, _ in view["findings"]} for view in views)
     assert all(view["folded"] >= 2000 and view["said"] == ["heard"] for view in views)
