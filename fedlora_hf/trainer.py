@@ -180,13 +180,14 @@ class FederatedTrainer(ClientTrainer):
         return self.train_round(client_id, start.state, start.frozen, number, controls, moments)
 
     def _steps_of(self, number: int) -> int:
-        """Optimizer steps of all who train in a round."""
-        stage = self.federation.stage(number)
-        if stage.on_server and self._server is not None:
-            return self.num_local_steps(self._server)
-        return sum(
-            self.num_local_steps(self.clients[client]) for client in self.federation.cohort(number, self.clients)
-        )
+        """Optimizer steps of all who train in a round; too few of them, and Trainer would end the run early."""
+        on_server = self.federation.stage(number).on_server
+        server = self._server if on_server or self.federation.method.needs_server else None
+        steps = 0 if server is None else self.num_local_steps(server)
+        if on_server:
+            return steps
+        cohort = self.federation.cohort(number, self.clients)
+        return steps + sum(self.num_local_steps(self.clients[client]) for client in cohort)
 
     # ---- evaluation --------------------------------------------------------------------------------------------------
 

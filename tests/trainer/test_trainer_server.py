@@ -122,6 +122,7 @@ def test_fltrust_compares_with_what_the_server_trained(tmp_path: Path) -> None:
         expected = aggregate(updates, "fltrust", target_rank=trainer.rank, reference=start, server=server)
         assert same_bits(trainer.store.state(number), expected.state)
     assert sorted(trainer.run.record.clients) == ["ada", "bob", "eve"]
+    assert trainer.state.global_step == trainer.state.max_steps - (trainer.args.personal_steps or 0) * 3
 
 
 def test_server_data_and_fltrust_go_together(tmp_path: Path) -> None:
