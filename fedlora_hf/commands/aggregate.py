@@ -145,7 +145,7 @@ def _recorded(
     if "modules_left_out" in combined.diagnosis or updates is not found.updates:
         config = {**config, "target_modules": list(combined.state)}
     changed = {name: value for name, value in options.items() if value is not None}
-    args = SimpleNamespace(seed=0, changed=lambda: changed)
+    args = SimpleNamespace(seed=0, contaminated={}, changed=lambda: changed)
     clients = dict.fromkeys(sorted([*quarantined, *ids]))
     record = opening(args, method, {"kind": "aggregate"}, clients, {})
     task = TASKS.get(str(config.get("task_type")), "causal_lm")

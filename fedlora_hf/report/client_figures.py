@@ -8,7 +8,16 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from fedlora_hf.report.columns import Columns
-from fedlora_hf.report.style import MARKERS, VIEW_MARKERS, Theme, label, legend_above, new_figure, plain_numbers
+from fedlora_hf.report.style import (
+    MARKERS,
+    VIEW_MARKERS,
+    Theme,
+    entitle,
+    label,
+    legend_above,
+    new_figure,
+    plain_numbers,
+)
 from fedlora_hf.report.view import (
     FLAGGED,
     QUARANTINED,
@@ -32,13 +41,13 @@ def evidence(run: Run, theme: Theme) -> Figure | None:
     judged = [client for client in run.clients if client.evidence]
     if not judged:
         return None
-    columns, kinds = Columns.of(judged), run.kinds
-    figure = new_figure(0.5 + 1.7 * len(kinds) + columns.footing)
+    columns, kinds = Columns.of(judged, theme.width), run.kinds
+    figure = new_figure(theme, 0.5 + 1.7 * len(kinds) + columns.footing)
     for row, kind in enumerate(kinds):
         axes = figure.add_subplot(len(kinds), 1, row + 1)
         _evidence_panel(axes, columns, kind, theme)
         columns.dress(axes, theme, last=row == len(kinds) - 1)
-    legend_above(figure)
+    legend_above(figure, theme)
     return figure
 
 
@@ -63,7 +72,7 @@ def _evidence_panel(axes: Axes, columns: Columns, kind: str, theme: Theme) -> No
                 label=group_name if group and (above == (state == FLAGGED)) else None,
             )
     title = KIND_TITLES.get(kind, label(kind, 60))
-    axes.set_title(title if drawn else f"{title} (no threshold: not used to flag here)")
+    entitle(axes, title if drawn else f"{title} (no threshold: not used to flag here)", theme)
     axes.set_ylabel("score")
     axes.margins(y=0.12)
     if len(drawn) == 1:
@@ -105,17 +114,19 @@ def similarity(run: Run, theme: Theme) -> Figure | None:
     order = sorted(range(len(ids)), key=lambda i: (ids[i] in flagged, natural(ids[i])))
     grid = [[float("nan") if i == j else _or_nan(rows[i][j]) for j in order] for i in order]
     limit = max((abs(cell) for row in grid for cell in row if cell == cell), default=0.0) or 1.0
-    figure = new_figure(6.6, 7.4)
+    figure = new_figure(theme, 4.4 if theme.narrow else 6.6, 7.4)
     axes = figure.add_subplot()
     colours = LinearSegmentedColormap.from_list("cosine", [theme.bad, theme.surface, theme.good]).with_extremes(
         bad=theme.grid
     )
     image = axes.imshow(grid, cmap=colours, vmin=-limit, vmax=limit, interpolation="nearest")
-    bar = figure.colorbar(image, ax=axes, shrink=0.7, pad=0.02)
-    bar.set_label("cosine (1: the same direction, 0: unrelated, -1: opposite)")
+    place = "bottom" if theme.narrow else "right"
+    bar = figure.colorbar(image, ax=axes, shrink=0.7, pad=0.02, location=place)
+    same = "1: the same" if theme.narrow else "1: the same direction"
+    bar.set_label(f"cosine ({same}, 0: unrelated, -1: opposite)")
     bar.outline.set_visible(False)
     _dress_grid(axes, [ids[i] for i in order], flagged, theme)
-    if len(ids) <= 14:
+    if len(ids) <= (0 if theme.narrow else 14):
         for i, row in enumerate(grid):
             for j, cell in enumerate(row):
                 if cell == cell:
@@ -137,7 +148,7 @@ def _dress_grid(axes: Axes, ids: list[str], flagged: set[str], theme: Theme) -> 
     if 0 < honest < len(ids):
         axes.axhline(honest - 0.5, color=theme.ink, lw=1)
         axes.axvline(honest - 0.5, color=theme.ink, lw=1)
-    if len(ids) <= 40:
+    if len(ids) <= (20 if theme.narrow else 40):
         names = [label(client_id, 18) for client_id in ids]
         axes.set_xticks(range(len(ids)), names, rotation=90, fontsize=8)
         axes.set_yticks(range(len(ids)), names, fontsize=8)
@@ -157,15 +168,15 @@ def gains(run: Run, theme: Theme) -> Figure | None:
     metrics = metric_order(name for c in clients for view in VIEWS for name in c.metrics.get(view, {}))[:3]
     if not metrics:
         return None
-    columns = Columns.of(clients)
-    figure = new_figure(0.5 + 2.1 * len(metrics) + columns.footing)
+    columns = Columns.of(clients, theme.width)
+    figure = new_figure(theme, 0.5 + 2.1 * len(metrics) + columns.footing)
     for row, metric in enumerate(metrics):
         axes = figure.add_subplot(len(metrics), 1, row + 1)
         better = "lower" if lower_is_better(metric) else "higher"
-        axes.set_title(f"{label(metric, 40)} ({better} is better)")
+        entitle(axes, f"{label(metric, 40)} ({better} is better)", theme)
         _gain_panel(axes, columns, metric, theme)
         columns.dress(axes, theme, last=row == len(metrics) - 1)
-    legend_above(figure)
+    legend_above(figure, theme)
     return figure
 
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 
-from fedlora_hf.report.style import Theme, label
+from fedlora_hf.report.style import WIDTH, Theme, label
 from fedlora_hf.report.view import FLAGGED, Client
 
-_AXIS = 8.2  # inches of axis in a figure of full width
+_BESIDE = 0.8  # inches of a figure's width that are not axis
 _PITCH = 0.15  # inches a name needs when it stands upright
+_WHOLE_LABEL = "clients in the order of their ids, flagged ones last"
 _LETTER = 0.075  # inches a letter needs when it lies
 
 
@@ -22,13 +23,15 @@ class Columns:
     places: list[float]
     named: list[int]
     divider: float | None
+    axis: float  # inches
 
     @classmethod
-    def of(cls, clients: Sequence[Client]) -> "Columns":
+    def of(cls, clients: Sequence[Client], width: float = WIDTH) -> "Columns":
         """Every name, where there is room; else the flagged clients are spread until their names fit; else no name."""
         flagged = sum(client.state == FLAGGED for client in clients)
         honest = len(clients) - flagged
-        room = max(1, int(_AXIS / _PITCH))
+        axis = width - _BESIDE
+        room = max(1, int(axis / _PITCH))
         if len(clients) <= room:
             pitch, named = 1.0, list(range(len(clients)))
         elif flagged <= room * 2 // 3:
@@ -38,7 +41,7 @@ class Columns:
         gap = 0.01 * len(clients) if flagged and honest else 0.0
         first = honest + gap + (pitch - 1) / 2
         places = [float(i) for i in range(honest)] + [first + pitch * i for i in range(flagged)]
-        return cls(list(clients), places, named, honest - 0.5 + gap / 2 if gap else None)
+        return cls(list(clients), places, named, honest - 0.5 + gap / 2 if gap else None, axis)
 
     def of_state(self, state: str) -> list[tuple[float, Client]]:
         return [pair for pair in zip(self.places, self.clients, strict=True) if pair[1].state == state]
@@ -50,7 +53,7 @@ class Columns:
     @property
     def lying(self) -> bool:
         """Whether the names fit side by side without being turned upright."""
-        return max(map(len, self.names), default=0) * _LETTER < _AXIS / (len(self.clients) + 0.2)
+        return max(map(len, self.names), default=0) * _LETTER < self.axis / (len(self.clients) + 0.2)
 
     @property
     def footing(self) -> float:
@@ -71,4 +74,4 @@ class Columns:
             tick.set_color(theme.bad if self.clients[i].state == FLAGGED else theme.ink)
         if last and len(self.named) < len(self.clients):
             named = ", only these named" if self.named else ""
-            axes.set_xlabel(f"clients in the order of their ids, flagged ones last{named}")
+            axes.set_xlabel(f"clients in order, flagged last{named}" if theme.narrow else _WHOLE_LABEL + named)

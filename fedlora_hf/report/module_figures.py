@@ -7,7 +7,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedlora_hf.report.style import SERIES_MARKERS, Theme, label, legend_above, new_figure, plain_numbers
+from fedlora_hf.report.style import (
+    SERIES_MARKERS,
+    Theme,
+    entitle,
+    height_of,
+    label,
+    legend_above,
+    new_figure,
+    panels_in,
+    plain_numbers,
+)
 from fedlora_hf.report.view import Run, natural, number, sequence
 
 _FLOOR = 1e-8  # relative spectrum below this is rounding
@@ -52,13 +62,14 @@ def spectrum(run: Run, theme: Theme) -> Figure | None:
         return None
     families = sorted({module.family for module in found})
     looks = {family: i % len(SERIES_MARKERS) for i, family in enumerate(families)}
-    figure = new_figure(3.5)
-    panels = int(bool(drawn)) + int(bool(lost))
+    count = int(bool(drawn)) + int(bool(lost))
+    figure = new_figure(theme, 0.5 + height_of(theme, count, 2, 3.0))
+    panels = panels_in(figure, theme, count, 2)
     if drawn:
-        _spectra(figure.add_subplot(1, panels, 1), drawn, looks, theme)
+        _spectra(panels[0], drawn, looks, theme)
     if lost:
-        _losses(figure.add_subplot(1, panels, panels), lost, looks, theme)
-    legend_above(figure)
+        _losses(panels[-1], lost, looks, theme)
+    legend_above(figure, theme)
     return figure
 
 
@@ -68,7 +79,7 @@ def _losses(axes: Axes, lost: list[tuple[int, Module]], looks: dict[str, int], t
         colour, marker = theme.series[look], SERIES_MARKERS[look]
         name = label(module.family)
         axes.scatter([place], [100 * (module.discarded or 0.0)], s=22, color=colour, marker=marker, lw=0, label=name)
-    axes.set_title("energy discarded at the adapter's rank, %")
+    entitle(axes, "energy discarded at the adapter's rank, %", theme)
     axes.set_xlabel("modules, in the order of the table")
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -90,7 +101,7 @@ def _spectra(axes: Axes, drawn: list[Module], looks: dict[str, int], theme: Them
     ranks = {module.rank for module in drawn}
     if len(ranks) == 1 and None not in ranks:
         axes.axvline(ranks.pop() or 0, color=theme.ink, lw=0.8, ls=":")
-    axes.set_title("spectrum of each module, relative to its largest value")
+    entitle(axes, "spectrum of each module, relative to its largest value", theme)
     cut = f", first {shown}" if any(len(module.spectrum) > shown for module in drawn) else ""
     axes.set_xlabel(f"place in the spectrum{cut}")
     axes.set_yscale("log")

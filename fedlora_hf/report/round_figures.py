@@ -11,9 +11,12 @@ from fedlora_hf.report.style import (
     SERIES_MARKERS,
     VIEW_MARKERS,
     Theme,
+    entitle,
+    height_of,
     label,
     legend_above,
     new_figure,
+    panels_in,
     plain_numbers,
 )
 from fedlora_hf.report.view import COHORT, FLAGGED, VIEWS, Round, Run, Values, lower_is_better, metric_order
@@ -35,13 +38,11 @@ def training(run: Run, theme: Theme) -> Figure | None:
         panels.append(lambda axes, metric=metric: _metric_lines(axes, run, theme, metric))  # type: ignore[misc]
     if not panels:
         return None
-    rows = (len(panels) + 1) // 2
-    figure = new_figure(0.3 + 2.5 * rows)
-    for place, panel in enumerate(panels, 1):
-        axes = figure.add_subplot(rows, min(2, len(panels)), place)
+    figure = new_figure(theme, 0.3 + height_of(theme, len(panels), 2, 2.5))
+    for axes, panel in zip(panels_in(figure, theme, len(panels), 2), panels, strict=True):
         panel(axes)
         _dress_rounds(axes, run, theme)
-    legend_above(figure)
+    legend_above(figure, theme)
     return figure
 
 
@@ -51,7 +52,7 @@ def round_metrics(run: Run) -> list[str]:
 
 def _client_lines(axes: Axes, run: Run, theme: Theme, title: str, pick: Callable[[Round], Values]) -> None:
     """One thin line a client (flagged ones dashed, with triangles) and the median of the others, thick."""
-    axes.set_title(title)
+    entitle(axes, title, theme)
     flagged = {client.id for client in run.having(FLAGGED)}
     ids = sorted({client for entry in run.rounds for client in pick(entry)} - {COHORT}, key=lambda i: i in flagged)
     few = len(ids) <= 40
@@ -91,7 +92,7 @@ def _median(found: list[float]) -> float | None:
 def _metric_lines(axes: Axes, run: Run, theme: Theme, metric: str) -> None:
     """Mean over the not flagged clients, with the range of the middle 80 % of them where they were recorded."""
     better = "lower" if lower_is_better(metric) else "higher"
-    axes.set_title(f"{label(metric, 30)} ({better} is better)")
+    entitle(axes, f"{label(metric, 30)} ({better} is better)", theme)
     flagged = {client.id for client in run.having(FLAGGED)}
     for view in [*VIEWS, *sorted({view for entry in run.rounds for view in entry.metrics} - set(VIEWS))]:
         points = [(e, run.mean_metric(e, view, metric)) for e in run.rounds]
@@ -147,17 +148,17 @@ def stages(run: Run, theme: Theme) -> Figure | None:
     metrics = round_metrics(run)[:3]
     if len(run.stages) < 2 or not metrics:
         return None
-    figure = new_figure(2.9)
-    for place, metric in enumerate(metrics, 1):
-        axes = figure.add_subplot(1, len(metrics), place)
+    figure = new_figure(theme, 0.4 + height_of(theme, len(metrics), 3, 2.5))
+    for axes, metric in zip(panels_in(figure, theme, len(metrics), 3), metrics, strict=True):
         better = "lower" if lower_is_better(metric) else "higher"
-        axes.set_title(f"{label(metric, 20)} ({better} is better)")
+        entitle(axes, f"{label(metric, 20)} ({better} is better)", theme)
         for offset, view in ((-0.14, "global"), (0.14, "personalised")):
             _arrows(axes, run, theme, metric, view, offset)
         names = [label(stage or "training", 14) for stage, _ in run.stages]
-        axes.set_xticks(range(len(names)), names, rotation=0 if len(names) * len(metrics) <= 9 else 30)
+        crowded = len(names) * (3 if theme.narrow else len(metrics)) > 9
+        axes.set_xticks(range(len(names)), names, rotation=30 if crowded else 0)
         axes.set_xlim(-0.6, len(names) - 0.4)
-    legend_above(figure)
+    legend_above(figure, theme)
     return figure
 
 
@@ -194,21 +195,21 @@ def cost(run: Run, theme: Theme) -> Figure | None:
     timed = [entry for entry in run.rounds if entry.seconds]
     if not byte_rows and not timed:
         return None
-    figure = new_figure(2.9)
-    panels = int(bool(byte_rows)) + int(bool(timed))
+    count = int(bool(byte_rows)) + int(bool(timed))
+    figure = new_figure(theme, height_of(theme, count, 2, 2.9))
+    panels = panels_in(figure, theme, count, 2)
     if byte_rows:
-        axes = figure.add_subplot(1, panels, 1)
+        axes = panels[0]
         numbers = [row[0] for row in byte_rows]
         divisor, unit = byte_unit(max(max(row[1:]) for row in byte_rows))
         up, down = ([row[k] / divisor for row in byte_rows] for k in (1, 2))
         axes.bar([n - 0.2 for n in numbers], up, 0.38, color=theme.good, label="clients to server")
         axes.bar([n + 0.2 for n in numbers], down, 0.38, color=theme.series[3], hatch="////", label="server to clients")
-        axes.set_title(f"traffic, {unit}")
+        entitle(axes, f"traffic, {unit}", theme)
         _dress_cost(axes, run, theme)
     if timed:
-        axes = figure.add_subplot(1, panels, panels)
-        _seconds_bars(axes, timed, theme)
-        _dress_cost(axes, run, theme)
+        _seconds_bars(panels[-1], timed, theme)
+        _dress_cost(panels[-1], run, theme)
     return figure
 
 
@@ -216,7 +217,7 @@ def _dress_cost(axes: Axes, run: Run, theme: Theme) -> None:
     _dress_rounds(axes, run, theme)
     axes.set_ylim(bottom=0)
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(loc="upper left", ncols=3, bbox_to_anchor=(-0.02, -0.26), borderaxespad=0)
+        axes.legend(loc="upper left", ncols=2 if theme.narrow else 3, bbox_to_anchor=(-0.02, -0.26), borderaxespad=0)
 
 
 def _seconds_bars(axes: Axes, timed: list[Round], theme: Theme) -> None:
@@ -234,4 +235,4 @@ def _seconds_bars(axes: Axes, timed: list[Round], theme: Theme) -> None:
         bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
     if not parts:
         axes.bar(numbers, [sum(entry.seconds.values()) for entry in timed], 0.6, color=theme.good)
-    axes.set_title("seconds")
+    entitle(axes, "seconds", theme)

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import io
+import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import matplotlib
@@ -15,6 +16,8 @@ from matplotlib.ticker import FuncFormatter
 from fedlora_hf.report.view import COLLABORATIVE, FLAGGED, LEFT_OUT, Run
 
 WIDTH = 9.0  # inches; the page shows it about 95 pixels an inch, so 9 pt reads as 12 px
+NARROW = 3.7  # inches; a window of 360 pixels shows it at about 85 an inch
+_TITLE = 48  # letters of a panel's title that fit into a narrow figure
 DPI = 160
 MARKERS = {COLLABORATIVE: "o", LEFT_OUT: "s", FLAGGED: "^"}
 VIEW_MARKERS = {"before": "s", "global": "o", "personalised": "D", "local": "X"}
@@ -31,6 +34,12 @@ class Theme:
     good: str
     bad: str
     series: tuple[str, ...]
+    width: float = WIDTH
+
+    @property
+    def narrow(self) -> bool:
+        """For windows of a telephone's width: panels stand one above the other."""
+        return self.width < WIDTH
 
     def state(self, state: str) -> str:
         return {COLLABORATIVE: self.good, FLAGGED: self.bad}.get(state, self.muted)
@@ -59,6 +68,12 @@ DARK = Theme(
     bad="#ff8f4d",
     series=("#56b4e9", "#2ecc9a", "#e59ac6", "#f2c14e", "#9ad4f5", "#ff8f4d", "#e6e9ed", "#8c96a3"),
 )
+
+
+def narrowed(theme: Theme) -> Theme:
+    return replace(theme, width=NARROW)
+
+
 SERIES_MARKERS = ("o", "D", "v", "s", "P", "^", "X", "*")
 
 
@@ -103,8 +118,24 @@ def _settings(theme: Theme) -> dict[str, Any]:
     }
 
 
-def new_figure(height: float, width: float = WIDTH) -> Figure:
-    return Figure(figsize=(width, height), layout="constrained")
+def new_figure(theme: Theme, height: float, width: float = WIDTH) -> Figure:
+    return Figure(figsize=(min(width, theme.width), height), layout="constrained")
+
+
+def panels_in(figure: Figure, theme: Theme, count: int, most: int) -> list[Axes]:
+    """`count` axes, at most `most` of them side by side, one under the other where it is narrow."""
+    columns = 1 if theme.narrow else min(most, count)
+    rows = -(-count // columns)
+    return [figure.add_subplot(rows, columns, place) for place in range(1, count + 1)]
+
+
+def height_of(theme: Theme, count: int, most: int, each: float) -> float:
+    """Inches for `count` panels of `each` inches, placed as `panels_in` places them."""
+    return each * -(-count // (1 if theme.narrow else min(most, count)))
+
+
+def entitle(axes: Axes, text: str, theme: Theme) -> None:
+    axes.set_title("\n".join(textwrap.wrap(text, _TITLE)) if theme.narrow else text)
 
 
 def label(text: str, limit: int = 22) -> str:
@@ -121,11 +152,13 @@ def plain_numbers(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
 
 
-def legend_above(figure: Figure) -> None:
+def legend_above(figure: Figure, theme: Theme) -> None:
     """One legend over the whole figure, every name once."""
     unique: dict[str, Artist] = {}
     for axes in figure.axes:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
             unique.setdefault(name, handle)
     if unique:
-        figure.legend(list(unique.values()), list(unique), loc="outside upper left", ncols=6, handletextpad=0.4)
+        ncols, size = (2, 8) if theme.narrow else (6, 9)
+        handles, names = list(unique.values()), list(unique)
+        figure.legend(handles, names, loc="outside upper left", ncols=ncols, fontsize=size, handletextpad=0.4)

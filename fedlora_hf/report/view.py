@@ -18,6 +18,7 @@ _METRIC_ORDER = ("loss", "accuracy", "token_accuracy", "rouge_l", "perplexity")
 _NOT_METRICS = {"num_items"}  # counts, which evaluation returns beside its metrics
 # Key of a number that was recorded for the whole cohort and not client by client.
 COHORT = ""
+NEAR = 0.7  # share of a threshold worth telling, where the record itself does not say who is near a line (our choice)
 
 Values = dict[str, float]
 
@@ -147,8 +148,9 @@ class Run:
 
     @property
     def suspicious(self) -> list[Client]:
-        """Clients not flagged whose evidence is near a line."""
-        return [client for client in self.clients if client.suspicion is not None]
+        """Clients not flagged whose evidence is near a line, the nearest first."""
+        found = [(client.suspicion[1], client) for client in self.clients if client.suspicion is not None]
+        return [client for _, client in sorted(found, key=lambda pair: -pair[0])]
 
     @property
     def kinds(self) -> list[str]:
@@ -170,6 +172,10 @@ class Run:
     def after(self, view: str, metric: str) -> float | None:
         found = mapping(mapping(self.record.metrics.get("after")).get(view))
         return number(found.get(metric))
+
+    def metrics_after(self, view: str) -> list[str]:
+        """The metrics whose means are known at the end of the run."""
+        return metric_order(mapping(mapping(self.record.metrics.get("after")).get(view)))
 
     @property
     def stages(self) -> list[tuple[str, list[Round]]]:
@@ -197,15 +203,25 @@ def _suspicion(value: Any) -> tuple[str, float] | None:
     return None if share is None else (str(mapping(value).get("kind", "")), share)
 
 
+def _near(evidence: dict[str, Score]) -> tuple[str, float] | None:
+    """The same from the scores, for a record that does not name who is near a line."""
+    shares = {kind: item.score / item.threshold for kind, item in evidence.items() if item.threshold}
+    kind = max(shares, key=lambda name: shares[name], default="")
+    return (kind, shares[kind]) if kind and shares[kind] >= NEAR else None
+
+
 def _clients(record: RunRecord) -> list[Client]:
     flagged = {str(client_id) for client_id in record.flagged}
     last = mapping(record.rounds[-1].get("evidence")) if record.rounds else {}
     names = mapping(record.data.get("names"))
+    told = bool(record.suspicious) or any("suspicious" in entry for entry in record.rounds)
     found = []
     for client_id in {*record.clients, *flagged, *record.quarantined}:
         entry = record.clients.get(client_id, {})
         state = COLLABORATIVE if entry.get("collaborative") is not False else LEFT_OUT
         state = QUARANTINED if client_id in record.quarantined else FLAGGED if client_id in flagged else state
+        evidence = _evidence(entry.get("evidence")) or _evidence(last.get(client_id))
+        near = _suspicion(record.suspicious.get(client_id)) if told else _near(evidence)
         found.append(
             Client(
                 id=str(client_id),
@@ -213,11 +229,11 @@ def _clients(record: RunRecord) -> list[Client]:
                 reason=str(record.quarantined.get(client_id, "")),
                 weight=number(entry.get("weight")),
                 influence=number(entry.get("influence")),
-                suspicion=_suspicion(record.suspicious.get(client_id)) if state == COLLABORATIVE else None,
+                suspicion=near if state == COLLABORATIVE else None,
                 num_examples=number(entry.get("num_examples")),
                 claimed_weight=number(entry.get("claimed_weight")),
                 outlier_claim=str(entry.get("outlier_claim") or ""),
-                evidence=_evidence(entry.get("evidence")) or _evidence(last.get(client_id)),
+                evidence=evidence,
                 metrics={view: values(item) for view, item in mapping(entry.get("metrics")).items()},
                 name=str(names.get(str(client_id), "")),
             )

@@ -23,6 +23,20 @@ UNSEEN = (
     "those of the others, or a majority that is wrong in one module or as a whole."
 )
 _KEPT_ALL = 0.995  # influence that rounds to all of it
+# Of a client close to the line.
+_KIND_NEAR = {
+    "subspace": "has much of its update outside what the others share",
+    "direction": "stands far from the rest in the direction of its update",
+    "scale": "stands far from the rest in the size of its update",
+    "functional": "raises the loss on other clients' validation data a little",
+}
+METRICS = {
+    "loss": "how much the right answers surprise the model",
+    "perplexity": "among how many words the model hesitates",
+    "accuracy": "the share of right answers",
+    "token_accuracy": "the share of the answers' words and word parts that the model has right",
+    "rouge_l": "how far generated answers agree with the right ones, 0 to 1",
+}
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 _LONGEST = 600  # characters of untrusted text worth showing
 
@@ -68,7 +82,7 @@ def shortened(text: str) -> str:
 
 
 def verdict(run: Run) -> str:
-    """One sentence: how many took part, how many were flagged and quarantined."""
+    """How many took part, how many were flagged and quarantined, and of whom the global adapter was made."""
     flagged, quarantined = len(run.having(FLAGGED)), len(run.having(QUARANTINED))
     if not run.clients:
         return "The record names no clients."
@@ -81,7 +95,9 @@ def verdict(run: Run) -> str:
         judged = any(client.evidence for client in run.clients)
         said = "none was flagged, none quarantined" if judged else "none was quarantined; the method flags nobody"
         return f"Of {counted(len(run.clients), 'client')}, {said}."
-    return f"Of {counted(len(run.clients), 'client')}, {' and '.join(outcome)}."
+    rest = len(run.having(COLLABORATIVE))
+    made = f" The global adapter was made from the updates of the other {rest:,}." if rest else ""
+    return f"Of {counted(len(run.clients), 'client')}, {' and '.join(outcome)}.{made}"
 
 
 def reason_of(run: Run, client: Client) -> str:
@@ -104,16 +120,21 @@ def reason_of(run: Run, client: Client) -> str:
 
 
 def suspicion_of(client: Client) -> str:
-    """What is near the line, how near, what the client counted, and what would decide it."""
+    """Why a client is close to the line, how close, what it counted, and what would decide it."""
     kind, share = client.suspicion or ("", 0.0)
     if kind == "drift":
-        what = "it has turned away from where it pointed in earlier rounds"
+        said = ["turned away from where it pointed in earlier rounds, which alone flags nobody"]
     else:
-        what = f"{shortened(kind)} at {share:.0%} of its line"
-    judged = "functional" in client.evidence
-    decide = "more rounds would decide it" if judged else "judges (--functional_judges) or more rounds would decide it"
-    kept = kept_of(client)
-    return f"{what}; {kept + '; ' if kept else ''}{decide}"
+        apart = _KIND_NEAR.get(kind, f"has a high {shortened(kind)} score")
+        alone = " in its last round alone" if share >= 1 else ""
+        said = [f"{apart}: {figure_of(share, 2) if share >= 10 else f'{share:.2f}'} of 1.00{alone}, not enough to flag"]
+    if kept := kept_of(client):
+        said.append(kept)
+    if "functional" in client.evidence:
+        said.append("more rounds would decide it")
+    else:
+        said.append("--functional_judges would look at it with others' data, and more rounds would tell more")
+    return "; ".join(said)
 
 
 def kept_of(client: Client) -> str:
@@ -126,19 +147,6 @@ def kept_of(client: Client) -> str:
 def unseen(run: Run) -> str:
     """What the evidence cannot see, where it flagged nobody; "" where it flagged somebody or there was none."""
     return UNSEEN if not run.having(FLAGGED) and any(client.evidence for client in run.clients) else ""
-
-
-def diagnosis(run: Run) -> tuple[list[str], list[tuple[str, str]]]:
-    """(sentences, [(name, value)]): the last aggregation's diagnosis, text first, then its numbers."""
-    sentences, values = [], []
-    for key in sorted(run.record.diagnosis, key=str):
-        value = run.record.diagnosis[key]
-        if isinstance(value, str) and " " in value.strip():
-            text = shortened(value.strip())
-            sentences.append(text[0].upper() + text[1:] + ("" if text[-1] in ".!?…" else "."))
-        else:
-            values.append((shortened(str(key).replace("_", " ")), plain_words(value)))
-    return sentences, values
 
 
 def plain_words(value: object) -> str:

@@ -56,7 +56,7 @@ def test_near_the_line_and_what_was_not_seen_are_said() -> None:
     record.suspicious = {"client-001": {"kind": "scale", "of_line": 0.8}}
     record.clients["client-001"]["influence"] = 0.38
     text = shown(record)
-    assert "near the line: client-001: scale at 80% of its line; kept 38 % of its influence" in text
+    assert "near the line: client-001: stands far from the rest in the size of its update: 0.80 of 1.00, not" in text
     assert "collaborative, kept 38 %" in text
     assert "nobody was flagged: Evidence on updates cannot see" in text
     assert "nobody was flagged" not in shown(sample_record(6, 1, 2, 0))

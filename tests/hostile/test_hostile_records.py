@@ -19,6 +19,7 @@ from fedlora_hf.hub.plan import make_plan
 from fedlora_hf.record.record import RunRecord
 from fedlora_hf.report.page import render_page
 from fedlora_hf.report.view import Run
+from fedlora_hf.util.sums import write_sums
 
 SIZES = {"ada": 4, "bob": 6, "eve": 5}
 CLIENTS = models.token_clients(SIZES, held_out=2)
@@ -98,6 +99,7 @@ def test_going_on_from_bad_records(tmp_path: Path, capsys: Any, finished: Path, 
     for name, text in texts[::4]:
         out = shutil.copytree(finished, tmp_path / f"out{len(codes)}")
         (out / "rounds" / "2" / "run.json").write_bytes(text)
+        write_sums(out / "rounds" / "2")  # as whoever damages a record on purpose would
         try:
             code, said = arena.called(lambda: train(out, resume_from="last"), capsys)  # noqa: B023
         except Exception as error:

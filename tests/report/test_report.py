@@ -10,15 +10,19 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import matplotlib
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sample_record import sample_record
 
+from fedlora_hf.aggregation import aggregate
 from fedlora_hf.record.record import RunRecord
 from fedlora_hf.report import write_report
+from fedlora_hf.report.diagnosis import MEANINGS, diagnosis
 from fedlora_hf.report.page import render_page
 from fedlora_hf.report.view import Run
 from fedlora_hf.report.words import UNSEEN, plain_words
+from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors
 
 ALL = ["evidence", "similarity", "training", "clients", "stages", "spectrum", "cost"]
 VOID = {"meta", "link", "img", "source", "br"}
@@ -81,10 +85,10 @@ def test_page_is_well_formed_and_fetches_nothing(written):
     page = Page(text)
     assert len(page.ids) == len(set(page.ids))
     inside = {address for address in page.addresses if address.startswith("#")}
-    assert inside == {f"#{name}" for name in ["verdict", *ALL, "origin"]}
+    assert inside == {f"#{name}" for name in ["short", *ALL, "origin"]}
     assert {address[1:] for address in inside} <= set(page.ids)
     assert all(address.startswith(("#", "data:")) for address in page.addresses)
-    assert sum(address.startswith("data:image/png;base64,") for address in page.addresses) == 2 * len(ALL)
+    assert sum(address.startswith("data:image/png;base64,") for address in page.addresses) == 4 * len(ALL)
     assert "script" not in page.tags
     assert not page.handlers
     assert "url(" not in text
@@ -113,12 +117,13 @@ def test_page_says_who_is_near_the_line_what_was_kept_and_what_cannot_be_seen():
         facts["influence"] = place / 100
     record.suspicious = {"client-003": {"kind": "direction", "of_line": 0.75}}
     text = page_of(record).text
-    assert "Near the line (1)" in text
-    assert "direction at 75% of its line; kept 3 % of its influence" in text
+    assert "Close to the line (1), not flagged" in text
+    assert "client-003: stands far from the rest in the direction of its update: 0.75 of 1.00, not enough" in text
+    assert "; kept 3 % of its influence; " in text
     assert UNSEEN in text
     assert "influence kept" in text
     text = page_of(sample_record(12, 3, 4, 0)).text
-    assert "Near the line" not in text
+    assert "Close to the line" not in text
     assert UNSEEN not in text
     assert "influence kept" not in text
 
@@ -176,6 +181,16 @@ def test_empty_record_gives_a_page_that_says_what_is_missing(tmp_path):
     text = Page(written[0].read_text(encoding="utf-8")).text
     assert text.count("recorded") >= len(ALL)
     assert "The record names no clients." in text
+    assert "Figures that this report has not (7)" in text
+
+
+def test_what_the_record_has_no_numbers_for_has_no_section():
+    record = RunRecord(kind="aggregate", method="fedavg", seed=0, clients={"a": {}, "b": {}})
+    page = page_of(record)
+    assert page.ids == ["short", "evidence", "origin"]
+    assert "What everyone gained" not in page.text
+    assert "The numbers behind this" not in page.text
+    assert {address for address in page.addresses if address.startswith("#")} == {"#short", "#evidence", "#origin"}
 
 
 def test_nulls_and_wrong_types_are_left_out_not_fatal(tmp_path):
@@ -260,6 +275,28 @@ def test_importing_the_report_loads_no_drawing_library_and_drawing_no_pyplot(tmp
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["[]", "['spectrum.png', 'index.html'] False"]
+
+
+def test_every_number_of_the_diagnosis_has_its_sentence():
+    record = sample_record(12, 3, 4, 0)
+    record.diagnosis |= {"copies": [["a", "b"]], "krum_scores": {"a": 1.0}, "nothing": [], "invented": 3}
+    sentences, findings = diagnosis(Run.of(record))
+    assert sentences == ["Common structure: shared subspace yes, common direction yes."]
+    names = ["agreement", "copies", "identifiable", "invented", "krum scores", "shared energy"]
+    assert [finding.name for finding in findings] == names
+    assert all(finding.meaning.endswith(".") for finding in findings)
+    text = page_of(record).text
+    assert all(meaning in text for _, _, meaning in findings)
+
+
+def test_the_methods_own_numbers_all_have_a_meaning():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        states = [AdapterState({"m": LoraFactors(torch.randn(2, 8), torch.randn(8, 2), 1.0)}) for _ in range(7)]
+    updates = [ClientUpdate(f"c{n}", state, 10) for n, state in enumerate(states)]
+    found = {name for method in ("clair", "multikrum") for name in aggregate(updates, method).diagnosis}
+    assert len(found) > 10
+    assert sorted(found - set(MEANINGS)) == ["summary"]
 
 
 def test_values_of_a_diagnosis_read_as_words():

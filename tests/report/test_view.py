@@ -7,6 +7,7 @@ from sample_record import sample_record
 from fedlora_hf.record.record import RunRecord
 from fedlora_hf.report import words
 from fedlora_hf.report.columns import Columns
+from fedlora_hf.report.gains import gains
 from fedlora_hf.report.round_figures import stage_change
 from fedlora_hf.report.style import label
 from fedlora_hf.report.view import COLLABORATIVE, FLAGGED, LEFT_OUT, QUARANTINED, Run, natural
@@ -122,8 +123,11 @@ def near_the_line() -> RunRecord:
 def test_who_is_near_the_line_is_named_with_what_it_kept_and_what_would_decide_it():
     run = Run.of(near_the_line())
     first, second = (words.suspicion_of(client) for client in run.suspicious)
-    assert first.startswith("direction at 71% of its line; kept 38 % of its influence; judges (--functional_judges)")
-    assert second.startswith("it has turned away from where it pointed in earlier rounds; kept 0 %")
+    assert first.startswith("turned away from where it pointed in earlier rounds, which alone flags nobody; kept 0 %")
+    assert second == (
+        "stands far from the rest in the direction of its update: 0.71 of 1.00, not enough to flag; kept 38 % of its "
+        "influence; --functional_judges would look at it with others' data, and more rounds would tell more"
+    )
     assert [words.kept_of(client) for client in run.clients] == [
         "kept 38 % of its influence",
         "kept 0 % of its influence",
@@ -146,4 +150,43 @@ def test_malformed_suspicions_are_left_out():
     record.suspicious = {"a": "x", "b": {"kind": "drift"}, "c": {"kind": 3, "of_line": 0.7}}
     run = Run.of(record)
     assert [client.id for client in run.suspicious] == ["c"]
-    assert "3 at 70% of its line" in words.suspicion_of(run.suspicious[0])
+    assert words.suspicion_of(run.suspicious[0]).startswith("has a high 3 score: 0.70 of 1.00")
+
+
+def test_a_record_that_does_not_name_who_is_near_is_read_for_it():
+    record = near_the_line()
+    record.suspicious = {}
+    record.clients["b"]["evidence"] = {"direction": {"score": 0.5, "threshold": 0.85}}
+    assert [(client.id, client.suspicion) for client in Run.of(record).suspicious] == [
+        ("a", ("direction", pytest.approx(0.706, abs=1e-3))),
+        ("c", ("direction", pytest.approx(0.706, abs=1e-3))),
+    ]
+    record.rounds = [{"round": 1, "suspicious": {}}]  # such a record knows that nobody is
+    assert Run.of(record).suspicious == []
+
+
+def gained(**found: dict[str, float]) -> RunRecord:
+    """{client: {view: loss}} as a record."""
+    views = {c: {view: {"loss": loss} for view, loss in losses.items()} for c, losses in found.items()}
+    return RunRecord("train", "clair", 0, clients={c: {"metrics": metrics} for c, metrics in views.items()})
+
+
+def test_what_everyone_gained_is_counted_and_who_lost_is_named():
+    record = gained(
+        a={"before": 3.0, "global": 2.0, "personalised": 1.0, "local": 1.5},
+        b={"before": 3.0, "global": 2.5, "local": 2.0},
+        c={"before": 3.0, "global": 2.0, "personalised": 3.5},
+    )
+    record.metrics = {"before": {"global": {"loss": 3.0}}, "after": {"global": {"loss": 2.167}}}
+    assert gains(Run.of(record)) == [
+        "Mean loss (how much the right answers surprise the model; lower is better) on the clients' own test data was "
+        "3 with the base model; it is 2.17 with the global adapter.",
+        "2 of 3 clients do better than with the base model; worse off: c (3 → 3.5).",
+        "1 of 2 clients does better than with training alone; worse off: b (2 → 2.5).",
+    ]
+    assert gains(Run.of(RunRecord("train", "clair", 0, clients={"a": {}}))) == []
+
+
+def test_at_most_five_of_those_who_lost_are_named():
+    record = gained(**{f"c{n}": {"before": 1.0, "global": 2.0} for n in range(9)})
+    assert gains(Run.of(record))[-1].endswith("c4 (1 → 2) and 4 more.")

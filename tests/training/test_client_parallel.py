@@ -13,7 +13,8 @@ SIZES = {"ada": 5, "bob": 9, "eve": 2}
 RUNS: dict[str, dict[str, Any]] = {
     "lora": {"personal_steps": 2, "fedprox_mu": 0.1},
     "dirmag": {"pipeline": "fedlora_optimizer", "personal_steps": 2, "local_steps": None},
-    "stacking": {"aggregation": "stacking", "functional_judges": 1},
+    "stacking": {"aggregation": "stacking"},
+    "judges": {"aggregation": "clair", "functional_judges": 1},
 }
 COMMON = {"evaluate_rounds": True, "local_steps": 4}
 SCRIPT = f"""
