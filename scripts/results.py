@@ -136,6 +136,20 @@ STEPS = (
         ("data", "base"),
     ),
     Step(
+        "methods_table",
+        "python -m scripts.experiments.methods_table --base {base} --data {data}/natural_instructions/tasks --seeds 3",
+        30,
+        "results/methods/README.md",
+        ("data", "base"),
+    ),
+    Step(
+        "methods_rounds",
+        "python -m scripts.experiments.methods_rounds --base {base} --data {data}/natural_instructions/tasks --seeds 3",
+        30,
+        "results/methods/README.md",
+        ("data", "base"),
+    ),
+    Step(
         "round",
         "python -m scripts.benchmarks.round --hidden 256 --clients 5 --repeats 4 --rounds 1 "
         "--csv docs/benchmarks/round_1_thread.csv",
@@ -172,6 +186,14 @@ STEPS = (
         "processes", "python -m scripts.benchmarks.processes --csv docs/benchmarks/processes.csv", 10, "benchmarks.md"
     ),
     Step("scaling", "python -m scripts.benchmarks.scaling --csv docs/benchmarks/scaling.csv", 15, "benchmarks.md"),
+    Step("data_records", "python -m scripts.benchmarks.data records", 3, "benchmarks.md"),
+    Step(
+        "data_packing",
+        "python -m scripts.benchmarks.data packing --model {base} --data {data}/dolly/databricks-dolly-15k.jsonl",
+        3,
+        "benchmarks.md",
+        ("data", "base"),
+    ),
     Step("engines", "python -m scripts.benchmarks.engines --csv docs/benchmarks/engines.csv", 10, "benchmarks.md"),
     Step(
         "deployment",

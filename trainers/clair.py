@@ -29,6 +29,7 @@ def main(arguments: Sequence[str]) -> None:
     from fedlora_hf.commands.train import finish
     from fedlora_hf.flags import parse
     from fedlora_hf.loading import prepare
+    from fedlora_hf.trainer import FederatedTrainer
 
     class Verdict(TrainerCallback):
         """Looks at who is flagged after every round, which is an epoch to Trainer."""
@@ -41,8 +42,7 @@ def main(arguments: Sequence[str]) -> None:
             control.should_training_stop |= 0 < own.settled == len(last) and all(who == last[0] for who in last)
 
     args = parse([*rest, "--aggregation", "clair"])
-    job = prepare(args)
-    trainer = job.trainer(callbacks=[Verdict()])
+    trainer = FederatedTrainer.of(prepare(args), callbacks=[Verdict()])
     trainer.train()
     finish(trainer)
     for client, facts in trainer.run.record.clients.items() if trainer.is_world_process_zero() else ():

@@ -29,6 +29,7 @@ def main(arguments: Sequence[str]) -> None:
     from fedlora_hf.commands.train import finish
     from fedlora_hf.flags import parse
     from fedlora_hf.loading import prepare
+    from fedlora_hf.trainer import FederatedTrainer
 
     class Patience(TrainerCallback):
         """Ends the run when so many rounds in a row brought no lower training loss. A round is an epoch to Trainer."""
@@ -41,8 +42,7 @@ def main(arguments: Sequence[str]) -> None:
             control.should_training_stop |= 0 < own.patience <= len(losses) - 1 - best
 
     args = parse([*rest, "--aggregation", "product_mean"])
-    job = prepare(args)
-    trainer = job.trainer(callbacks=[Patience()])
+    trainer = FederatedTrainer.of(prepare(args), callbacks=[Patience()])
     trainer.train()
     finish(trainer)
     modules = trainer.run.record.modules

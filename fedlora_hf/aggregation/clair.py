@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedlora_hf.aggregation.cohort import Cohort
+from fedlora_hf.aggregation.counts import limited
 from fedlora_hf.aggregation.over_rounds import combined, found_in, speaks_now, suspicion, verdict
 from fedlora_hf.methods.clair import ClairOptions
 from fedlora_hf.numerics import clair as numerics
@@ -64,7 +65,16 @@ def clair(cohort: Cohort, options: ClairOptions) -> Aggregate:
     """
     source = CohortSource(cohort)
     shares = torch.tensor([cohort.weights[client] for client in cohort.ids], dtype=torch.float64)
-    solution = numerics.solve(source, shares, cohort.target_rank, options, partial(verdict, cohort), speaks_now(cohort))
+    # A false count is capped before influence is taken; where that falls on the others, it would still own the mean.
+    solution = numerics.solve(
+        source,
+        shares,
+        cohort.target_rank,
+        options,
+        verdict=partial(verdict, cohort),
+        against=speaks_now(cohort),
+        held=partial(held, cohort),
+    )
     weights = dict(zip(cohort.ids, solution.shares.tolist(), strict=True))
     state, modules, written = {}, {}, {}
     for module, fit in solution.fits.items():
@@ -100,6 +110,12 @@ def clair(cohort: Cohort, options: ClairOptions) -> Aggregate:
         n_iter=solution.n_iter,
         converged=solution.converged,
     )
+
+
+def held(cohort: Cohort, shares: Tensor) -> Tensor:
+    """(K,) weights in the mean, those of clients whose claim of examples was not believed held to their limits."""
+    weights = limited(dict(zip(cohort.ids, shares.tolist(), strict=True)), cohort.weight_limits)
+    return torch.tensor([weights[client] for client in cohort.ids], dtype=shares.dtype)
 
 
 @dataclass(frozen=True, eq=False)

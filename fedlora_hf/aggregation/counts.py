@@ -22,17 +22,19 @@ class Counts(NamedTuple):
 
 
 def limited(weights: Mapping[str, float], limits: Mapping[str, float]) -> dict[str, float]:
-    """Weights that sum to 1, those of the clients in `limits` held to so many times the median weight.
+    """Weights that sum to 1, those of the clients in `limits` held to so many times the median weight that is not 0:
+    whoever is left out of the mean is typical of nothing in it.
 
     For rules whose weights grow faster than the counts they are given, such as the geometric median, which moves to
     where the most weight lies. Without limits the weights as they are, to the bit.
     """
-    if not limits:
+    told = [weight for weight in weights.values() if weight > 0]
+    if not limits or not told:
         return dict(weights)
-    middle = median(weights.values())
+    middle = median(told)
     held = {client: min(weight, limits.get(client, inf) * middle) for client, weight in weights.items()}
     total = sum(held.values())
-    return {client: weight / total for client, weight in held.items()} if total else dict(weights)
+    return {client: weight / total for client, weight in held.items()}
 
 
 def believed(claims: Mapping[str, int], cap: float, trust: Trust) -> Counts:

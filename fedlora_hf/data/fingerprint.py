@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fedlora_hf.data.packing import PackedRows
 from fedlora_hf.data.prepare import ClientData
 from fedlora_hf.data.rows import TokenRows
 
@@ -29,7 +30,9 @@ def data_sha256(clients: Mapping[str, ClientData]) -> str:
 
 
 def _blocks(split: Any) -> Iterator[bytes]:
-    """The bytes of a split's tokens and labels, whatever it is kept as."""
+    """The bytes of a split's tokens and labels, whatever it is kept as; of packed rows, those of the examples."""
+    if isinstance(split, PackedRows):
+        split = split.rows
     if isinstance(split, TokenRows):
         yield from split.blocks()
         return

@@ -14,6 +14,7 @@ import argparse
 import csv
 import gc
 import itertools
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -99,8 +100,8 @@ def measured(source: Source, options: FederatedConfig, personal_rates: Sequence[
     start from one and the same global adapter."""
     model, tokenizer, max_length = load_base(options, None)
     options = limited(options, max_length)
+    shutil.rmtree(options.output_dir, ignore_errors=True)  # the cell before this one, which no record calls a run
     trainer = Measured(model, options, source.clients(options, options.seed), processing_class=tokenizer)
-    trainer.store.clear()
     began = time.perf_counter()
     trainer.train()
     seconds, run = time.perf_counter() - began, trainer.run

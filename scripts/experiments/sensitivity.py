@@ -18,6 +18,7 @@ import argparse
 import gc
 import itertools
 import math
+import shutil
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -123,8 +124,8 @@ def study(source: Source, options: FederatedConfig, args: argparse.Namespace) ->
     rate = options.learning_rate if args.client_rate is None else args.client_rate
     model, tokenizer, max_length = load_base(options, None)
     options = limited(options, max_length)
+    shutil.rmtree(options.output_dir, ignore_errors=True)  # the cell before this one, which no record calls a run
     trainer = Measured(model, options, source.clients(options, options.seed), processing_class=tokenizer)
-    trainer.store.clear()
     trainer.train()
     for kind in args.starts:
         begin = starts(trainer, kind)

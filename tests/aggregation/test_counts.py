@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sample_updates import cohort, same_bits, with_common_factor
 
 from fedlora_hf.aggregation import aggregate as combine
-from fedlora_hf.aggregation.counts import IMPLAUSIBLE, believed
+from fedlora_hf.aggregation.counts import IMPLAUSIBLE, believed, limited
 from fedlora_hf.commands.manual import manual
 from fedlora_hf.commands.methods import describe
 from fedlora_hf.errors import ConfigError
@@ -83,9 +83,25 @@ def test_a_false_count_does_not_own_the_mean(method: str) -> None:
 
 @pytest.mark.parametrize("method", ["clair", "multikrum"])
 def test_the_cap_is_what_the_option_says(method: str) -> None:
+    result = aggregate(LIAR, method, weight_cap=2)
+    told = [weight for weight in result.weights.values() if weight]
+    assert result.weights["client5"] <= 2 * median(told) + 1e-9
+    smaller = [*CLIENTS[:5], replace(CLIENTS[5], num_examples=10**6)]
+    assert same_bits(result.state, aggregate(smaller, method, weight_cap=2).state)
+    assert not same_bits(result.state, aggregate(LIAR, method).state)
+
+
+def test_where_weights_follow_from_counts_a_capped_claim_is_the_cap() -> None:
     capped = [*CLIENTS[:5], replace(CLIENTS[5], num_examples=2 * 35)]  # the median of 10 ... 50 and a large one is 35
-    assert same_bits(aggregate(LIAR, method, weight_cap=2).state, aggregate(capped, method).state)
-    assert not same_bits(aggregate(LIAR, method, weight_cap=2).state, aggregate(LIAR, method).state)
+    assert same_bits(aggregate(LIAR, "multikrum", weight_cap=2).state, aggregate(capped, "multikrum").state)
+
+
+def test_weights_are_held_to_the_median_of_those_that_count() -> None:
+    weights = {"a": 0.0, "b": 0.0, "c": 0.0, "d": 0.1, "e": 0.1, "liar": 0.8}
+    held = limited(weights, {"liar": 2.0})
+    assert held == pytest.approx({"a": 0, "b": 0, "c": 0, "d": 0.25, "e": 0.25, "liar": 0.5})
+    assert limited(weights, {}) == weights
+    assert limited({"a": 0.0, "b": 0.0}, {"a": 2.0}) == {"a": 0.0, "b": 0.0}
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))

@@ -89,10 +89,12 @@ def solve(
     options: ClairOptions,
     verdict: Callable[[Judgement], Tensor] | None = None,
     against: Tensor | None = None,
+    held: Callable[[Tensor], Tensor] | None = None,
 ) -> Solution:
     """CLAIR on K clients. shares: (K,) weights in the mean, summing to 1. target_rank: of the global update; None: the
     factors' own. verdict: (K,) bool, who is flagged on this evidence; default the judgement's own flags. against: (K,)
-    bool, whom evidence of another kind speaks against in this round: they count for nothing in it.
+    bool, whom evidence of another kind speaks against in this round: they count for nothing in it. held: from the (K,)
+    weights in the mean to those that limits leave, summing to 1 as well; default as they are.
 
     Raises UpdateError for fewer than 3 clients and for values that are not finite, ConfigError for a rank that the
     cohort cannot carry. Warns (ConvergenceWarning) when the solver stops at `max_iter` and clients are judged by it.
@@ -115,6 +117,7 @@ def solve(
     counted = counted if bool(counted.any()) else collaborative
     weights = _weights(fit, alive, counted) * counted_once(cosines(inner))
     counts = influence(shares, counted, judgement, seen.inner, options)
+    counts = counts if held is None else replace(counts, shares=held(counts.shares))
     fits = {
         module: _fit_module(source, module, blocks, weights, counts.shares, clips, target_rank, options)
         for module, blocks, clips in zip(source.modules, seen.blocks, counts.clips, strict=True)
