@@ -62,7 +62,7 @@ def stale(remote_paths: list[str], plan: Container[str]) -> list[str]:
 
 def sendable_clients(root: Path, record: RunRecord) -> list[str]:
     """Sorted ids of the collaborative clients that have an adapter on disk and nothing against them."""
-    barred = {*record.flagged, *record.quarantined}
+    barred = {str(name) for name in [*record.flagged, *record.quarantined]}
     return sorted(
         client_id
         for client_id, client in record.clients.items()

@@ -83,7 +83,7 @@ def check_same_run(earlier: RunRecord, now: RunRecord) -> None:
         if old != new:
             raise ConfigError(f"{what}: {str(new)[:80]}; the run to resume has {str(old)[:80]}; pass the same")
     for what, told in (("data", "the clients' examples"), ("base", "the base model's weights")):
-        then, here = (record.sha256.get(what, "") for record in (earlier, now))
+        then, here = (str(record.sha256.get(what) or "") for record in (earlier, now))
         if then and here and then != here:
             raise ConfigError(
                 f"{what}: {told} are not those of the run to resume (sha256 {here[:12]}, then {then[:12]}); restore "
