@@ -61,6 +61,22 @@ def build_parser() -> argparse.ArgumentParser:
 
     commands.add_parser("preview", add_help=False)
 
+    _add_aggregate(commands)
+
+    listing = commands.add_parser("methods", description=ABOUT["methods"])
+    listing.add_argument("name", nargs="?", metavar="NAME", help="one of them, with what its options mean")
+    listing.set_defaults(run=_methods)
+
+    report = commands.add_parser("report", description=ABOUT["report"])
+    report.add_argument("folder", metavar="OUT", help="the output folder of train, demo or aggregate")
+    report.set_defaults(run=_report)
+
+    _add_push(commands)
+    add_using(commands)
+    return parser
+
+
+def _add_aggregate(commands: Any) -> None:
     combine = commands.add_parser("aggregate", description=ABOUT["aggregate"])
     combine.add_argument("adapters", nargs="+", metavar="ADAPTER", help="a folder, or user/repo[@revision][:subfolder]")
     combine.add_argument("--output_dir", required=True, help="where the global and personal adapters go")
@@ -92,14 +108,8 @@ def build_parser() -> argparse.ArgumentParser:
     combine.add_argument("--require_same_base", action="store_true", help="stop if the adapters name different bases")
     combine.set_defaults(run=_aggregate)
 
-    listing = commands.add_parser("methods", description=ABOUT["methods"])
-    listing.add_argument("name", nargs="?", metavar="NAME", help="one of them, with what its options mean")
-    listing.set_defaults(run=_methods)
 
-    report = commands.add_parser("report", description=ABOUT["report"])
-    report.add_argument("folder", metavar="OUT", help="the output folder of train, demo or aggregate")
-    report.set_defaults(run=_report)
-
+def _add_push(commands: Any) -> None:
     push = commands.add_parser("push", description=ABOUT["push"])
     push.add_argument("folder", metavar="OUT", help="the output folder of train, demo or aggregate")
     push.add_argument("--repo_id", required=True, help="user/name")
@@ -117,9 +127,6 @@ def build_parser() -> argparse.ArgumentParser:
     push.add_argument("--revision", help="branch to push to (default: main)")
     push.add_argument("--tag", help="name to give the commit, such as round-3")
     push.set_defaults(run=_push)
-
-    add_using(commands)
-    return parser
 
 
 def _train(arguments: list[str]) -> None:

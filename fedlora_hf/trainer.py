@@ -23,7 +23,8 @@ from fedlora_hf.hub import write_card
 from fedlora_hf.hub.publishing import Publisher
 from fedlora_hf.loading import Job, args_of_run, facts_of_run, prepare_again
 from fedlora_hf.record.record import RunRecord
-from fedlora_hf.rounds.federation import SERVER, Federation, Run, check_cohort
+from fedlora_hf.rounds.federation import SERVER, Federation, Run
+from fedlora_hf.rounds.limits import check_cohort
 from fedlora_hf.rounds.local_transport import LocalTransport
 from fedlora_hf.rounds.loop import RoundLoop
 from fedlora_hf.rounds.output import ClientFolders, check_untrained, has_finished_run

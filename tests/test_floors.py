@@ -102,3 +102,17 @@ def from_package(path: Path) -> set[str]:
             found |= {".".join(f.relative_to(PACKAGE.parent).parts) for f in modules}
             found |= set() if len(modules) == len(inner) else {node.module}
     return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_and_functions_are_small(path: Path) -> None:
+    """At most 350 lines a module and 60 a function."""
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= 350
+    functions = (n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+    long = [n.name for n in functions if (n.end_lineno or n.lineno) - n.lineno >= 60]
+    assert long == [] or (path.name == "__init__.py" and long == ["aggregate"]), long
+
+
+def test_the_top_of_the_package_is_small() -> None:
+    assert len(list(PACKAGE.glob("*.py"))) <= 10

@@ -68,11 +68,7 @@ def aggregate(
         elif partial_modules == "zero":
             updates = filled(updates)
         found = screen(updates, reference, partial_modules)
-        if not found.usable:
-            reasons = "; ".join(f"{client}: {reason}" for client, reason in list(found.quarantined.items())[:3])
-            raise UpdateError(f"0 usable updates: at least one is needed; check the clients ({reasons or 'none came'})")
-        if not found.modules:
-            raise UpdateError("0 modules that all clients have: at least one is needed; train the same target modules")
+        _check_something_left(found)
         trusted = None if server is None else checked_server(server, found.usable[0], found.modules)
         counts = _counted(found.usable, chosen, weight_by, weight_cap)
         usable = tuple(replace(u, num_examples=counts.used.get(u.client_id, u.num_examples)) for u in found.usable)
@@ -89,6 +85,14 @@ def aggregate(
         claimed_weights=client_weights(found.usable, weight_by),
         outlier_claims=counts.outliers,
     )
+
+
+def _check_something_left(found: Screened) -> None:
+    if not found.usable:
+        reasons = "; ".join(f"{client}: {reason}" for client, reason in list(found.quarantined.items())[:3])
+        raise UpdateError(f"0 usable updates: at least one is needed; check the clients ({reasons or 'none came'})")
+    if not found.modules:
+        raise UpdateError("0 modules that all clients have: at least one is needed; train the same target modules")
 
 
 def _counted(updates: Sequence[ClientUpdate], method: Method, weight_by: str, cap: float) -> Counts:

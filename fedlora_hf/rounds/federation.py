@@ -16,7 +16,7 @@ from fedlora_hf.aggregation import aggregate
 from fedlora_hf.aggregation.attacks import ATTACKS
 from fedlora_hf.aggregation.partial import mean_of_trained
 from fedlora_hf.aggregation.server_optimizer import space_of, stepped
-from fedlora_hf.errors import ConfigError, RoundError
+from fedlora_hf.errors import RoundError
 from fedlora_hf.methods.method import Method
 from fedlora_hf.record.changes import component_changes
 from fedlora_hf.record.evidence import past_rounds
@@ -334,18 +334,3 @@ def _fitted(combined: Aggregate, ranks: Mapping[str, int]) -> Aggregate:
             share = lost / (before.norm() ** 2 or 1.0)
             modules[module] = {**facts, "rank": after.rank, "discarded_energy": kept + (1 - kept) * share}
     return replace(combined, state=state, modules=modules)
-
-
-def check_cohort(args: "FederatedConfig", method: Method, clients: int) -> None:
-    """Refuse a cohort that is too small for the method, and a server without the data that the method needs."""
-    if method.needs_server and args.server_dataset is None:
-        raise ConfigError(
-            f"aggregation={method.name!r} without server_dataset: it compares clients with an update trained on the "
-            "server's own data; pass --server_dataset, or choose multikrum"
-        )
-    size = min(clients, args.clients_per_round or clients)
-    if size < method.least_clients:
-        raise ConfigError(
-            f"{size} clients a round: {method.name} needs at least {method.least_clients}; add clients or choose "
-            "--aggregation product_mean"
-        )

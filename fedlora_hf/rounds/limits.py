@@ -1,15 +1,19 @@
-"""Limits at which a run stops by itself: too many suspects in a round, too much privacy spent. Nothing is changed then.
+"""Limits of a round: a cohort too small for the method, too many suspects, too much privacy spent. Nothing is changed.
 
-Both are looked at before anything is committed; `StoppedError` has an exit code of its own, 3.
+The last two end a run before anything is committed: `StoppedError`, which has an exit code of its own, 3.
 """
 # SPDX-License-Identifier: Apache-2.0
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fedlora_hf.errors import StoppedError
+from fedlora_hf.errors import ConfigError, StoppedError
+from fedlora_hf.methods.method import Method
 from fedlora_hf.privacy import DELTA, account, epsilon
 from fedlora_hf.util.counts import suspects_allowed
+
+if TYPE_CHECKING:
+    from fedlora_hf.config import FederatedConfig
 
 
 def check_suspects(
@@ -48,4 +52,19 @@ def check_budget(options: Any, number: int, rounds: Sequence[dict[str, Any]], co
         raise StoppedError(
             f"round {number}: a client that takes part in {most} rounds has epsilon {spent:.4g} at delta {delta:g}, "
             f"dp_max_epsilon={limit:g}; nothing was changed; stop here, or begin again with more noise or fewer rounds"
+        )
+
+
+def check_cohort(args: "FederatedConfig", method: Method, clients: int) -> None:
+    """Refuse a cohort that is too small for the method, and a server without the data that the method needs."""
+    if method.needs_server and args.server_dataset is None:
+        raise ConfigError(
+            f"aggregation={method.name!r} without server_dataset: it compares clients with an update trained on the "
+            "server's own data; pass --server_dataset, or choose multikrum"
+        )
+    size = min(clients, args.clients_per_round or clients)
+    if size < method.least_clients:
+        raise ConfigError(
+            f"{size} clients a round: {method.name} needs at least {method.least_clients}; add clients or choose "
+            "--aggregation product_mean"
         )

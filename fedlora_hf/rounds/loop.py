@@ -18,8 +18,8 @@ from fedlora_hf.launch.heartbeat import heartbeat
 from fedlora_hf.record.standing import collaborative
 from fedlora_hf.record.write import add_metrics, check_same_run, mean_over_collaborative
 from fedlora_hf.rounds.adopt import adopted
-from fedlora_hf.rounds.federation import Federation, Run, check_cohort
-from fedlora_hf.rounds.limits import check_budget
+from fedlora_hf.rounds.federation import Federation, Run
+from fedlora_hf.rounds.limits import check_budget, check_cohort
 from fedlora_hf.rounds.output import ClientFolders, check_overwrite, write_run
 from fedlora_hf.rounds.ownership import check_no_less, check_output
 from fedlora_hf.rounds.store import unlike

@@ -82,9 +82,7 @@ class ClientTrainer(StepTrainer):
             check_packing(model)
         check_tokens(model, self.clients)
         model = adapted(model, peft_config, args)
-        if data_collator is None:
-            pad = getattr(processing_class, "pad_token_id", None)
-            data_collator = Collator(pad if pad is not None else 0, 8 if torch.cuda.is_available() else 1)
+        data_collator = data_collator or _collator(processing_class)
         given = kwargs.pop("eval_dataset", None)
         # Trainer wants one where rounds are evaluated; clients have test splits of their own.
         more = {**kwargs, "eval_dataset": {} if given is None else given}
@@ -115,17 +113,20 @@ class ClientTrainer(StepTrainer):
         self.step_log = StepLog(args.logging_nan_inf_filter)
         # Whether local steps end when a callback asks for it: in the rounds, and not in the personal steps after them.
         self.obeys_stop = False
-        if self.processes.count > 1 and (odd := self.processes.differing(self.slot.checksum())) is not None:
-            raise ConfigError(
-                f"model: process {odd} was given another adapter than process 0; pass peft_config and let the trainer "
-                "make it, or seed all processes alike"
-            )
+        self._check_same_adapter()
         self.initial = self.slot.read()
         self.method = method_named(args.aggregation)
         self.privacy = Privacy.of(args)
         self.scorer = Scorer(
             self.model_wrapped, self.slot, self.data_collator, self.processing_class, args, self.processes
         )
+
+    def _check_same_adapter(self) -> None:
+        if self.processes.count > 1 and (odd := self.processes.differing(self.slot.checksum())) is not None:
+            raise ConfigError(
+                f"model: process {odd} was given another adapter than process 0; pass peft_config and let the trainer "
+                "make it, or seed all processes alike"
+            )
 
     def create_accelerator_and_postprocess(self) -> None:
         with plain_launch(self.args):
@@ -278,6 +279,11 @@ class ClientTrainer(StepTrainer):
                         found[client_id] |= computed_metrics(self, data.test)
                         found[client_id] |= self.scorer.answers(state, data.questions)
         return self.processes.gathered(found)
+
+
+def _collator(tokenizer: Any) -> Collator:
+    pad = getattr(tokenizer, "pad_token_id", None)
+    return Collator(pad if pad is not None else 0, 8 if torch.cuda.is_available() else 1)
 
 
 @contextmanager

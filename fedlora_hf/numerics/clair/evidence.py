@@ -130,17 +130,11 @@ def judge(
     }
     found["summary"] = summary(found, len(index))
     weighs = direction is not None or (agreed.agreement > BEYOND * chance and _few(aligned > CAP))
-    return Judgement(
-        {"subspace": _spread(shared, index, alive), "direction": _spread(aligned, index, alive), "scale": size},
-        {
-            "subspace": _spread(subspace, index, alive),
-            "direction": _spread(direction, index, alive),
-            "scale": torch.full_like(size, limit),
-        },
-        [[int(index[k]) for k in group] for group in copies(similarity)],
-        found,
-        weighs,
-    )
+    scores = {"subspace": _spread(shared, index, alive), "direction": _spread(aligned, index, alive), "scale": size}
+    limits = {"subspace": _spread(subspace, index, alive), "direction": _spread(direction, index, alive)}
+    limits["scale"] = torch.full_like(size, limit)
+    alike = [[int(index[k]) for k in group] for group in copies(similarity)]
+    return Judgement(scores, limits, alike, found, weighs)
 
 
 def _of_core(core: Tensor, K: int, count: int) -> Tensor:
