@@ -12,7 +12,7 @@ import torch
 from fedlora_hf.aggregation.cohort import Cohort, PastRound, client_weights
 from fedlora_hf.aggregation.counts import WEIGHT_CAP, Counts, believed
 from fedlora_hf.aggregation.coverage import check_alike, filled
-from fedlora_hf.aggregation.screening import PartialModules, Screened, screen
+from fedlora_hf.aggregation.screening import PartialModules, Screened, checked_server, screen
 from fedlora_hf.errors import ConfigError, UpdateError
 from fedlora_hf.methods import method_named
 from fedlora_hf.methods.method import Method
