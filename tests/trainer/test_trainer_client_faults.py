@@ -112,6 +112,15 @@ def test_a_client_that_takes_too_long_is_quarantined_with_the_reason(tmp_path: P
     assert found == others(tmp_path / "sound", {"ada", "eve"})
 
 
+def test_a_step_that_hangs_is_broken_off(tmp_path: Path) -> None:
+    began = time.monotonic()
+    trainer = run_with(tmp_path, During("bob", lambda: time.sleep(600)), num_rounds=1, client_timeout=1.0)
+    assert time.monotonic() - began < 60
+    reason = trainer.run.record.rounds[0]["quarantined"]["bob"]
+    assert reason.startswith("training failed: ClientTimeoutError: step 1 of 2 has not ended 1 s after the first began")
+    assert sorted(trainer.run.record.rounds[0]["weights"]) == ["ada", "eve"]
+
+
 def test_the_personal_steps_have_no_limit_of_time(tmp_path: Path) -> None:
     class Slow(TrainerCallback):
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:

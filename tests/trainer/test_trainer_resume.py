@@ -8,6 +8,8 @@ from typing import Any
 
 import models
 import pytest
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
 
 from fedlora_hf import FederatedTrainer
 from fedlora_hf.errors import ConfigError, RecordError
@@ -225,6 +227,55 @@ def test_a_last_round_cut_short_is_run_again_from_the_one_before(
     assert "going on from round 2, the last that is whole: " in caplog.text
     assert models.weight_files(tmp_path / "cut") == models.weight_files(tmp_path / "whole")
     assert numbers(tmp_path / "cut") == numbers(tmp_path / "whole")
+
+
+def flipped(place: Path) -> None:
+    path = place / "clients" / "bob" / "adapter_model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 0x20
+    path.write_bytes(content)
+
+
+def zeroed(place: Path) -> None:
+    path = place / "adapter_model.safetensors"
+    save_file({name: tensor * 0 for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+
+
+def swapped(place: Path) -> None:
+    shutil.copy(place / "clients/ada/adapter_model.safetensors", place / "clients/bob/adapter_model.safetensors")
+
+
+def verdict(place: Path) -> None:
+    record = json.loads((place / "run.json").read_text())
+    record["flagged"] = record["rounds"][-1]["flagged"] = ["eve"]
+    (place / "run.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize("change", [flipped, zeroed, swapped, verdict])
+def test_a_round_whose_contents_were_changed_is_not_resumed_from(
+    tmp_path: Path, change: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer_in(tmp_path / "whole").train()
+    shutil.copytree(tmp_path / "whole", tmp_path / "changed")
+    change(tmp_path / "changed" / "rounds" / "3")
+    with pytest.raises(RecordError, match="is not the file that was written: its sha256 differs"):
+        trainer_in(tmp_path / "changed", resume_from="3").train()
+    trainer_in(tmp_path / "changed", resume_from="last").train()
+    assert "going on from round 2" in caplog.text
+    assert models.weight_files(tmp_path / "changed") == models.weight_files(tmp_path / "whole")
+
+
+def test_other_data_or_another_base_is_not_gone_on_with(tmp_path: Path) -> None:
+    trainer_in(tmp_path, num_rounds=1).train()
+    other = models.token_clients({"ada": 4, "bob": 6, "eve": 5}, held_out=2)
+    ids = [row["input_ids"] for row in other["bob"]["train"]]
+    other["bob"]["train"] = Dataset.from_dict({"input_ids": ids[::-1], "labels": ids[::-1]})
+    with pytest.raises(ConfigError, match="data: the clients' examples are not those of the run to resume"):
+        models.federation(tmp_path, other, num_rounds=3, resume_from="last").train()
+    base = models.tiny_llama()
+    next(base.parameters()).data.mul_(1.5)
+    with pytest.raises(ConfigError, match="base: the base model's weights are not those of the run to resume"):
+        trainer_in(tmp_path, resume_from="last", model=base).train()
 
 
 def test_where_no_round_is_whole_nothing_is_thrown_away(tmp_path: Path) -> None:
