@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.constants import HF_HOME
 from huggingface_hub.hf_api import RepoFile
 
@@ -242,6 +242,11 @@ def _download(api: HfApi, repo_id: str, commit: str, sizes: dict[str, int], targ
         draft = Path(scratch) / "done"
         for path, size in sizes.items():
             _safe(path)
+            if path.endswith(".safetensors"):  # the listing may lie: what is about to be sent is asked for first
+                where = hf_hub_url(repo_id, path, revision=commit, endpoint=api.endpoint)
+                told = with_retries(partial(get_hf_file_metadata, where, token=api.token), repo_id)
+                if told.size is not None and told.size != size:
+                    raise AdapterError(f"{repo_id}: {path} has another size than the Hub said; not downloaded")
             cached = with_retries(partial(api.hf_hub_download, repo_id, path, revision=commit), repo_id)
             if os.stat(cached).st_size != size:
                 raise AdapterError(f"{repo_id}: {path} has another size than the Hub said; not used")
