@@ -66,7 +66,10 @@ def _is_ours(folder: Path) -> bool:
         return True
     rounds = folder / "rounds"
     names = [path.name for path in rounds.iterdir()] if rounds.is_dir() and not rounds.is_symlink() else []
-    return all(map(_ROUND.fullmatch, names)) and any((rounds / name / FILE_NAME).is_file() for name in names)
+    if not rounds.is_dir() or not all(map(_ROUND.fullmatch, names)):
+        return False
+    # A run that could not even write its first record leaves an open round alone.
+    return any((rounds / name / FILE_NAME).is_file() for name in names) or all(name[0] == "." for name in names)
 
 
 def _refused(folder: Path, reason: str) -> ConfigError:

@@ -52,6 +52,11 @@ def test_an_interrupted_run_is_ours(tmp_path: Path) -> None:
     check_output(tmp_path, "train")
 
 
+def test_a_run_that_could_not_write_its_first_record_may_begin_again(tmp_path: Path) -> None:
+    (tmp_path / "rounds" / ".open-1" / "clients").mkdir(parents=True)
+    check_output(tmp_path, "train")
+
+
 @pytest.mark.parametrize(("out", "given"), [("in/a", "in/a"), ("in", "in/clients/a"), ("in/a/deeper", "in/a")])
 def test_inputs_are_not_written_into(tmp_path: Path, out: str, given: str) -> None:
     (tmp_path / given).mkdir(parents=True)
