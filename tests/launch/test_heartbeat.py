@@ -13,9 +13,9 @@ from fedlora_hf.launch.heartbeat import watch
 
 @pytest.fixture
 def stores(monkeypatch: pytest.MonkeyPatch):
-    """The same store, seen from two processes; words every tenth of a second, lost after one second."""
+    """The same store, seen from two processes; words every tenth of a second, lost after three seconds."""
     monkeypatch.setattr(heartbeat, "EVERY", 0.1)
-    monkeypatch.setattr(heartbeat, "LIMIT", 1.0)
+    monkeypatch.setattr(heartbeat, "LIMIT", 3.0)
     wait = timedelta(seconds=2)
     server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=wait)
     return server, TCPStore("127.0.0.1", server.port, is_master=False, wait_for_workers=False, timeout=wait)
@@ -42,10 +42,10 @@ def test_processes_that_live_or_have_left_in_order_are_not_lost(stores) -> None:
     lost: list[str] = []
     first, first_over = watching(stores[0], 0, lost)
     second, second_over = watching(stores[1], 1, lost)
-    second.join(timeout=2.5)
+    second.join(timeout=4.5)
     second_over.set()
     second.join(timeout=10)
-    first.join(timeout=2.5)
+    first.join(timeout=4.5)
     assert first.is_alive()
     first_over.set()
     first.join(timeout=10)
