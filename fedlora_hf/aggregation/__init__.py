@@ -62,13 +62,7 @@ def aggregate(
     _one_of("partial_modules", partial_modules, get_args(PartialModules))
     _check_numbers(weight_cap, target_rank)
     with torch.no_grad():
-        updates = list(updates)
-        if partial_modules == "refuse":
-            check_alike(updates)
-        elif partial_modules == "zero":
-            updates = filled(updates)
-        found = screen(updates, reference, partial_modules)
-        _check_something_left(found)
+        found = _screened(list(updates), reference, partial_modules)
         trusted = None if server is None else checked_server(server, found.usable[0], found.modules)
         counts = _counted(found.usable, chosen, weight_by, weight_cap)
         usable = tuple(replace(u, num_examples=counts.used.get(u.client_id, u.num_examples)) for u in found.usable)
@@ -87,12 +81,21 @@ def aggregate(
     )
 
 
-def _check_something_left(found: Screened) -> None:
+def _screened(
+    updates: Sequence[ClientUpdate], reference: AdapterState | None, partial_modules: PartialModules
+) -> Screened:
+    """The updates that can be used; UpdateError where none is left, or none of the modules."""
+    if partial_modules == "refuse":
+        check_alike(updates)
+    elif partial_modules == "zero":
+        updates = filled(updates)
+    found = screen(updates, reference, partial_modules)
     if not found.usable:
         reasons = "; ".join(f"{client}: {reason}" for client, reason in list(found.quarantined.items())[:3])
         raise UpdateError(f"0 usable updates: at least one is needed; check the clients ({reasons or 'none came'})")
     if not found.modules:
         raise UpdateError("0 modules that all clients have: at least one is needed; train the same target modules")
+    return found
 
 
 def _counted(updates: Sequence[ClientUpdate], method: Method, weight_by: str, cap: float) -> Counts:
