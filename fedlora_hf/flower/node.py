@@ -155,6 +155,8 @@ def _at_work(run: Mapping[str, Value], node: Mapping[str, Value]) -> tuple[str, 
 def _items(run: Mapping[str, Value], node: Mapping[str, Value]) -> Items:
     """The configuration a node works by, as a key of caches: the run's, without the server's, under the node's own."""
     own = {name: value for name, value in node.items() if name not in NODE_KEYS}
+    if odd := sorted(SERVER_SIDE & own.keys()):
+        raise ConfigError(f"{odd[0]}={own[odd[0]]!r}: is the server's alone, and has no effect on a node; leave it out")
     theirs = {name: value for name, value in run.items() if name not in SERVER_SIDE}
     return tuple(sorted({**theirs, **own}.items()))
 

@@ -337,3 +337,10 @@ def test_a_claimed_number_of_examples_does_not_own_the_mean(config: Config, meth
     assert client["num_examples"] == 10**12
     assert "claims 1000000000000 examples" in client["outlier_claim"]
     assert list(entry["outlier_claims"]) == ["client-02"]
+
+
+def test_what_is_the_servers_alone_is_refused_on_a_node() -> None:
+    from fedlora_hf.flower.node import _items
+
+    with pytest.raises(ConfigError, match="hub_license='mit': is the server's alone, and has no effect on a node"):
+        _items({"num_rounds": 2}, {"client_id": "ada", "hub_license": "mit"})
