@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fedlora_hf.adapter.slot import slot_facts
@@ -126,7 +127,7 @@ class LocalTransport:
         return self.score(run)
 
     def score(self, run: Run) -> Scores:
-        return self.trainer.test_metrics(dict.fromkeys(self.trainer.clients, run.state))
+        return self.trainer.test_metrics({client: run.global_of(client) for client in self.trainer.clients})
 
     def final_scores(self, run: Run) -> Mapping[str, Scores]:
         return {"global": self.score(run), "personalised": self.trainer.test_metrics(run.personalised)}
@@ -145,7 +146,7 @@ class LocalTransport:
         self, folders: ClientFolders, run: Run, client_id: str, refined: AdapterState | None
     ) -> dict[str, Any]:
         """Write a client's personal adapter; what was chosen and why, or why there is none."""
-        own = self.federation.own(run.record, client_id)
+        own, run = self.federation.own(run.record, client_id), replace(run, state=run.global_of(client_id))
         try:
             found = self.trainer.personal_adapter(client_id, run.state, own, refined)
         except RoundError:  # the processes differ: not this client's failure

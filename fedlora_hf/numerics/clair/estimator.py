@@ -14,7 +14,7 @@ from fedlora_hf.methods.clair import LEAST_CLIENTS, ClairOptions
 from fedlora_hf.numerics import lowrank
 from fedlora_hf.numerics.clair import admm, refine
 from fedlora_hf.numerics.clair.blocks import Blocks, affinity, flat, summarise
-from fedlora_hf.numerics.clair.consensus import consensus, cosines, counted_once, independent
+from fedlora_hf.numerics.clair.consensus import consensus, cosines, counted_once, independent, typical
 from fedlora_hf.numerics.clair.evidence import Judgement, judge, unjudged
 from fedlora_hf.numerics.clair.influence import influence
 from fedlora_hf.numerics.clair.refine import ModuleFit, Pair
@@ -134,6 +134,12 @@ def solve(
             stacklevel=3,
         )
     return Solution(judgement, flagged, weights, counts.shares, counts.kept, scores, fits, fit.n_iter, fit.converged)
+
+
+def similarities(source: Source, options: ClairOptions) -> tuple[Tensor, float]:
+    """((K, K) cosines of the clients' changes, all modules together, the root mean square of those by chance)."""
+    seen = _look(source, options, None)
+    return cosines(torch.stack(seen.inner).sum(0)), typical(cosines(torch.stack(seen.null).sum(0)))
 
 
 def _look(source: Source, options: ClairOptions, common: Mapping[str, Pair] | None) -> _Seen:
