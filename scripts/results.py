@@ -68,6 +68,14 @@ STEPS = (
         2,
         "results/attacks/README.md",
     ),
+    Step("groups", "python -m scripts.experiments.groups --seed 0 --seeds 10", 3, "results/groups/README.md"),
+    Step(
+        "groups_trained",
+        "python -m scripts.experiments.groups_trained --base {base} --data {data} --seeds 3",
+        8,
+        "results/groups/README.md",
+        ("data", "base"),
+    ),
     Step("influence_cost", _SYNTHETIC.format("influence_cost"), 1, "results/influence/README.md"),
     Step(
         "influence",

@@ -147,7 +147,7 @@ def summary(rows: Sequence[Row]) -> str:
 
 def named(rows: Sequence[Row], limit: float = 1.0) -> str:
     """Markdown, a line for each cell with more than `limit` per cent of its clean clients flagged; "" for none."""
-    heads = ["family", "contaminated", "share", "K", "clean clients flagged", "rate", "95 % interval", "cohorts touched"]
+    heads = ["family", "contaminated", "share", "K", "flagged", "rate", "95 % interval", "cohorts touched"]
     lines = []
     for row in sorted(rows, key=lambda row: -float(row["false positives %"])):
         if float(row["false positives %"]) > limit:
