@@ -115,7 +115,8 @@ def _round(entry: Mapping[str, Any]) -> dict[str, Any]:
             sent[name] = len(entry[name])
     groups = entry.get("groups")
     if isinstance(groups, Mapping):  # how many they are, under the names of their adapters' folders
-        sent["groups"] = {name: {"members": len(facts["clients"])} for name, facts in groups.items()}
+        told = {name: facts.get("clients") for name, facts in groups.items() if isinstance(facts, Mapping)}
+        sent["groups"] = {name: {"members": len(who)} for name, who in told.items() if isinstance(who, list)}
     for name in _ROUND_MEANS:
         values = entry.get(name)
         found = [value for value in values.values() if _is_number(value)] if isinstance(values, Mapping) else []

@@ -217,6 +217,7 @@ def main() -> None:
     parser.add_argument("--honest", type=int, default=300, help="clean clients in a cell without contamination")
     parser.add_argument("--families", nargs="+", help="some families only")
     parser.add_argument("--seed", type=int, default=0, help="first seed of every cell")
+    parser.add_argument("--name", help="of the files, default that of the set")
     default = PROJECT / "docs" / "results" / "flags"
     parser.add_argument("--output_dir", type=Path, default=default)
     args = parser.parse_args()
@@ -228,7 +229,7 @@ def main() -> None:
         for kind, share in GRID:
             rows += [cell(args.set, name, kind, share, K, args.honest, args.seed) for K in args.clients]
         print(f"{name}: {time.process_time() - started:.0f} s", flush=True)
-    stem = args.set.replace("-", "_")
+    stem = args.name or args.set.replace("-", "_")
     with open(args.output_dir / f"{stem}.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()

@@ -11,11 +11,11 @@ import torch
 from models import federation, weight_files
 
 from fedlora_hf import FederatedConfig, FederatedTrainer
-from fedlora_hf.errors import ConfigError
+from fedlora_hf.errors import ConfigError, RecordError
 from fedlora_hf.hub.card import render_card
 from fedlora_hf.hub.plan import make_plan
 from fedlora_hf.hub.public import public_record
-from fedlora_hf.record.record import RunRecord
+from fedlora_hf.record.record import RunRecord, check_complete
 from fedlora_hf.rounds.groups import read_groups, write_groups
 from fedlora_hf.using.finished import Finished
 
@@ -104,6 +104,19 @@ def test_a_round_without_its_groups_is_damaged(finished: Path, tmp_path: Path) -
     assert store.damage(1) is None
 
 
+@pytest.mark.parametrize(
+    "groups",
+    [{"1": {"since": 0}}, {"../x": {"clients": [], "since": 0}}, {"2": {"clients": ["nobody"], "since": 0}}, {"2": []}],
+)
+def test_a_record_with_groups_that_are_none_is_not_gone_on_from(finished: Path, groups: dict[str, Any]) -> None:
+    record = RunRecord.load(finished)
+    record.rounds[-1]["groups"] = groups
+    with pytest.raises(RecordError, match="round 2: holds groups that are none"):
+        check_complete(record, 2, "here")
+    public_record(record)  # and says nothing that breaks what only reads it
+    render_card(record)
+
+
 def test_a_finished_run_is_used_and_measured_again(finished: Path, tmp_path: Path) -> None:
     run = Finished.read(finished)
     assert run.groups == ["2"]
@@ -132,6 +145,9 @@ def test_what_a_push_sends_of_groups(finished: Path) -> None:
     assert "groups/2 (2 clients)" in card
     assert "look alike in their updates" in card
     assert "groups/2" in (finished / "README.md").read_text()
+    page = (finished / "report" / "index.html").read_text()
+    assert "Each group has a global adapter of its own" in page
+    assert "look alike in their updates" in page
 
 
 def test_a_run_of_one_group_takes_the_folder_of_an_earlier_one_away(finished: Path, tmp_path: Path) -> None:
