@@ -40,11 +40,11 @@ def state_of(matrices: Mapping[str, Tensor]) -> AdapterState:
     return AdapterState({m: LoraFactors(torch.eye(W.shape[1], dtype=W.dtype), W) for m, W in matrices.items()})
 
 
-def by_group(updates: Sequence[ClientUpdate]) -> Aggregate:
-    """One round with groups, from nothing."""
+def by_group(updates: Sequence[ClientUpdate], rank: int | None = None) -> Aggregate:
+    """One round with groups, from nothing. rank: of the adapters."""
 
     def rule(updates: Sequence[ClientUpdate], *, method: str, reference: AdapterState | None, since: int) -> Aggregate:
-        return aggregate(updates, method, reference=reference)
+        return aggregate(updates, method, reference=reference, target_rank=rank)
 
     return aggregate_groups(updates, {FIRST: Standing((), None)}, 1, rule, ClairOptions())
 

@@ -1,7 +1,8 @@
 """What two clients of twelve with another task end with: one global adapter, one for each group, or alone.
 
-Ten clients share some tasks of Natural Instructions (or categories of Dolly), two have another one; two rounds of CLAIR
-with --clusters 1 and auto from the same start, and the two by themselves. Tested on each client's own test examples.
+Ten clients share some tasks of Natural Instructions (or categories of Dolly), two have another one. Each seed trains
+every client once, one round from the common start; both rules then combine the same updates, tested on each client's
+own test examples.
 
 python -m scripts.experiments.groups_trained --base MODEL --data DATA --seeds 3
 DATA holds dolly/databricks-dolly-15k.jsonl and natural_instructions/tasks. Rows already in the csv are not made again.
@@ -21,23 +22,24 @@ import datasets
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from fedlora_hf.aggregation import aggregate
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.data.clients import make_clients
 from fedlora_hf.data.formats import load_examples
 from fedlora_hf.trainer import FederatedTrainer
+from fedlora_hf.update import AdapterState
 from scripts import PROJECT
+from scripts.experiments.groups import by_group
 
 MANY, FEW = 10, 2
-ROUNDS, STEPS, RANK = 2, 6, 8
+STEPS, RANK = 6, 8
 TASKS, OTHER_TASK = ("task190_", "task288_", "task586_", "task957_"), ("task107_",)
 CATEGORIES, OTHER_CATEGORY = ("open_qa", "general_qa", "brainstorming", "creative_writing"), ("classification",)
 LONGEST = 400  # characters of a Dolly record that is used
-WAYS: dict[str, dict[str, Any]] = {
-    "clusters 1": {"aggregation": "clair"},
-    "clusters auto": {"aggregation": "clair", "clusters": "auto"},
-    "alone": {"aggregation": "local"},
-}
-COLUMNS = ("setting", "seed", "way", "groups", "few_global", "few_personal", "many_global", "many_personal")
+SETTINGS = ("natural_instructions", "dolly")
+# Of the two: their own update, the plain mean of all, the one adapter and its refinement for them (the flagged have none), their group's.
+WAYS = ("start", "alone", "mean", "one", "one, personal", "groups", "groups, personal")
+COLUMNS = ("setting", "seed", "groups", "flagged", *(f"{who}: {way}" for who in ("two", "ten") for way in WAYS))
 Clients = dict[str, Any]
 
 
@@ -73,48 +75,47 @@ def cohort(data: Path, setting: str, seed: int) -> Clients:
     return shared(rows, MANY, "many-", seed) | shared(examples(data, where, other), FEW, "few-", seed)
 
 
-def row_of(base: Path, clients: Clients, setting: str, seed: int, way: str, rounds: int) -> dict[str, Any]:
-    """One way of one cohort, trained and tested."""
-    if way == "alone":
-        clients = {name: splits for name, splits in clients.items() if name.startswith("few-")}
+def row_of(base: Path, clients: Clients, setting: str, seed: int) -> dict[str, Any]:
+    """One cohort, trained and tested."""
     with tempfile.TemporaryDirectory() as folder:
         args = FederatedConfig(
-            output_dir=folder, seed=seed, num_rounds=rounds, local_steps=STEPS, per_device_train_batch_size=2,
+            output_dir=folder, seed=seed, num_rounds=1, local_steps=STEPS, per_device_train_batch_size=2,
             per_device_eval_batch_size=16, learning_rate=2e-3, lora_r=RANK, lora_alpha=2 * RANK, max_length=96,
-            generation_examples=0, report_to="none", disable_tqdm=True, use_cpu=True, **WAYS[way],
+            generation_examples=0, report_to="none", disable_tqdm=True, use_cpu=True,
         )  # fmt: skip
         model = AutoModelForCausalLM.from_pretrained(base, dtype="float32")
         trainer = FederatedTrainer(model, args, clients, processing_class=AutoTokenizer.from_pretrained(base))
-        run = trainer.loop.train()
-        groups = run.record.rounds[-1].get("groups", {})
-        trainer.loop.evaluate()
-    told = "; ".join(" ".join(facts["clients"]) for facts in groups.values()) if len(groups) > 1 else ""
-    row: dict[str, Any] = {"setting": setting, "seed": seed, "way": way, "groups": told}
-    for kind in ("few", "many"):
-        for view, column in (("global", "global"), ("personalised", "personal")):
-            losses = [
-                facts["metrics"][view]["loss"]
-                for name, facts in run.record.clients.items()
-                if name.startswith(kind) and facts["metrics"].get(view)
-            ]
-            row[f"{kind}_{column}"] = round(statistics.mean(losses), 4) if losses else ""
-    return row
+        updates = [trainer.train_client(name, 1) for name in sorted(trainer.clients)]
+    one, several = aggregate(updates, "clair", target_rank=RANK), by_group(updates, RANK)
+    mean = aggregate(updates, "product_mean", target_rank=RANK)
+    group_of = {client: group for group in several.groups.values() for client in group.clients}
+    losses: dict[str, list[float]] = {}
+    for update in updates:
+        name, test = update.client_id, trainer.clients[update.client_id].test
+        states: dict[str, AdapterState | None] = {"start": trainer.initial, "alone": update.state, "mean": mean.state}
+        states |= {"one": one.state, "one, personal": one.personalised.get(name)}
+        states |= {"groups": group_of[name].state, "groups, personal": several.personalised.get(name)}
+        who = "two" if name.startswith("few-") else "ten"
+        for way, state in states.items():
+            if state is not None:
+                losses.setdefault(f"{who}: {way}", []).append(trainer.scorer.metrics(state, test)["loss"])
+    parted = [" ".join(group.clients) for group in several.groups.values()] if len(several.groups) > 1 else []
+    row = {"setting": setting, "seed": seed, "groups": "; ".join(parted), "flagged": " ".join(one.flagged)}
+    return row | {column: round(statistics.mean(found), 4) for column, found in losses.items()}
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Markdown: loss of the two and of the ten, means over the seeds, and in how many seeds the groups are right."""
-    heads = ("clients", "way", "two: global", "two: personal", "ten: global", "ten: personal", "groups found", "seeds")
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for setting, way in dict.fromkeys((row["setting"], row["way"]) for row in rows):
-        mine = [row for row in rows if (row["setting"], row["way"]) == (setting, way)]
-        cells = []
-        for column in COLUMNS[4:]:
-            values = [float(row[column]) for row in mine if row[column] != ""]
-            cells.append(f"{statistics.mean(values):.2f}" if values else "")
-        found = f"{sum(row['groups'] != '' for row in mine)} of {len(mine)}" if way == "clusters auto" else ""
-        if way == "alone":  # each has its own adapter, which is no global one
-            cells[0] = ""
-        lines.append(f"| {setting} | {way} | {' | '.join(cells)} | {found} | {len(mine)} |")
+    """Markdown: losses of the two and of the ten, means over the seeds."""
+    lines = ["| clients | of | " + " | ".join(WAYS) + " | parted | seeds |", "|" + "---|" * (len(WAYS) + 4)]
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        mine = [row for row in rows if row["setting"] == setting]
+        for who in ("two", "ten"):
+            cells = []
+            for way in WAYS:
+                values = [float(row[f"{who}: {way}"]) for row in mine if row[f"{who}: {way}"]]
+                cells.append(f"{statistics.mean(values):.2f}" if values else "")
+            parted = sum(row["groups"] != "" for row in mine)
+            lines.append(f"| {setting} | {who} | {' | '.join(cells)} | {parted} of {len(mine)} | {len(mine)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -124,6 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the published datasets")
     parser.add_argument("--seed", type=int, default=0, help="first seed")
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds")
+    every = [f"{where}{by}" for where in SETTINGS for by in ("", ", iid", ", dirichlet")]
+    parser.add_argument("--settings", nargs="+", default=SETTINGS, choices=every, help="default: %(default)s")
     parser.add_argument("--csv", type=Path, default=PROJECT / "docs" / "results" / "groups" / "trained.csv")
     args = parser.parse_args(arguments)
     disable_progress_bar()
@@ -131,20 +134,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not args.csv.exists():
         args.csv.parent.mkdir(parents=True, exist_ok=True)
         args.csv.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
-    ways = [(where, way) for where in ("natural_instructions", "dolly") for way in WAYS]
-    ways += [
-        (f"{where}, {by}", "clusters auto")
-        for where in ("natural_instructions", "dolly")
-        for by in ("iid", "dirichlet")
-    ]
     for seed in range(args.seed, args.seed + args.seeds):
-        for setting, way in ways:
+        for setting in args.settings:
             with open(args.csv, newline="", encoding="utf-8") as handle:
-                done = {(row["setting"], row["seed"], row["way"]) for row in csv.DictReader(handle)}
-            if (setting, str(seed), way) not in done:
-                # One round tells whether clients of one kind are parted.
-                rounds = 1 if "," in setting else ROUNDS
-                row = row_of(args.base, cohort(args.data, setting, seed), setting, seed, way, rounds)
+                done = {(row["setting"], row["seed"]) for row in csv.DictReader(handle)}
+            if (setting, str(seed)) not in done:
+                row = row_of(args.base, cohort(args.data, setting, seed), setting, seed)
                 with open(args.csv, "a", newline="", encoding="utf-8") as handle:
                     csv.DictWriter(handle, COLUMNS, lineterminator="\n").writerow(row)
                 print(row, flush=True)
