@@ -37,7 +37,7 @@ TASKS, OTHER_TASK = ("task190_", "task288_", "task586_", "task957_"), ("task107_
 CATEGORIES, OTHER_CATEGORY = ("open_qa", "general_qa", "brainstorming", "creative_writing"), ("classification",)
 LONGEST = 400  # characters of a Dolly record that is used
 SETTINGS = ("natural_instructions", "dolly")
-# Of the two: their own update, the plain mean of all, the one adapter and its refinement for them (the flagged have none), their group's.
+# Their own update, the plain mean of all, the one adapter and its refinement (the flagged have none), their group's.
 WAYS = ("start", "alone", "mean", "one", "one, personal", "groups", "groups, personal")
 COLUMNS = ("setting", "seed", "groups", "flagged", *(f"{who}: {way}" for who in ("two", "ten") for way in WAYS))
 Clients = dict[str, Any]
