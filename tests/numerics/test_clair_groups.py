@@ -22,7 +22,7 @@ def members(similarity: Tensor, chance: float = 0.02) -> list[list[int]]:
 
 def test_a_minority_that_agrees_is_a_group_however_few_clients_stand_alone() -> None:
     assert members(blocks([10, 2], 0.5, 0.05)) == [[*range(10)], [10, 11]]
-    assert members(blocks([5, 4, 3], 0.5, 0.1)) == [[*range(5)], [*range(5, 9)], [9, 10, 11]]
+    assert members(blocks([7, 3, 2], 0.5, 0.1)) == [[*range(7)], [7, 8, 9], [10, 11]]
     # Two on their own are in no group; asked for, they join the largest, whose core judges them.
     alone = blocks([7, 3, 1, 1], 0.5, 0.0)
     found = groups(alone, 0.02)
@@ -41,14 +41,27 @@ def test_clients_of_one_kind_are_not_parted() -> None:
         assert members(blocks([1] * 12, 1.0, 0.0, noise=0.05, seed=seed), chance=0.05) == [[*range(12)]]
 
 
+def test_clients_that_agree_with_nobody_hide_no_group() -> None:
+    for seed in range(10):
+        found = members(blocks([7, 3, 1, 1, 1], 0.5, 0.0, noise=0.02, seed=seed))
+        assert found == [[*range(7)], [7, 8, 9]]
+
+
+def test_three_groups_are_found_where_chance_is_wide() -> None:
+    assert members(blocks([12, 5, 3], 0.9, 0.2), chance=0.12) == [[*range(12)], [*range(12, 17)], [17, 18, 19]]
+
+
 def test_what_chance_may_explain_is_not_parted() -> None:
     similarity = blocks([10, 2], 0.5, 0.05)
     assert len(groups(similarity, 0.08)) == 2
     assert len(groups(similarity, 0.2)) == 1
 
 
-def test_where_most_are_in_no_group_there_is_one() -> None:
+def test_where_no_group_is_a_majority_there_is_one() -> None:
     assert members(blocks([3, 3, *[1] * 6], 0.5, 0.0)) == [[*range(12)]]
+    assert members(blocks([5, 4, 3], 0.5, 0.0)) == [[*range(12)]]
+    assert members(blocks([6, 6], 0.5, 0.0)) == [[*range(12)]]
+    assert members(blocks([7, 5], 0.5, 0.0)) == [[*range(7)], [*range(7, 12)]]
 
 
 def test_clients_that_point_against_the_others_are_no_group() -> None:
