@@ -87,7 +87,8 @@ def upper_bound(count: int, n: int, confidence: float = 0.95) -> float:
 def interval(count: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Two-sided Clopper-Pearson interval of a rate, count of n found."""
     each = (1 + confidence) / 2
-    return 1 - upper_bound(n - count, n, each) if count else 0.0, upper_bound(count, n, each) if count < n else 1.0
+    low = upper_bound(count - 1, n, 1 - each) if count else 0.0
+    return low, upper_bound(count, n, each) if count < n else 1.0
 
 
 def cell(where: str, name: str, kind: str, share: float, K: int, honest: int, seed: int) -> Row:

@@ -17,8 +17,12 @@ import torch
 from torch import Tensor
 
 from fedlora_hf.aggregation import aggregate
+from fedlora_hf.aggregation.clair import CohortSource
+from fedlora_hf.aggregation.cohort import Cohort as Round
 from fedlora_hf.aggregation.groups import FIRST, Standing, aggregate_groups
 from fedlora_hf.methods.clair import ClairOptions
+from fedlora_hf.numerics.clair.estimator import similarities
+from fedlora_hf.numerics.clair.groups import everyone, groups
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, LoraFactors
 from scripts.experiments.cohorts import IN, OUT, generator, noise, normal, unit
 from scripts.experiments.families import HELD_OUT, TUNING, WEAK, Cohort
@@ -105,6 +109,13 @@ def minority(seed: int, seeds: int) -> list[Row]:
     return rows
 
 
+def sizes_of(cohort: Cohort) -> tuple[int, ...]:
+    """How many clients are in each group of a cohort."""
+    updates = tuple(updates_of(cohort))
+    similarity, chance = similarities(CohortSource(Round(updates, "uniform", tuple(sorted(cohort)))), ClairOptions())
+    return tuple(len(group.members) for group in everyone(similarity, groups(similarity, chance)))
+
+
 def splits(seed: int, seeds: int) -> list[Row]:
     """How often the families' clean cohorts are parted."""
     rows: list[Row] = []
@@ -113,8 +124,7 @@ def splits(seed: int, seeds: int) -> list[Row]:
             count = max(2, seeds if K < 50 else seeds // 4)
             sizes = []
             for i in range(seed, seed + count):
-                found = by_group(updates_of(family(K, generator("splits", name, K, i))))
-                sizes.append(tuple(len(group.clients) for group in found.groups.values()))
+                sizes.append(sizes_of(family(K, generator("splits", name, K, i))))
             parted = [size for size in sizes if len(size) > 1]
             told = "; ".join("+".join(map(str, size)) for size in parted[:4])
             rows.append({"family": name, "K": K, "cohorts": count, "parted": len(parted), "sizes": told})
