@@ -133,7 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     datasets.disable_progress_bars()
     if not args.csv.exists():
         args.csv.parent.mkdir(parents=True, exist_ok=True)
-        args.csv.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
+        with open(args.csv, "w", newline="", encoding="utf-8") as handle:
+            csv.DictWriter(handle, COLUMNS, lineterminator="\n").writeheader()
     for seed in range(args.seed, args.seed + args.seeds):
         for setting in args.settings:
             with open(args.csv, newline="", encoding="utf-8") as handle:
