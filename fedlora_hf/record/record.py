@@ -47,6 +47,8 @@ class RunRecord:
         whose clients add noise; see privacy.account.
     sha256: {"adapter": of the global adapter's weights file, "data": of the tokenised examples, "base": of the base
         model's weights (see `adapter.base_fingerprint`)}, as far as known.
+    scorings: {"taken", "reused"}: how often an adapter was scored on a client's split, and how often that was known
+        already, since the run was last started.
     diagnosis: what the last aggregation said of the whole cohort. similarity: {"ids", "cosine"} between the updates.
     """
 
@@ -72,6 +74,7 @@ class RunRecord:
     similarity: dict[str, Any] = field(default_factory=dict)
     privacy: dict[str, Any] = field(default_factory=dict)
     sha256: dict[str, str] = field(default_factory=dict)
+    scorings: dict[str, int] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> str:

@@ -20,6 +20,7 @@ from fedlora_hf.training.local import StoppedError, failure_reason, free_memory
 from fedlora_hf.training.stages import personal_stage, total_rounds
 from fedlora_hf.update import AdapterState, ClientUpdate
 from fedlora_hf.util.seeding import derive_seed
+from fedlora_hf.util.stopwatch import part
 
 
 class LocalTransport:
@@ -57,7 +58,7 @@ class LocalTransport:
         title, stopped = f"round {ask.number}/{total_rounds(self.args)}", False
         with self.processes.all_or_none():
             for client_id in self.trainer.progress.over(self.trainer.claim(ask.cohort), title, len(ask.cohort)):
-                with self.processes.each_or_none():
+                with self.processes.each_or_none(), part("train"):
                     stopped = not self.train_into_store(client_id, ask.number)
                 if stopped:
                     break
@@ -79,7 +80,9 @@ class LocalTransport:
         try:
             update = self.train_client(client_id, number)
             if self.processes.writes:
-                self.store.save(number, update, **({"optimizer": moments} if (moments := self.trainer.moments) else {}))
+                more = {"optimizer": moments} if (moments := self.trainer.moments) else {}
+                with part("write"):
+                    self.store.save(number, update, **more)
         except RoundError:  # the processes differ: not this client's failure
             raise
         except StoppedError:
@@ -111,14 +114,16 @@ class LocalTransport:
         # Whoever is flagged already is no judge of others.
         trusted = [client for client in ask.cohort if client not in ask.run.record.flagged]
         validation = {client: self.trainer.clients[client].validation for client in trusted}
-        return functional_evidence(
+        found = functional_evidence(
             self.trainer.scorer,
             ask.run.state,
             updates,
             {client: split for client, split in validation.items() if split is not None},
             judges=self.args.functional_judges,
             seed=derive_seed(self.args.seed, "functional", number),
-        ).evidence
+        )
+        self.trainer.scores.taken += found.evaluations
+        return found.evidence
 
     # ---- metrics and personal adapters -------------------------------------------------------------------------------
 
@@ -130,6 +135,12 @@ class LocalTransport:
 
     def final_scores(self, run: Run) -> Mapping[str, Scores]:
         return {"global": self.score(run), "personalised": self.trainer.test_metrics(run.personalised)}
+
+    def scorings(self) -> Mapping[str, int]:
+        scores = self.trainer.scores
+        own = (scores.taken, scores.reused)
+        each = [own] if self.processes.together else self.processes.everyones(own)
+        return {"taken": sum(taken for taken, _ in each), "reused": sum(reused for _, reused in each)}
 
     def personalise(
         self, run: Run, members: Sequence[str], refined: Mapping[str, AdapterState], folders: ClientFolders

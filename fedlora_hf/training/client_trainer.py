@@ -37,20 +37,19 @@ from fedlora_hf.launch.zero import plain_launch, without_deepspeed
 from fedlora_hf.methods import method_named
 from fedlora_hf.privacy import Privacy
 from fedlora_hf.training.checks import check_construction, check_tokens, told_in_one_line
-from fedlora_hf.training.computed import computed_metrics
 from fedlora_hf.training.control import Controls
 from fedlora_hf.training.local import LocalTraining, local_batches, num_local_steps
 from fedlora_hf.training.personal import Choice, Personal, Source, best, candidates, given, with_kept, with_tuned
 from fedlora_hf.training.scorer import Scorer
+from fedlora_hf.training.scores import Metrics, Scores
 from fedlora_hf.training.sharding import is_sharded, prepared
 from fedlora_hf.training.stages import Stage, StageName, personal_stage, round_stage
 from fedlora_hf.training.step_log import StepLog
 from fedlora_hf.training.step_trainer import StepTrainer
+from fedlora_hf.training.tested import tested
 from fedlora_hf.update import AdapterState, ClientUpdate, fitted
 from fedlora_hf.util.progress import Progress
 from fedlora_hf.util.seeding import derive_seed
-
-Metrics = dict[str, float]
 
 
 class ClientTrainer(StepTrainer):
@@ -117,6 +116,7 @@ class ClientTrainer(StepTrainer):
         self.initial = self.slot.read()
         self.method = method_named(args.aggregation)
         self.privacy = Privacy.of(args)
+        self.scores = Scores()
         self.scorer = Scorer(
             self.model_wrapped, self.slot, self.data_collator, self.processing_class, args, self.processes
         )
@@ -244,7 +244,11 @@ class ClientTrainer(StepTrainer):
         data = self.clients[client_id]
 
         def loss(state: AdapterState) -> float:
-            return self.scorer.metrics(state, data.validation)["loss"]
+            split = data.validation
+            about = (split,)
+            return self.scores.once(state, client_id, "validation", lambda: self.scorer.metrics(state, split), about)[
+                "loss"
+            ]
 
         if self.args.personalise == "method" or data.validation is None:
             # In the pipeline a client's personal steps start from what is broadcast, not from its own last update.
@@ -268,17 +272,9 @@ class ClientTrainer(StepTrainer):
     # ---- scores -----------------------------------------------------------------------------------------------------
 
     def test_metrics(self, states: Mapping[str, AdapterState]) -> dict[str, Metrics]:
-        """{client: metrics of its adapter on its test split}, each client evaluated by one process, or by all."""
-        found: dict[str, Metrics] = {}
-        with self.processes.all_or_none():
-            for client_id in self.progress.over(self.assigned(states), "evaluating"):
-                data, state = self.clients[client_id], states[client_id]
-                if data.test is not None:
-                    with self.processes.each_or_none():
-                        found[client_id] = self.scorer.metrics(state, data.test)
-                        found[client_id] |= computed_metrics(self, data.test)
-                        found[client_id] |= self.scorer.answers(state, data.questions)
-        return self.processes.gathered(found)
+        """{client: metrics of its adapter on its test split}, each client evaluated by one process, or by all; what was
+        scored before is not scored again."""
+        return tested(self, states)
 
 
 def _collator(tokenizer: Any) -> Collator:
