@@ -145,7 +145,8 @@ class FlowerTransport:
                 control = take_tensors(reply.content, SCAFFOLD)
                 check_control(control, self.message_bytes(stage.parts))
                 update = replace(update, control=control)
-            self.store.save(ask.number, update)
+            with part("write"):
+                self.store.save(ask.number, update)
         except (FedLoraError, ValueError, OverflowError) as error:
             reason = one_line(error, 300)
             self.store.fail(ask.number, client, reason)

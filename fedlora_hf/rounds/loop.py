@@ -164,7 +164,7 @@ class RoundLoop:
                 with part("aggregate"):
                     outcome = federation.outcome(run, number, cohort)
                 facts = {**sent.facts, **federation.stage_facts(number, cohort, self.transport.message_bytes)}
-                seconds = watch.read("idle")
+                seconds = watch.read()
                 with part("write"):
                     federation.commit(
                         run, number, cohort, outcome, seconds=seconds, message_bytes=sent.message_bytes, facts=facts
@@ -194,7 +194,7 @@ class RoundLoop:
                     update, facts = self.transport.train_on_server(ask)
                 facts = {**facts, **self.federation.stage_facts(ask.number, [], self.transport.message_bytes)}
                 if self.processes.first:
-                    seconds = watch.read("idle")
+                    seconds = watch.read()
                     with part("write"):
                         self.federation.commit_on_server(ask.run, ask.number, update, seconds=seconds, facts=facts)
 
@@ -208,9 +208,9 @@ class RoundLoop:
                 with part("write"):
                     self.write(str(self.args.output_dir), report=False)
                     self.publisher.round(number)
-        entry["seconds"] = watch.read("idle")
+        entry["seconds"] = watch.read()
         self.watcher.round_ended(entry)
-        entry["seconds"] = watch.read("idle")  # with what the watcher asked for; on disk with the next round
+        entry["seconds"] = watch.read()  # with what the watcher asked for; on disk with the next round
 
     def score_round(self) -> None:
         """Put the metrics of the global adapter after the last round into that round's entry, on disk too."""

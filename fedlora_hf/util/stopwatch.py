@@ -9,6 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+# The parts of a round, in their order, and what each is.
+PARTS = {
+    "train": "clients' local training; on a Flower server, waiting for the nodes",
+    "screen": "looking at the updates: sound ones, and what they do to others' losses where that is asked for",
+    "aggregate": "combining them",
+    "score": "the global adapter on the test splits",
+    "write": "files, and pushing them",
+    "idle": "waiting for other processes, and what is in no other part",
+}
+REST = "idle"
+
 
 class Stopwatch:
     """seconds: {part: so far}, of the parts that are over, or were stopped by one inside."""
@@ -23,10 +34,10 @@ class Stopwatch:
         """Seconds since the start."""
         return time.perf_counter() - self._began
 
-    def read(self, rest: str) -> dict[str, float]:
-        """Seconds of every part until now, those under way included, and of all that is in none, under `rest`."""
+    def read(self) -> dict[str, float]:
+        """Seconds of every part until now, those under way included, and under REST of all that is in none."""
         self._charge()
-        return {**self.seconds, rest: max(self.total - sum(self.seconds.values()), 0.0)}
+        return {**self.seconds, REST: max(self.total - sum(self.seconds.values()), 0.0)}
 
     def _charge(self) -> None:
         now = time.perf_counter()
