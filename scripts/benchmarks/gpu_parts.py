@@ -23,6 +23,7 @@ from fedlora_hf.training.local import local_batches
 from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors
 from fedlora_hf.util.seeding import derive_seed
 from scripts import common
+from scripts.benchmarks import scoring
 
 CLIENT = "client"
 
@@ -138,6 +139,23 @@ def aggregation(case: argparse.Namespace) -> list[dict[str, Any]]:
             kind = f"{method}, {case.clients} clients x {2 * case.layers} modules on {device}"
             rows.append(measured(kind, round(seconds * 1e3, 1)))
     return rows
+
+
+def scoring_of(case: argparse.Namespace) -> list[dict[str, Any]]:
+    """A split scored by a model of SmolLM2-135M's shape with its 49,152 words: all logits and answered ones."""
+    asked = ["--device", case.device, "--tolerance", "1e-4"]  # GPUs sum in other orders for other batches
+    tiny = ["--hidden", "36", "--layers", "1", "--vocabulary", "512", "--examples", "6", "--longest", "48"]
+    large = ["--layers", "30", "--examples", "64", "--longest", "512", "--batch", "16"]
+    rows = scoring.measured(scoring.parse_arguments([*asked, *(large if case.device == "cuda" else tiny)]))
+    return [
+        measured(
+            f"scoring, {row['kind']}",
+            row["ms"],
+            speed_ratio=round(1 / float(str(row["ratio"])), 3),
+            peak_GiB=round(float(str(row["peak_MiB"] or 0)) / 1024, 3),
+        )
+        for row in rows
+    ]
 
 
 def random_update(case: argparse.Namespace, number: int, device: str) -> ClientUpdate:

@@ -230,7 +230,7 @@ def test_the_rounds_time_is_told_by_part():
     record = sample_record(2, 2, 0, 0)
     record.rounds[0]["seconds"] = {"write": 1.0, "train": 2.0, "other": 0.5}
     record.rounds[1]["seconds"] = {"train": 6.0, "idle": 0.5}
-    (table,) = tables(Run(record))["cost"]
+    (table,) = tables(Run.of(record))["cost"]
     assert [[cell.text for cell in row[:3]] for row in table.rows] == [
         ["train", "8.0 s", "80 %"],
         ["write", "1.0 s", "10 %"],
@@ -240,7 +240,7 @@ def test_the_rounds_time_is_told_by_part():
     assert table.about == "Of 10.0 s that the rounds took, 80 % went into train."
     for entry in record.rounds:
         entry["seconds"] = {}
-    assert tables(Run(record))["cost"] == []
+    assert tables(Run.of(record))["cost"] == []
 
 
 JSON = st.recursive(

@@ -25,7 +25,9 @@ def slower(monkeypatch: pytest.MonkeyPatch, place: Any, name: str, seconds: floa
 
 def test_the_parts_of_a_round_are_recorded_and_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clients = models.token_clients({"ada": 4, "bob": 6, "eve": 5}, held_out=3)
-    trainer = models.federation(tmp_path / "run", clients, eval_strategy="epoch", functional_judges=1)
+    trainer = models.federation(
+        tmp_path / "run", clients, eval_strategy="epoch", aggregation="clair", functional_judges=1
+    )
     slower(monkeypatch, trainer.store, "commit", 0.2)
     slower(monkeypatch, trainer.loop.transport, "judge", 0.3)
     slower(monkeypatch, trainer.watcher, "round_begins", 0.1)
