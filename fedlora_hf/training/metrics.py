@@ -40,7 +40,7 @@ def held_out_metrics(
     device = next(model.parameters()).device
     own, idle = _share(right_sized(dataset, batch_size), processes)
     # A loader without a generator of its own draws from the global one, even when it shuffles nothing.
-    loader: DataLoader[Any] = DataLoader(dataset, batch_sampler=own, collate_fn=collate, generator=torch.Generator())  # type: ignore[arg-type]
+    loader: DataLoader[Any] = DataLoader(dataset, batch_sampler=own, collate_fn=collate, generator=torch.Generator())
     like = torch.zeros(3 * len(dataset), dtype=torch.float64, device=device)
 
     def scored() -> Tensor:

@@ -74,7 +74,7 @@ def fingerprint_of(state: AdapterState) -> str:
     def add(name: str, tensor: Tensor) -> None:
         whole = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {whole.dtype} {tuple(whole.shape)}\n".encode())
-        digest.update(whole.reshape(-1).view(torch.uint8).numpy())
+        digest.update(whole.reshape(-1).view(torch.uint8).numpy().data)
 
     for module, factors in state.items():
         digest.update(f"{module} {factors.scale!r}\n".encode())
