@@ -114,7 +114,7 @@ def measured(case: argparse.Namespace) -> list[dict[str, object]]:
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sizes = {"hidden": 576, "layers": 4, "heads": 9, "vocabulary": 49152, "examples": 24, "shortest": 32}
+    sizes = {"hidden": 576, "layers": 2, "heads": 9, "vocabulary": 49152, "examples": 16, "shortest": 32}
     sizes |= {"longest": 256, "batch": 8, "repeats": 3}
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
