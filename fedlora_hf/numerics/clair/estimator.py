@@ -13,7 +13,7 @@ from fedlora_hf.errors import ConfigError, ConvergenceWarning, UpdateError
 from fedlora_hf.methods.clair import LEAST_CLIENTS, ClairOptions
 from fedlora_hf.numerics import lowrank
 from fedlora_hf.numerics.clair import admm, refine
-from fedlora_hf.numerics.clair.blocks import Blocks, affinity, flat, summarise
+from fedlora_hf.numerics.clair.blocks import Blocks, Grams, affinity, flat, summarise
 from fedlora_hf.numerics.clair.consensus import consensus, cosines, counted_once, independent
 from fedlora_hf.numerics.clair.evidence import Judgement, judge, unjudged
 from fedlora_hf.numerics.clair.influence import influence
@@ -142,7 +142,7 @@ def _look(source: Source, options: ClairOptions, common: Mapping[str, Pair] | No
         B, A = _turned(source.change(module), options.side)
         if common is not None:
             B, A = _less(B, A, common[module])
-        found, inner, null = summarise(B, A)
+        found, inner, null = summarise(B, A, keep=common is None and not options.center)
         if not bool(torch.isfinite(inner.diag()).all()):
             k = int((~torch.isfinite(inner.diag())).nonzero()[0])
             raise UpdateError(f"{module}: the update of client {k} is not finite; leave it out or quarantine it")
@@ -239,19 +239,25 @@ def _fit_module(
     places = min(blocks.out, int((weights > 0).sum()) * r)
     wide = min(d, max(rank, min(2 * r, places // 4))) if options.refine == "soft" else rank
     start = vectors[:, -wide:].flip(1)
-    start = start if blocks.basis is None else blocks.basis @ start
     unit = torch.where(blocks.energy > 0, weights / blocks.energy.clamp_min(1e-300), 0.0)
-    subspace = (
-        refine.leading(B, A, unit, start[:, :rank])[1]
-        if not options.center
-        else refine.signed(start[:, :rank].double())
-    )
+    if blocks.inward is not None and blocks.grams is not None:
+        start = blocks.inward @ start
+        subspace = refine.leading_by_grams(flat(B), blocks.grams, unit, start[:, :rank])
+        start = flat(B) @ start if options.refine == "soft" else start
+    else:
+        start = start if blocks.basis is None else blocks.basis @ start
+        subspace = (
+            refine.leading(B, A, unit, start[:, :rank])[1]
+            if not options.center
+            else refine.signed(start[:, :rank].double())
+        )
 
     if not source.restarted:
         B, A = _turned(source.whole(module), options.side)
     target = min(target_rank or A.shape[1], B.shape[1], A.shape[2])
     extra = max(B.shape[1], A.shape[2]) if options.exact else rank
-    mean, total = _mean(source, module, (B, A), shares, clips, target, extra, options.side)
+    grams = blocks.grams if source.restarted else None
+    mean, total = _mean(source, module, (B, A), shares, clips, target, extra, options.side, grams)
     gains = torch.ones(rank, dtype=torch.float64)
     if options.refine == "soft":
         between = mean
@@ -269,14 +275,22 @@ def _taken(shares: Tensor, clips: Tensor) -> float:
 
 
 def _mean(
-    source: Source, module: str, whole: Pair, shares: Tensor, clips: Tensor, rank: int, extra: int, side: str
+    source: Source,
+    module: str,
+    whole: Pair,
+    shares: Tensor,
+    clips: Tensor,
+    rank: int,
+    extra: int,
+    side: str,
+    grams: Grams | None,
 ) -> tuple[Pair, lowrank.LowRank]:
     """`refine.mean_update` of start + clip * change of every client: the start stands in for what the clips take."""
     taken = _taken(shares, clips)
     weights = shares * clips
     if taken > 0 and not source.restarted:
         whole, weights = _turned(source.with_start(module), side), torch.cat([weights, weights.new_tensor([taken])])
-    return refine.mean_update(*whole, weights, rank, extra)
+    return refine.mean_update(*whole, weights, rank, extra, grams)
 
 
 def _soft(B: Tensor, A: Tensor, shares: Tensor, start: Tensor, mean: Pair) -> Pair:
