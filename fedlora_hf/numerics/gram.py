@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fedlora_hf.numerics.small import eigh
+
 # Columns of a Gram matrix that are computed at once.
 STRIP = 128
 # Relative to M, the most that rounding of the Gram matrices may cost [our choice].
@@ -102,8 +104,8 @@ def leading_eigenpairs(
     """(eigenvalues in ascending order, eigenvectors (n, q)) of the `count` largest of a positive semi-definite H, and
     of a few more that are less exact; None where no start can be had.
 
-    apply: X (n, q) -> H X in float64. rough: H / unit (n, n) in float32, whose eigenvectors are where to start from, and
-    what an eigenpair's residual is divided by to correct it (Davidson 1975, with all of the rough H for its diagonal).
+    apply: X (n, q) -> H X in float64. rough: H / unit (n, n) in float32, whose eigenvectors are where to start from,
+    and what an eigenpair's residual is divided by to correct it (Davidson 1975, with H in place of its diagonal).
     """
     if not bool(torch.isfinite(rough).all()):
         return None
@@ -113,7 +115,7 @@ def leading_eigenpairs(
     for _ in range(CORRECTIONS):
         X = torch.linalg.qr(X)[0]
         image = apply(X)
-        own, turn = torch.linalg.eigh(X.T @ image)
+        own, turn = eigh(X.T @ image)
         own, turn = own[-(count + SPARE) :], turn[:, -(count + SPARE) :]
         X, residual = X @ turn, image @ turn
         residual = residual - X * own

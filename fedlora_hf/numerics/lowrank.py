@@ -132,8 +132,8 @@ def mean_truncated(pairs: Sequence[Pair], weights: Sequence[float], rank: int) -
     """sum_k weights[k] W_k, exactly, cut to the best approximation of at most `rank`; float64 inside and out.
 
     Works on whichever is smaller: the concatenated factors (QR and a small SVD, or their Gram matrices where n is above
-    FULL_SVD), or, once the total rank n makes them hold more numbers than W itself, n (out + in) > out * in, the sum W. Either is held once, whatever the number
-    of pairs. The order of the pairs is the order of the sum.
+    FULL_SVD), or, once the total rank n makes them hold more numbers than W itself, n (out + in) > out * in, the sum W.
+    Either is held once, whatever the number of pairs. The order of the pairs is the order of the sum.
     """
     (B, A), ranks = pairs[0], [A.shape[0] for _, A in pairs]
     out, width = B.shape[0], A.shape[1]

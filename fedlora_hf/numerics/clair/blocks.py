@@ -7,13 +7,14 @@ the clients does not depend on the width of the layer.
 # SPDX-License-Identifier: Apache-2.0
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fedlora_hf.numerics.gram import gram_of
+from fedlora_hf.numerics.small import eigh
 
 # Basis directions kept per module: more for few clients; for many, a shared direction stands out of the others by
 # the number of clients that use it, so fewer do.
@@ -39,6 +40,7 @@ class Blocks:
 
     Exact when d reaches min(out, sum of ranks); otherwise energy outside the basis counts as not shared.
     Of a large layer `grams` are kept and, in place of the basis, `inward` (K r, d): the basis is flat(B) @ inward.
+    coords and energy, which the solver works on, are on the CPU; the rest is where the factors were.
     """
 
     basis: Tensor | None
@@ -54,20 +56,19 @@ def stack(
     count: int,
     rank: int,
     dtype: torch.dtype | None = None,
-    device: torch.device | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(B (count, out, rank), A (count, rank, in)) of pairs that come one at a time, zero-padded to `rank`.
 
-    dtype: by default float64 for what is small, float32 for large layers. device: by default the first pair's.
+    dtype: by default float64 for what is small, float32 for large layers.  On the first pair's device.
     """
     B = A = torch.empty(0)
     for k, (left, right) in enumerate(pairs):
         if k == 0:
             size = count * rank * (left.shape[0] + right.shape[1])
             dtype = dtype or (torch.float64 if size <= SMALL else torch.float32)
-            place = {"dtype": dtype, "device": left.device if device is None else device}
-            B = torch.zeros(left.shape[0], count, rank, **place).permute(1, 0, 2)  # `flat` then copies nothing
-            A = torch.zeros(count, rank, right.shape[1], **place)
+            B = torch.zeros(left.shape[0], count, rank, dtype=dtype, device=left.device)
+            B = B.permute(1, 0, 2)  # `flat` then copies nothing
+            A = torch.zeros(count, rank, right.shape[1], dtype=dtype, device=left.device)
         B[k, :, : left.shape[1]] = left
         A[k, : right.shape[0]] = right
     return B, A
@@ -81,7 +82,7 @@ def flat(X: Tensor) -> Tensor:
 def roots(A: Tensor) -> Tensor:
     """(K, r, r) R_k with A_k A_k^T = R_k R_k^T, so that X_k = B_k R_k. In float64 inside."""
     A = A if A.dtype == torch.float64 else A.float()
-    values, vectors = torch.linalg.eigh((A @ A.transpose(1, 2)).double())
+    values, vectors = eigh((A @ A.transpose(1, 2)).double())
     return (vectors * values.clamp_min(0).sqrt()[:, None, :]).to(A.dtype)
 
 
@@ -112,7 +113,9 @@ def summarise(B: Tensor, A: Tensor, keep: bool = True) -> tuple[Blocks, Tensor, 
     drawn = torch.stack([a * sign.roll(k) for k, a in enumerate(A[part])])
     null = inner_products(B[part], drawn, among)
     inner = inner_products(B, A, None) if grams is None else (grams.B * grams.A).reshape(K, r, K, r).sum((1, 3))
-    return _blocks(B, roots(A), grams, keep and B.dtype == torch.float32), inner.double(), null.double()
+    found = _blocks(B, roots(A), grams, keep and B.dtype == torch.float32)
+    found = replace(found, coords=found.coords.cpu(), energy=found.energy.cpu())
+    return found, inner.double().cpu(), null.double().cpu()
 
 
 def by_chance(K: int) -> slice:
@@ -186,12 +189,12 @@ def _leading_pairs(H: Tensor, count: int, spare: int = 16, passes: int = 3) -> t
     """The `count` largest eigenvalues of H (n, n), positive semi-definite, in ascending order, and eigenvectors: exact
     for small H, else by subspace iteration, which leaves the smallest of them less exact than the largest."""
     if len(H) <= 2 * count:
-        values, vectors = torch.linalg.eigh(H)
+        values, vectors = eigh(H)
     else:
         Q = drawn_like(H, (len(H), count + spare), 3)
         for _ in range(passes):
             Q = torch.linalg.qr(H @ Q)[0]
-        values, turn = torch.linalg.eigh(Q.T @ H @ Q)
+        values, turn = eigh(Q.T @ H @ Q)
         vectors = Q @ turn
     return values[-count:], vectors[:, -count:]
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedlora_hf.numerics import lowrank
 from fedlora_hf.numerics.clair.blocks import Grams, drawn_like, flat
+from fedlora_hf.numerics.small import eigh
 
 SPECTRUM = 64
 # A mean of more columns than ITERATED is decomposed in a Krylov space.
@@ -39,6 +40,17 @@ class ModuleFit:
     def rank(self) -> int:
         return int(self.subspace.shape[1])
 
+    def cpu(self) -> "ModuleFit":
+        """The same on the CPU, where clients' adapters are refined one by one."""
+        low = self.total
+        return ModuleFit(
+            self.subspace.cpu(),
+            self.spectrum.cpu(),
+            self.gains.cpu(),
+            (self.mean[0].cpu(), self.mean[1].cpu()),
+            low._replace(B=low.B.cpu(), A=low.A.cpu(), spectrum=low.spectrum.cpu()),
+        )
+
     def refined(self, B: Tensor, A: Tensor) -> Pair:
         """(B, A) of the refined update, exact, of rank p + rank(M)."""
         U, (mean_B, mean_A) = self.subspace.double(), self.mean
@@ -60,12 +72,12 @@ def leading(B: Tensor, A: Tensor, weights: Tensor, start: Tensor, mean: Pair | N
             image = image - mean_B @ ((mean_A @ mean_A.T) @ (mean_B.T @ U))
         if step < steps:
             U = torch.linalg.qr(image)[0]
-    values, turn = torch.linalg.eigh((U.T @ image).double())
+    values, turn = eigh((U.T @ image).double())
     return values.flip(0).clamp_min(0), signed(U.double() @ turn.flip(1))
 
 
 def leading_by_grams(B: Tensor, grams: Grams, weights: Tensor, start: Tensor, steps: int = 2) -> Tensor:
-    """The eigenvectors (out, p) that `leading` finds, from start = B @ `start` (n, p), by the Gram matrices of B (out, n)
+    """The eigenvectors (out, p) that `leading` finds, from B @ start, start (n, p), by the Gram matrices of B (out, n)
     and A: B is read once, at the end."""
     K, n = len(weights), B.shape[1]
     own = grams.A.reshape(K, n // K, K, n // K).diagonal(dim1=0, dim2=2).permute(2, 0, 1).double()
@@ -74,14 +86,14 @@ def leading_by_grams(B: Tensor, grams: Grams, weights: Tensor, start: Tensor, st
     for _ in range(steps + 1):
         Z = _whitened(image, outer)
         image = (inner @ (outer @ Z).reshape(K, n // K, -1)).flatten(0, 1)
-    turn = torch.linalg.eigh(Z.T @ (outer @ image))[1].flip(1)
+    turn = eigh(Z.T @ (outer @ image))[1].flip(1)
     return signed(torch.linalg.qr((B @ (Z @ turn).to(B)).double())[0])
 
 
 def _whitened(Z: Tensor, gram: Tensor) -> Tensor:
     """Columns of the same span, Z^T gram Z = 1; what is no more than rounding stays small."""
     Z = Z / torch.linalg.vector_norm(Z, dim=0).clamp_min(1e-30)
-    values, vectors = torch.linalg.eigh((Z.T @ (gram @ Z)).double())
+    values, vectors = eigh((Z.T @ (gram @ Z)).double())
     return (Z.double() @ (vectors * values.clamp_min(1e-7 * float(values[-1].clamp_min(1e-30))).rsqrt())).to(gram)
 
 
