@@ -141,7 +141,7 @@ def _state(file: StoredFile, config: Mapping[str, Any]) -> AdapterState:
     if not keys:
         raise AdapterError(f"{path}: no lora_A / lora_B weights; give a folder written by save_pretrained of LoRA")
     scales = module_scales(config, ranks, str(path))
-    outline = Outline({**sizes, **{name: shapes[key] for name, key in extras.items()}}, ranks)
+    outline = Outline({**sizes, **{name: shapes[key] for name, key in extras.items()}}, ranks, scales)
     return AdapterState(StoredFactors(file, keys, scales), StoredTensors(file, extras), outline)
 
 

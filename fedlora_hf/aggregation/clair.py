@@ -54,7 +54,7 @@ class CohortSource:
 
     def _stacked(self, module: str, less: LoraFactors | None, also: Sequence[AdapterState] = ()) -> Pair:
         states = [*(update.state for update in self.cohort.updates), *also]
-        rank = max(state[module].rank for state in states) + (less.rank if less is not None else 0)
+        rank = max(state.rank(module) for state in states) + (less.rank if less is not None else 0)
         device = self.cohort.device
         less = less if less is None or device is None else less.to(device)
         factors = (state[module] if device is None else state[module].to(device) for state in states)

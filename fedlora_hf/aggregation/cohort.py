@@ -78,13 +78,13 @@ class Cohort:
         """The rank the global adapter has for this module."""
         if self.target_rank is not None:
             return self.target_rank
-        return max(update.state[module].rank for update in self.updates)
+        return max(update.state.rank(module) for update in self.updates)
 
     def scale(self, module: str) -> float:
         """The scale to write the result with: the reference's, else the clients' common one, else 1."""
         if self.reference is not None:
             return self.reference[module].scale
-        scales = {update.state[module].scale for update in self.updates}
+        scales = {update.state.scale(module) for update in self.updates}
         return scales.pop() if len(scales) == 1 else 1.0
 
     def subset(self, ids: Iterable[str]) -> "Cohort":
