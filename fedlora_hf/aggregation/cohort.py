@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fedlora_hf.numerics.evidence import Evidence
-from fedlora_hf.numerics.side_by_side import LARGE
 from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors
+from fedlora_hf.util.side_by_side import LARGE
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fedlora_hf.aggregation.cohort import Cohort
 from fedlora_hf.numerics import lowrank
-from fedlora_hf.numerics.side_by_side import side_by_side
 from fedlora_hf.update import AdapterState, LoraFactors
+from fedlora_hf.util.side_by_side import side_by_side
 
 # Singular values kept per module in the record.
 SPECTRUM = 32

@@ -27,7 +27,7 @@ from fedlora_hf.numerics.clair.subspace import (
     held_out_energies,
     shared_rank,
 )
-from fedlora_hf.numerics.side_by_side import side_by_side
+from fedlora_hf.util.side_by_side import side_by_side
 
 # A norm below this share of the typical one is a zero update.
 NOTHING = 1e-6

@@ -16,7 +16,7 @@ from fedlora_hf.numerics.clair.blocks import stack
 from fedlora_hf.numerics.clair.estimator import Solution, refined, solve
 from fedlora_hf.numerics.clair.refine import Pair
 from fedlora_hf.numerics.evidence import Evidence
-from fedlora_hf.numerics.side_by_side import LARGE
+from fedlora_hf.util.side_by_side import LARGE
 
 ONE_MODULE = "W"
 Update = Tensor | Pair

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from fedlora_hf.numerics.side_by_side import side_by_side
+from fedlora_hf.util.side_by_side import side_by_side
 
 
 @pytest.fixture
