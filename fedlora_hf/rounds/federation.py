@@ -172,6 +172,7 @@ class Federation:
         return split(state, self.initial)[0] if self.method.residual else state
 
     def _aggregated(self, updates: Sequence[ClientUpdate], number: int, **more: Any) -> Aggregate:
+        place = self.args.aggregation_device
         combined = aggregate(
             updates,
             self.args.aggregation,
@@ -180,6 +181,7 @@ class Federation:
             target_rank=None if self.method.restarts or self.method.residual else self.rank,
             reference=self._reference(number),
             server=self.store.server_update(number),
+            device="cpu" if self.args.use_cpu and place == "auto" else place,
             **more,
             **cast(dict[str, Any], self.args.aggregation_options),
         )

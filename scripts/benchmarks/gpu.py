@@ -37,8 +37,9 @@ class Part(NamedTuple):
 
 PARTS: dict[str, Part] = {
     "client": Part(gpu_parts.client, 120),
-    "aggregation": Part(gpu_parts.aggregation, 100),
     "scoring": Part(gpu_parts.scoring_of, 40),
+    "aggregation": Part(gpu_parts.aggregation, 80),
+    "robust_aggregation": Part(gpu_parts.robust_aggregation, 60),
 }
 TINY = {"hidden": 32, "layers": 2, "heads": 2, "vocabulary": 64, "batch": 2, "tokens": 16, "steps": 2, "repeats": 2}
 TINY |= {"rank": 4, "clients": 8}
