@@ -1,7 +1,9 @@
 """Clients whose data are here: they are trained in the one model there is, shared out over the processes of the run."""
 # SPDX-License-Identifier: Apache-2.0
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from fedlora_hf.adapter.slot import slot_facts
@@ -17,13 +19,17 @@ from fedlora_hf.rounds.output import ClientFolders
 from fedlora_hf.rounds.transport import Ask, Scores, Sent
 from fedlora_hf.training.client_trainer import ClientTrainer
 from fedlora_hf.training.local import StoppedError, failure_reason, free_memory
+from fedlora_hf.training.lockstep import PassError
 from fedlora_hf.training.stages import personal_stage, total_rounds
+from fedlora_hf.training.together import Told
 from fedlora_hf.update import AdapterState, ClientUpdate
 from fedlora_hf.util.seeding import derive_seed
 
+logger = logging.getLogger(__name__)
+
 
 class LocalTransport:
-    """train_client: (client id, round) -> its update. server: the server's own data, for the global stage. facts: for
+    """train_client: (client id, round) -> its update. train_clients: (client ids, round, who is told of each). server: the server's own data, for the global stage. facts: for
     the run record, that only the caller knows."""
 
     def __init__(
@@ -31,10 +37,12 @@ class LocalTransport:
         trainer: ClientTrainer,
         federation: Federation,
         train_client: Callable[[str, int], ClientUpdate],
+        train_clients: Callable[[Sequence[str], int, Told], None],
         server: ClientData | None,
         facts: Mapping[str, Any],
     ) -> None:
-        self.trainer, self.federation, self.train_client = trainer, federation, train_client
+        self.trainer, self.federation = trainer, federation
+        self.train_client, self.train_clients = train_client, train_clients
         self.server, self.facts = server, dict(facts)
         self.args, self.store, self.processes = trainer.args, federation.store, trainer.processes
         self._data_sha256 = data_sha256(trainer.clients if server is None else {**trainer.clients, SERVER: server})
@@ -54,11 +62,11 @@ class LocalTransport:
     # ---- a round -----------------------------------------------------------------------------------------------------
 
     def train(self, ask: Ask) -> Sent:
-        title, stopped = f"round {ask.number}/{total_rounds(self.args)}", False
+        stopped = False
         with self.processes.all_or_none():
-            for client_id in self.trainer.progress.over(self.trainer.claim(ask.cohort), title, len(ask.cohort)):
+            for train in self._work(ask):
                 with self.processes.each_or_none():
-                    stopped = not self.train_into_store(client_id, ask.number)
+                    stopped = not train()
                 if stopped:
                     break
         if any(self.processes.everyones(stopped)):
@@ -67,6 +75,51 @@ class LocalTransport:
         shared = [part for part in ask.stage.parts if part not in self.federation.method.keeps]
         # A control variate goes each way beside the adapter.
         return Sent(message_bytes=self.message_bytes(shared) * (2 if self.args.scaffold else 1))
+
+    def _work(self, ask: Ask) -> Iterator[Callable[[], bool]]:
+        """What this process has to train, one call after the other: clients or, side by side, groups of them."""
+        title, over = f"round {ask.number}/{total_rounds(self.args)}", self.trainer.progress.over
+        if self.args.clients_at_once == 1:
+            for client_id in over(self.trainer.claim(ask.cohort), title, len(ask.cohort)):
+                yield partial(self.train_into_store, client_id, ask.number)
+            return
+        groups = -(-len(ask.cohort) // self.args.clients_at_once)
+        for group in over(self.trainer.claim_groups(ask.cohort), title, groups):
+            yield partial(self.train_group_into_store, group, ask.number)
+
+    def train_group_into_store(self, group: Sequence[str], number: int) -> bool:
+        """`train_into_store` of several clients, in lockstep; one by one where that fails as a whole.
+
+        Where an earlier, interrupted run did some of them, all are trained again, in the same company: which other
+        rows a product is taken with moves its last bits, and those who are done already are not written again.
+        """
+        todo = [client for client in group if self.store.finished(number, client) is None]
+        if len(group) == 1 or not todo:
+            return all(self.train_into_store(client, number) for client in todo)
+
+        def told(client: str, found: ClientUpdate | Exception, moments: bytes) -> None:
+            if client not in todo:
+                return
+            todo.remove(client)
+            if isinstance(found, Exception):
+                self.store.fail(number, client, failure_reason("training", found))
+            else:
+                self.store.save(number, found, **({"optimizer": moments} if moments else {}))
+
+        self.trainer.obeys_stop = True
+        try:
+            self.train_clients(group, number, told)
+        except StoppedError:
+            return False
+        except PassError as error:
+            reason = str(error)
+        else:
+            return True
+        finally:
+            self.trainer.obeys_stop = False
+        free_memory()
+        logger.warning("clients_at_once: a pass over %s clients failed (%s); one by one now", len(group), reason)
+        return all(self.train_into_store(client, number) for client in todo)
 
     def train_into_store(self, client_id: str, number: int) -> bool:
         """Train a client unless an earlier, interrupted run already did; a client that fails is noted, not fatal.
