@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 
 
 class LocalTransport:
-    """train_client: (client id, round) -> its update. train_clients: (client ids, round, who is told of each). server: the server's own data, for the global stage. facts: for
-    the run record, that only the caller knows."""
+    """train_client: (client id, round) -> its update. train_clients: (client ids, round, who is told of each one).
+    server: the server's own data, for the global stage. facts: for the run record, that only the caller knows."""
 
     def __init__(
         self,

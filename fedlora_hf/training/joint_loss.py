@@ -20,6 +20,8 @@ from fedlora_hf.training.joint_batch import Joint
 if TYPE_CHECKING:
     from fedlora_hf.training.client_trainer import ClientTrainer
 
+# What the loss functions of transformers are given by place, where they are.
+_WORDS = ("logits", "labels", "vocab_size")
 Items = Sequence[Tensor | int | None]
 
 
@@ -68,14 +70,16 @@ class _Split:
         self.losses: list[Tensor] = []
         self.total: Tensor | None = None
 
-    def __call__(self, logits: Any, labels: Any, *args: Any, **kwargs: Any) -> Tensor:
-        for place, (own_logits, own_labels) in enumerate(zip(*_cut(self.joint, logits, labels), strict=True)):
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        given = dict(zip(_WORDS, args, strict=False)) | kwargs
+        parts = zip(*_cut(self.joint, given.pop("logits"), given.pop("labels")), self.items, strict=True)
+        for place, (logits, labels, items) in enumerate(parts):
             first = place * self.joint.each
             own = slice(first, first + self.joint.shapes[place][0])
-            more = {name: value[own] if self._by_row(value) else value for name, value in kwargs.items()}
-            if self.items[place] is not None:
-                more["num_items_in_batch"] = self.items[place]
-            self.losses.append(self.loss_function(own_logits, own_labels, *args, **more))
+            more = {name: value[own] if self._by_row(value) else value for name, value in given.items()}
+            if items is not None:
+                more["num_items_in_batch"] = items
+            self.losses.append(self.loss_function(logits=logits, labels=labels, **more))
         self.total = torch.stack(self.losses).sum()
         return self.total
 
