@@ -200,6 +200,7 @@ STEPS = (
         "benchmarks.md",
         ("data", "base"),
     ),
+    Step("lockstep", "python -m scripts.benchmarks.lockstep --csv docs/benchmarks/lockstep.csv", 2, "benchmarks.md"),
     Step("engines", "python -m scripts.benchmarks.engines --csv docs/benchmarks/engines.csv", 10, "benchmarks.md"),
     Step(
         "deployment",

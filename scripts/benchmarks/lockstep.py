@@ -40,6 +40,7 @@ class Shape(NamedTuple):
     steps: int = 5
     rank: int = 8
     intermediate: int = 0  # 0: twice the hidden size
+    key_value_heads: int = 0  # 0: as many as heads
     half: bool = False
     checkpointing: bool = False
 
@@ -51,7 +52,7 @@ def trainer_of(shape: Shape, device: str, folder: str) -> FederatedTrainer:
         intermediate_size=shape.intermediate or 2 * shape.hidden,
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads,
+        num_key_value_heads=shape.key_value_heads or shape.heads,
         vocab_size=shape.vocabulary,
         max_position_embeddings=max(shape.tokens, 128),
     )
@@ -85,11 +86,12 @@ def trainer_of(shape: Shape, device: str, folder: str) -> FederatedTrainer:
 
 
 def examples(shape: Shape, number: int) -> dict[str, Dataset]:
-    """Random tokens; the first few are for validation too."""
+    """Random tokens, and two batches of them for validation."""
     generator = torch.Generator().manual_seed(derive_seed(0, "lockstep", number))
-    ids = torch.randint(0, shape.vocabulary, (shape.batch * shape.steps, shape.tokens), generator=generator).tolist()
+    count = shape.batch * shape.steps
+    ids = torch.randint(0, shape.vocabulary, (count + 2 * shape.batch, shape.tokens), generator=generator).tolist()
     rows = Dataset.from_dict({"input_ids": ids, "labels": ids})
-    return {"train": rows, "validation": rows.select(range(2 * shape.batch))}
+    return {"train": rows.select(range(count)), "validation": rows.select(range(count, len(ids)))}
 
 
 def training(shape: Shape, device: str, repeats: int, **more: Any) -> list[dict[str, Any]]:

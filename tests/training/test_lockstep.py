@@ -8,6 +8,7 @@ from typing import Any
 import models
 import pytest
 import torch
+from launched import launch
 from peft import LoraConfig
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
 
@@ -299,3 +300,23 @@ def test_a_subclass_that_trains_a_client_itself_is_refused(tmp_path: Path) -> No
     args = FederatedConfig(**models.options(tmp_path, clients_at_once=2))
     with pytest.raises(ConfigError, match=r"Own.train_client is a subclass's own"):
         Own(models.tiny_llama(), args, models.token_clients(SIZES))
+
+
+SCRIPT = f"""
+import os, sys
+import models
+import fedlora_hf.rounds.output
+
+fedlora_hf.rounds.output.write_report = lambda record, folder: []
+os.fsync = lambda handle: None
+clients = models.token_clients({SIZES})
+models.federation(sys.argv[1], clients, clients_at_once=2, personal_steps=2, **{EPOCHS}).train()
+"""
+
+
+@pytest.mark.slow
+def test_processes_take_the_same_groups_and_come_to_the_same_bytes(tmp_path: Path) -> None:
+    """Two groups of two: which process takes which, and when, changes nothing."""
+    trainer_of(tmp_path / "one", clients_at_once=2, personal_steps=2).train()
+    launch(SCRIPT, tmp_path, 2, tmp_path / "two")
+    assert models.weight_files(tmp_path / "two") == models.weight_files(tmp_path / "one")
