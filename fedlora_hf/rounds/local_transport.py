@@ -20,8 +20,9 @@ from fedlora_hf.rounds.transport import Ask, Scores, Sent
 from fedlora_hf.training.client_trainer import ClientTrainer
 from fedlora_hf.training.local import StoppedError, failure_reason, free_memory
 from fedlora_hf.training.lockstep import PassError
+from fedlora_hf.training.personal import Personal
 from fedlora_hf.training.stages import personal_stage, total_rounds
-from fedlora_hf.training.together import Told
+from fedlora_hf.training.together import Offered, Told, personal_together
 from fedlora_hf.update import AdapterState, ClientUpdate
 from fedlora_hf.util.seeding import derive_seed
 
@@ -189,18 +190,36 @@ class LocalTransport:
     ) -> Mapping[str, Mapping[str, Any]]:
         chosen: dict[str, dict[str, Any]] = {}
         with self.processes.all_or_none():
-            for client_id in self.trainer.progress.over(self.trainer.claim(members), "personal adapter", len(members)):
+            for client_id, make in self._personal_work(run, members, refined):
                 with self.processes.each_or_none():
-                    chosen[client_id] = self._personal_into(folders, run, client_id, refined.get(client_id))
+                    chosen[client_id] = self._personal_into(folders, run, client_id, make)
         return self.processes.gathered(chosen)
 
+    def _personal_work(
+        self, run: Run, members: Sequence[str], refined: Mapping[str, AdapterState]
+    ) -> Iterator[tuple[str, Callable[[], Personal]]]:
+        """This process's clients, each with what makes its personal adapter, or raises what it failed with."""
+        over, make = self.trainer.progress.over, self.trainer.personal_adapter
+
+        def offered(client_id: str) -> Offered:
+            return Offered(run.state, self.federation.own(run.record, client_id), refined.get(client_id))
+
+        if self.args.clients_at_once == 1 or not self.args.personal_steps:
+            for client_id in over(self.trainer.claim(members), "personal adapter", len(members)):
+                yield client_id, partial(make, client_id, *offered(client_id))
+            return
+        groups = -(-len(members) // self.args.clients_at_once)
+        for group in over(self.trainer.claim_groups(members), "personal adapters", groups):
+            found = personal_together(self.trainer, {client_id: offered(client_id) for client_id in group})
+            for client_id in group:
+                yield client_id, partial(_or_raise, found[client_id])
+
     def _personal_into(
-        self, folders: ClientFolders, run: Run, client_id: str, refined: AdapterState | None
+        self, folders: ClientFolders, run: Run, client_id: str, make: Callable[[], Personal]
     ) -> dict[str, Any]:
         """Write a client's personal adapter; what was chosen and why, or why there is none."""
-        own = self.federation.own(run.record, client_id)
         try:
-            found = self.trainer.personal_adapter(client_id, run.state, own, refined)
+            found = make()
         except RoundError:  # the processes differ: not this client's failure
             raise
         except Exception as error:  # its own failure: it has no personal adapter, the others do
@@ -210,3 +229,9 @@ class LocalTransport:
         part_bytes = self.message_bytes(personal_stage(self.args).parts)
         facts = self.federation.personal_facts(run, found.choice, found.state, part_bytes)
         return {"choice": str(found.choice), "validation_loss": found.losses_by_name(), **facts}
+
+
+def _or_raise(found: Personal | Exception) -> Personal:
+    if isinstance(found, Exception):
+        raise found
+    return found

@@ -259,21 +259,28 @@ class ClientTrainer(StepTrainer):
         self, client_id: str, global_state: AdapterState, own: AdapterState | None, refined: AdapterState | None
     ) -> Personal:
         """A client's personal adapter. own: its last update; refined: what the method made for it."""
-        data = self.clients[client_id]
+        found, base = self.chosen(client_id, global_state, own, refined)
+        if not self.args.personal_steps:
+            return found
+        return with_tuned(found, base, lambda state: self.tuned(client_id, state), self.validation_loss(client_id))
 
-        def loss(state: AdapterState) -> float:
-            return self.scorer.metrics(state, data.validation)["loss"]
-
-        if self.args.personalise == "method" or data.validation is None:
+    def chosen(
+        self, client_id: str, global_state: AdapterState, own: AdapterState | None, refined: AdapterState | None
+    ) -> tuple[Personal, Personal]:
+        """(what the client has without steps of its own, what those steps start from)."""
+        validation = self.clients[client_id].validation
+        if self.args.personalise == "method" or validation is None:
             # In the pipeline a client's personal steps start from what is broadcast, not from its own last update.
             found = given(global_state, None if self.args.pipeline != "none" else own, refined)
         else:
-            found = self._best(candidates(global_state, own, refined, self.rank), loss, data.validation)
-        if not self.args.personal_steps:
-            return found
+            offered = candidates(global_state, own, refined, self.rank)
+            found = self._best(offered, self.validation_loss(client_id), validation)
         # Ditto's personal model is held to the global one, so it starts there too, whatever was chosen.
-        base = Personal(Choice(Source.GLOBAL), global_state) if self.args.personal_proximal_mu else found
-        return with_tuned(found, base, lambda state: self._tuned(client_id, state), loss)
+        return found, Personal(Choice(Source.GLOBAL), global_state) if self.args.personal_proximal_mu else found
+
+    def validation_loss(self, client_id: str) -> Callable[[AdapterState], float]:
+        """The loss of any adapter on a client's validation split."""
+        return lambda state: self.scorer.metrics(state, self.clients[client_id].validation)["loss"]
 
     def _best(self, offered: Iterable[Offer], loss: Callable[[AdapterState], float], validation: Any) -> Personal:
         """The best by validation loss: computed and scored one after the other or, for several at once, together."""
@@ -283,7 +290,7 @@ class ClientTrainer(StepTrainer):
             return best(offered, lambda state: next(losses))
         return best(offered, loss)
 
-    def _tuned(self, client_id: str, state: AdapterState) -> AdapterState:
+    def tuned(self, client_id: str, state: AdapterState) -> AdapterState:
         """`state` after `personal_steps` further local steps of the client."""
         seed, start = derive_seed(self.args.seed, "personal", client_id), fitted(state, slot_ranks(self.slot))
         self.install(start)

@@ -37,8 +37,7 @@ def in_lockstep(trainer: FederatedTrainer, number: int = 1) -> dict[str, Any]:
 
 
 def assert_close(mine: ClientUpdate, theirs: ClientUpdate) -> None:
-    assert mine.metrics["steps"] == theirs.metrics["steps"]
-    assert mine.metrics["train_loss"] == pytest.approx(theirs.metrics["train_loss"], abs=1e-5)
+    assert mine.metrics == pytest.approx(theirs.metrics, abs=1e-5)
     for module, factors in theirs.state.items():
         for name in "AB":
             torch.testing.assert_close(getattr(mine.state[module], name), getattr(factors, name), rtol=0, atol=1e-5)
@@ -300,6 +299,44 @@ def test_a_subclass_that_trains_a_client_itself_is_refused(tmp_path: Path) -> No
     args = FederatedConfig(**models.options(tmp_path, clients_at_once=2))
     with pytest.raises(ConfigError, match=r"Own.train_client is a subclass's own"):
         Own(models.tiny_llama(), args, models.token_clients(SIZES))
+
+
+@pytest.mark.parametrize("changes", [{"pipeline": "fedlora_optimizer"}, {"personal_proximal_mu": 0.5}])
+def test_personal_steps_are_taken_side_by_side(
+    tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups: list[list[str]] = []
+    run = Lockstep.run
+    monkeypatch.setattr(Lockstep, "run", lambda self: groups.append([t.name for t in self.tasks]) or run(self))
+    clients = models.token_clients(SIZES, held_out=3)
+    trainer = trainer_of(tmp_path, clients, personal_steps=3, num_rounds=1, **changes)
+    trainer.train()
+    assert groups[-1] == ["dan", "bob", "ada", "eve"]
+    for client, state in trainer.run.personalised.items():
+        facts = trainer.run.record.clients[client]["personal"]
+        alone = trainer.personal_adapter(
+            client, trainer.run.state, trainer.federation.own(trainer.run.record, client), None
+        )
+        assert facts["choice"] == str(alone.choice)
+        assert facts["validation_loss"] == pytest.approx(alone.losses_by_name(), abs=1e-5)
+        assert_close(ClientUpdate(client, state), ClientUpdate(client, alone.state))
+    assert {facts["personal"]["choice"][-5:] for facts in trainer.run.record.clients.values()} >= {"tuned"}
+
+
+def test_a_client_whose_personal_steps_fail_has_no_personal_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of(tmp_path, personal_steps=2, num_rounds=1)
+    batches_of = trainer.batches_of
+
+    def broken(data: Any, order: int) -> Any:
+        own = order == trainer.order_seed("personal", "bob")
+        return (1 / 0 for _ in range(9)) if own else batches_of(data, order)
+
+    monkeypatch.setattr(trainer, "batches_of", broken)
+    trainer.train()
+    assert "ZeroDivisionError" in trainer.run.record.clients["bob"]["personal"]["failed"]
+    assert sorted(trainer.run.personalised) == ["ada", "dan", "eve"]
 
 
 SCRIPT = f"""
