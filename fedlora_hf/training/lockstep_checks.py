@@ -47,6 +47,8 @@ def _shared(base: nn.Module) -> str | None:
     for path, module in base.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             return f"{path} normalises over the batch, so clients would see each other"
+        if type(module).__name__ == "Linear8bitLt":  # of bitsandbytes, which need not be installed
+            return f"{path} is in 8 bits, whose outlier columns are found over the batch; 4 bits can be followed"
     config: Any = getattr(base, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     for name in _EXPERTS:

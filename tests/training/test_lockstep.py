@@ -10,7 +10,7 @@ import pytest
 import torch
 from launched import launch
 from peft import LoraConfig
-from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
+from transformers import BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, TrainerCallback
 
 from fedlora_hf import FederatedConfig, FederatedTrainer
 from fedlora_hf.adapter.slot import with_adapter
@@ -113,6 +113,65 @@ def test_a_loss_of_the_runs_own_is_taken_client_by_client(tmp_path: Path) -> Non
     found = in_lockstep(trainer)
     for client in SIZES:
         assert_close(found[client], trainer.train_client(client, 1))
+
+
+def test_clipping_and_noise_are_each_clients_own(tmp_path: Path) -> None:
+    pytest.importorskip("dp_accounting")
+    trainer = trainer_of(tmp_path, dp_clip=0.05, dp_noise_multiplier=0.1, dp_seed=3)
+    found = in_lockstep(trainer)
+    for client in SIZES:
+        assert_close(found[client], trainer.train_client(client, 1))
+
+
+@pytest.mark.filterwarnings("ignore")  # of bitsandbytes on a CPU
+def test_a_base_in_4_bits_is_followed_and_one_in_8_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    models.tiny_llama(hidden_size=64).save_pretrained(tmp_path / "base")  # a multiple of the 4-bit block
+
+    def quantised(bits: int) -> Any:
+        config = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
+        return LlamaForCausalLM.from_pretrained(tmp_path / "base", quantization_config=config, device_map="cpu")
+
+    trainer = trainer_of(tmp_path, model=quantised(4))
+    found = in_lockstep(trainer)
+    for client in SIZES:
+        assert_close(found[client], trainer.train_client(client, 1))
+    with pytest.raises(ConfigError, match="is in 8 bits, whose outlier columns"):
+        trainer_of(tmp_path, model=quantised(8))
+
+
+class Listener(TrainerCallback):
+    """What a callback finds in the model after a step, by client: the sum of its B factors, how far its schedule is."""
+
+    def __init__(self) -> None:
+        self.heard: dict[str, list[tuple[float, float]]] = {}
+        self.trainer: Any = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        total = sum(float(f.B.sum()) for f in self.trainer.slot.read().values())
+        rate = kwargs["lr_scheduler"].get_last_lr()[0]
+        assert kwargs["optimizer"].param_groups[0]["lr"] == rate
+        self.heard.setdefault(self.trainer.client_in_training, []).append((total, rate))
+
+
+def test_callbacks_hear_of_each_clients_own_adapter_and_optimizer(tmp_path: Path) -> None:
+    heard = []
+    for count in (1, 4):
+        listener = Listener()
+        more = {"callbacks": [listener]}
+        options = {"num_rounds": 1, "lr_scheduler_type": "linear", "clients_at_once": count, "more": more}
+        listener.trainer = trainer_of(tmp_path / str(count), **options)
+        listener.trainer.train()
+        heard.append(listener)
+    alone, together = heard
+    assert together.trainer.state.global_step == alone.trainer.state.global_step
+    assert {client: len(told) for client, told in alone.heard.items()} == {
+        client: len(told) for client, told in together.heard.items()
+    }
+    for client, told in alone.heard.items():
+        assert len(told) > 1
+        for mine, theirs in zip(together.heard[client], told, strict=True):
+            assert mine == pytest.approx(theirs, abs=1e-5)
 
 
 def test_an_optimizer_goes_on_with_its_moments(tmp_path: Path) -> None:
