@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python -m scripts.benchmarks.lockstep --csv docs/benchmarks/lockstep.csv
 
 Both ways take turns on the same clients, from the same start; ratios are medians of pairs, above 1 where lockstep is
-faster. `difference` is the largest difference between the two ways' factors. Then the same for scoring: as many
-adapters on one validation split, one by one and side by side.
+faster; `cpu_ratio` is that of the processor's time, which does not see what else the machine does. `difference` is the
+largest difference between the two ways' factors. Then the same for scoring: as many adapters on one validation split,
+one by one and side by side.
 """
 # SPDX-License-Identifier: Apache-2.0
 
@@ -141,13 +142,21 @@ def both(what: str, ways: dict[str, Callable[[str], None]], repeats: int, tokens
     for work in ways.values():  # once for what happens once
         work("")
     times = common.in_turns(ways, [""], repeats)
-    ratios = [alone.wall / own.wall for alone, own in zip(times["one by one"], times["lockstep"], strict=True)]
     rows: list[dict[str, Any]] = []
     for way, own in times.items():
         seconds = statistics.median(second.wall for second in own)
-        ratio = 1.0 if way == "one by one" else round(statistics.median(ratios), 2)
-        row = {"what": what, "way": way, "ms": round(seconds * 1e3, 1), "tokens_s": round(tokens / seconds)}
-        rows.append({**row, "ratio": ratio, "difference": ""})
+        pairs = list(zip(times["one by one"], own, strict=True))
+        rows.append(
+            {
+                "what": what,
+                "way": way,
+                "ms": round(seconds * 1e3, 1),
+                "tokens_s": round(tokens / seconds),
+                "ratio": round(statistics.median(alone.wall / second.wall for alone, second in pairs), 2),
+                "cpu_ratio": round(statistics.median(alone.cpu / second.cpu for alone, second in pairs), 2),
+                "difference": "",
+            }
+        )
     return rows
 
 
