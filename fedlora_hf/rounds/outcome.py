@@ -31,5 +31,4 @@ class Outcome:
     combined: Aggregate
     usable: Sequence[ClientUpdate]
     quarantined: Mapping[str, str]
-    seconds: float
     memory: Mapping[str, Tensor] = field(default_factory=dict)

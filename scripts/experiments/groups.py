@@ -21,8 +21,7 @@ from fedlora_hf.aggregation.clair import CohortSource
 from fedlora_hf.aggregation.cohort import Cohort as Round
 from fedlora_hf.aggregation.groups import FIRST, Standing, aggregate_groups
 from fedlora_hf.methods.clair import ClairOptions
-from fedlora_hf.numerics.clair.estimator import similarities
-from fedlora_hf.numerics.clair.groups import everyone, groups
+from fedlora_hf.numerics.clair.groups import everyone, groups, similarities
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, LoraFactors
 from scripts.experiments.cohorts import IN, OUT, generator, noise, normal, unit
 from scripts.experiments.families import HELD_OUT, TUNING, WEAK, Cohort
