@@ -91,7 +91,7 @@ def leading_by_grams(B: Tensor, grams: Grams, weights: Tensor, start: Tensor, st
 
 
 def _whitened(Z: Tensor, gram: Tensor) -> Tensor:
-    """Columns of the same span with Z^T gram Z = 1: once to part the directions, once more for those that were small."""
+    """Columns of the same span with Z^T gram Z = 1: once to part directions, once more for the small ones."""
     for _ in range(2):
         Z = Z / torch.linalg.vector_norm(Z, dim=0).clamp_min(1e-30)
         values, vectors = eigh((Z.T @ (gram @ Z)).double())
