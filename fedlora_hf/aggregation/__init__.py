@@ -20,6 +20,7 @@ from fedlora_hf.methods.method import Method
 from fedlora_hf.methods.settings import method_options
 from fedlora_hf.numerics.evidence import Evidence
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate
+from fedlora_hf.util.stopwatch import part
 
 
 def aggregate(
@@ -66,7 +67,8 @@ def aggregate(
     _one_of("partial_modules", partial_modules, get_args(PartialModules))
     _check_numbers(weight_cap, target_rank)
     with torch.no_grad():
-        found = _screened(list(updates), reference, partial_modules)
+        with part("screen"):
+            found = _screened(list(updates), reference, partial_modules)
         trusted = None if server is None else checked_server(server, found.usable[0], found.modules)
         counts = _counted(found.usable, chosen, weight_by, weight_cap)
         usable = tuple(replace(u, num_examples=counts.used.get(u.client_id, u.num_examples)) for u in found.usable)

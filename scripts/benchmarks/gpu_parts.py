@@ -27,6 +27,7 @@ from fedlora_hf.training.local import local_batches
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, LoraFactors
 from fedlora_hf.util.seeding import derive_seed
 from scripts import common
+from scripts.benchmarks import scoring
 
 CLIENT = "client"
 
@@ -156,6 +157,23 @@ def aggregated(case: argparse.Namespace, methods: Sequence[str], modules: int) -
             kind = f"{method}, {case.clients} clients x {len(updates[0].state)} modules on {device}"
             rows.append(measured(kind, round(took.wall * 1e3, 1), beside_cpu=difference(found) if found[1:] else ""))
     return rows
+
+
+def scoring_of(case: argparse.Namespace) -> list[dict[str, Any]]:
+    """A split scored by a model of SmolLM2-135M's shape with its 49,152 words: all logits and answered ones."""
+    asked = ["--device", case.device, "--tolerance", "1e-4"]  # GPUs sum in other orders for other batches
+    tiny = ["--hidden", "36", "--layers", "1", "--vocabulary", "512", "--examples", "6", "--longest", "48"]
+    large = ["--layers", "30", "--examples", "64", "--longest", "512", "--batch", "16"]
+    rows = scoring.measured(scoring.parse_arguments([*asked, *(large if case.device == "cuda" else tiny)]))
+    return [
+        measured(
+            f"scoring, {row['kind']}",
+            row["ms"],
+            speed_ratio=round(1 / float(str(row["ratio"])), 3),
+            peak_GiB=round(float(str(row["peak_MiB"] or 0)) / 1024, 3),
+        )
+        for row in rows
+    ]
 
 
 def combined(updates: Sequence[ClientUpdate], method: str, device: str, found: list[Aggregate]) -> None:
