@@ -5,6 +5,7 @@ for itself, lies in `Context.state`.
 """
 # SPDX-License-Identifier: Apache-2.0
 
+import logging
 import tempfile
 from collections.abc import Mapping
 from functools import lru_cache
@@ -19,6 +20,7 @@ from fedlora_hf.config import SERVER_SIDE, FederatedConfig
 from fedlora_hf.data.prepare import divided
 from fedlora_hf.data.several import Loaded
 from fedlora_hf.errors import ConfigError
+from fedlora_hf.flower import judging
 from fedlora_hf.flower.feedback import RESIDUAL, carries, put_update
 from fedlora_hf.flower.held import holdings, restored
 from fedlora_hf.flower.settings import Settings, Value, read
@@ -32,8 +34,9 @@ from fedlora_hf.training.control import Controls
 from fedlora_hf.training.stages import round_stage
 from fedlora_hf.update import AdapterState
 
+logger = logging.getLogger("flwr")
 # Keys of a node's own configuration that are no flag; every other key overrides the run's flag of that name.
-NODE_KEYS = ("client_id", "personal_dir", "keep_personal", "partition-id", "num-partitions")
+NODE_KEYS = ("client_id", "personal_dir", "keep_personal", "judging", "partition-id", "num-partitions")
 Items = tuple[tuple[str, Value], ...]
 
 
@@ -62,6 +65,9 @@ def train(content: RecordDict, context: Context) -> RecordDict:
     name, trainer, settings = _at_work(context.run_config, context.node_config)
     order: Any = content["config"]
     method = method_named(trainer.args.aggregation)
+    if judges := order.get("judges"):
+        _may_judge(context.node_config)
+        logger.warning("%s: up to %d other clients are sent its update to score, and could keep it", name, judges)
     memory = context.state
     fresh = {"fresh": not holds(memory, KEPT), "fresh_residual": not holds(memory, RESIDUAL)}
     reply = RecordDict({"config": ConfigRecord({"client_id": name, "holds": holdings(memory), **fresh})})
@@ -119,6 +125,25 @@ def evaluate(content: RecordDict, context: Context) -> RecordDict:
         if not _stays(node, method):
             put(reply, "personal", state, factors=factors)
     return reply
+
+
+def judge(content: RecordDict, context: Context) -> RecordDict:
+    """The losses, on the client's validation split, of adapters that other clients trained: see flower/judging.py."""
+    name, trainer, _ = _at_work(context.run_config, context.node_config)
+    _may_judge(context.node_config)
+    own = trainer.clients[name].validation
+    if own is None or not len(own):
+        raise ConfigError("validation_fraction=0: this node has no validation data to judge with; give it some")
+    return judging.scored(content, lambda state: trainer.scorer.metrics(headed(state, trainer), own)["loss"])
+
+
+def _may_judge(node: Mapping[str, Value]) -> None:
+    """ConfigError where a node's own configuration is against judging and being judged."""
+    if not node.get("judging", True):
+        raise ConfigError(
+            "judging=false: this run sends a client's updates to other clients to score; the run must leave "
+            "functional_judges out, or the node this key"
+        )
 
 
 def _lacking() -> RecordDict:

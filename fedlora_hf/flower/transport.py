@@ -21,6 +21,7 @@ from fedlora_hf.errors import FedLoraError, UpdateError, one_line
 from fedlora_hf.flower.exchange import Reply, exchange
 from fedlora_hf.flower.feedback import LOSSY, carries
 from fedlora_hf.flower.held import Downlink, Parcel
+from fedlora_hf.flower.judging import asked, evidence_of
 from fedlora_hf.flower.replies import (
     check,
     check_control,
@@ -44,6 +45,7 @@ from fedlora_hf.record.record import RunRecord
 from fedlora_hf.record.standing import last_rounds
 from fedlora_hf.record.write import newcomer, opening
 from fedlora_hf.rounds.federation import SERVER, Federation, Run, Start
+from fedlora_hf.rounds.judges import drawn_panel
 from fedlora_hf.rounds.output import ClientFolders
 from fedlora_hf.rounds.transport import Ask, Scores, Sent
 from fedlora_hf.training.client_trainer import ClientTrainer
@@ -161,6 +163,8 @@ class FlowerTransport:
         """What a client is sent to train a round, and the bytes of its tensors."""
         controls = self.federation.controls(ask.run, client)
         config: dict[str, Any] = {"round": ask.number, "score": ask.number == 1, "scaffold": controls is not None}
+        if self.args.functional_judges:
+            config["judges"] = self.args.functional_judges
         content = RecordDict({"config": ConfigRecord(config)})
         size = sum(self.downlink.put(content, name, parcel, client) for name, parcel in parcels.items())
         if controls is not None:  # the client's own variate is on its node
@@ -258,8 +262,17 @@ class FlowerTransport:
         return ClientTrainer(base, limited(self.args, max_length), {SERVER: data}, processing_class=tokenizer)
 
     def judge(self, ask: Ask) -> Mapping[str, Evidence]:
-        """None: the clients' data are not here, and the option is refused."""
-        return {}
+        """By clients who are sent the others' updates; each answers with losses on its own validation data."""
+        updates = {update.client_id: update for update in self.federation.updates(ask.number, ask.cohort)}
+        # Whoever is flagged already is no judge of others; an id is never empty, so "" is the round's start.
+        able = [client for client in updates if client in self._online and client not in ask.run.record.flagged]
+        seed = derive_seed(self.args.seed, "functional", ask.number)
+        judges = drawn_panel(dict.fromkeys(able, (0,)), self.args.functional_judges + 1, seed)
+        states = {"": ask.run.state, **{client: update.state for client, update in updates.items()}}
+        found = asked(self._talk, judges, states)
+        for judge, reason in found.dropped.items():
+            self._note(ask.run, judge, "judging", reason)
+        return evidence_of(found.losses, list(updates))
 
     # ---- metrics and personal adapters -------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ class AggregationOptions:
         "evaluation a judge and client in every round; holds while most judges are honest. See docs/clair.md.",
         bound=at_least(0, "0 judges on the updates alone"),
         needs={"aggregation": ("clair",)},
+        side="server",
     )
     server_optimizer: Literal["none", "avgm", "adam", "yogi", "adagrad"] = option(
         "none",

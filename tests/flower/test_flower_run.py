@@ -301,7 +301,6 @@ def test_updates_of_an_open_round_are_not_asked_for_again(config: Config, tmp_pa
         ({"num_round": 3}, "num_round=3: is neither a flag of fedlora train nor"),
         ({"flags": "--task sequence_classification"}, "task='sequence_classification' without labels: the server has"),
         ({"labels": "good"}, "labels=good: must be two or more"),
-        ({"aggregation": "clair", "flags": "--functional_judges 2"}, "functional_judges=2: clients' data are not here"),
         ({"resume_from": "hub:user/repo@round-1"}, "a Flower run resumes from its output folder"),
     ],
 )
