@@ -9,9 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from fedlora_hf.hub.tables import privacy_told
+from fedlora_hf.numerics.evidence import Kind
 from fedlora_hf.record.record import RunRecord
-from fedlora_hf.report.view import Run
-from fedlora_hf.report.words import suspicion_of, unseen
+from fedlora_hf.report.view import Run, effect
+from fedlora_hf.report.words import effect_of, suspicion_of, unseen
 
 MAX_CLIENTS, MAX_SUSPICIOUS = 40, 8
 
@@ -83,7 +84,8 @@ def _verdict(record: RunRecord, client: str) -> str:
         return "flagged"
     kind = max(usable, key=lambda name: usable[name]["score"] / usable[name]["threshold"])
     score, threshold = usable[kind]["score"], usable[kind]["threshold"]
-    return f"flagged: {kind} {score:.2f}" + (f" > {threshold:.2f}" if score > threshold else ", flagged before")
+    told = f"flagged: {kind} {score:.2f}" + (f" > {threshold:.2f}" if score > threshold else ", flagged before")
+    return told if kind != Kind.FUNCTIONAL else f"{told}; {effect_of(effect(record.clients[client].get('effect')))}"
 
 
 def _weight(facts: Mapping[str, Any]) -> str:

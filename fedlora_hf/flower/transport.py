@@ -28,7 +28,6 @@ from fedlora_hf.flower.wire import SCAFFOLD, holds, put, put_tensors, take, take
 from fedlora_hf.launch.processes import Processes
 from fedlora_hf.loading import limited, load_base, load_server_data
 from fedlora_hf.methods.method import Method
-from fedlora_hf.numerics.evidence import Evidence
 from fedlora_hf.record import claims
 from fedlora_hf.record.record import RunRecord
 from fedlora_hf.record.standing import last_rounds
@@ -208,9 +207,8 @@ class FlowerTransport:
         data = load_server_data(self.args, labels)
         return ClientTrainer(base, limited(self.args, max_length), {SERVER: data}, processing_class=tokenizer)
 
-    def judge(self, ask: Ask) -> Mapping[str, Evidence]:
-        """None: the clients' data are not here, and the option is refused."""
-        return {}
+    def judge(self, ask: Ask) -> None:
+        """Nobody: the clients' data are not here."""
 
     # ---- metrics and personal adapters -------------------------------------------------------------------------------
 
