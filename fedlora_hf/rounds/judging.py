@@ -23,7 +23,7 @@ def planned(
 ) -> Panel | None:
     """Who judges a round of this cohort, as the options say; None for nobody: it would not be cheap, or nobody can."""
     data = {client: clients[client] for client in cohort}
-    splits = {client: _split(found.validation) for client, found in data.items() if found.validation is not None}
+    splits = {client: split_of(found.validation) for client, found in data.items() if found.validation is not None}
     splits = {client: split for client, split in splits.items() if split.examples}
     training = sum(trained_rows(args, len(found.train)) * found.train.mean_length for found in data.values())
     if not splits:
@@ -69,7 +69,7 @@ def measured(
     return replace(found, facts=facts)
 
 
-def _split(rows: Any) -> Split:
+def split_of(rows: Any) -> Split:
     return Split(len(rows), sum(map(len, rows["input_ids"])) / max(len(rows), 1))
 
 

@@ -65,9 +65,10 @@ def cheap_panel(splits: Mapping[str, Split], cohort: int, updates: int, training
 
 
 def cost(examples: Mapping[str, int], splits: Mapping[str, Split], updates: int, training: float) -> float:
-    """Scoring every update, the mean and the round's start on these examples, as a share of the training's passes."""
+    """Scoring every update, the mean, the round's start and what is between on these examples, as a share of the
+    training's passes."""
     tokens = sum(count * splits[judge].tokens for judge, count in examples.items())
-    return (updates + 2) * tokens / (PASSES * training) if training > 0 else float("inf")
+    return (updates + 3) * tokens / (PASSES * training) if training > 0 else float("inf")
 
 
 def drawn(splits: Mapping[str, Split], count: int, seed: int) -> list[str]:
