@@ -3,7 +3,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from fedlora_hf.report.view import COLLABORATIVE, FLAGGED, QUARANTINED, Client, Run, number
+from fedlora_hf.report.view import COLLABORATIVE, FLAGGED, QUARANTINED, Client, Run, mapping, number, values
 
 KIND_TITLES = {
     "subspace": "subspace: how much of the update lies outside what the other clients share",
@@ -165,6 +165,23 @@ def kept_of(client: Client) -> str:
 def unseen(run: Run) -> str:
     """What the evidence cannot see, where it flagged nobody; "" where it flagged somebody or there was none."""
     return UNSEEN if not run.having(FLAGGED) and any(client.evidence for client in run.clients) else ""
+
+
+def judging(run: Run) -> str:
+    """Who judged the last round's updates and at what cost, by tokens and by the clock; "" where nobody did."""
+    entry = mapping(run.record.rounds[-1]) if run.record.rounds else {}
+    found = mapping(entry.get("judging"))
+    examples, cost = values(found.get("judges")), number(found.get("cost"))
+    if not examples or cost is None:
+        return ""
+    seconds = values(entry.get("seconds"))
+    judge, train = seconds.get("judge"), seconds.get("train")
+    timed = f", {percent_of(judge / train)} of its time" if judge and train and train > 0 else ""
+    return (
+        f"Each update was tried on the validation data of {counted(len(examples), 'client')} "
+        f"({counted(int(sum(examples.values())), 'example')}), at {percent_of(cost)} of the training's cost by "
+        f"tokens{timed}."
+    )
 
 
 def plain_words(value: object) -> str:
