@@ -81,6 +81,20 @@ STEPS = (
         1,
         "results/influence/README.md",
     ),
+    Step("judges", "python -m scripts.experiments.judges --cache {cache}/attacks", 20, "results/judges/README.md"),
+    Step(
+        "judges_report",
+        "python -m scripts.experiments.judges --cache {cache}/attacks --report",
+        1,
+        "results/judges/README.md",
+    ),
+    Step(
+        "judges_rounds",
+        "python -m scripts.experiments.rounds --seed 10 --seeds 3 --regimes scarce --methods clair 'clair, functional' "
+        "--cache {cache}/attacks --output_dir docs/results/judges/rounds",
+        15,
+        "results/judges/README.md",
+    ),
     Step(
         "rounds",
         "python -m scripts.experiments.rounds --seeds 4 --cache {cache}/attacks",

@@ -134,7 +134,10 @@ def judge(content: RecordDict, context: Context) -> RecordDict:
     own = trainer.clients[name].validation
     if own is None or not len(own):
         raise ConfigError("validation_fraction=0: this node has no validation data to judge with; give it some")
-    return judging.scored(content, lambda state: trainer.scorer.metrics(headed(state, trainer), own)["loss"])
+    rows, owners = [own[place] for place in range(len(own))], [name] * len(own)
+    return judging.scored(
+        content, len(own), lambda state: trainer.scorer.losses(headed(state, trainer), rows, owners)[name]
+    )
 
 
 def _may_judge(node: Mapping[str, Value]) -> None:

@@ -21,7 +21,7 @@ from fedlora_hf.errors import FedLoraError, UpdateError, one_line
 from fedlora_hf.flower.exchange import Reply, exchange
 from fedlora_hf.flower.feedback import LOSSY, carries
 from fedlora_hf.flower.held import Downlink, Parcel
-from fedlora_hf.flower.judging import asked, evidence_of
+from fedlora_hf.flower.judging import judged_by_clients
 from fedlora_hf.flower.replies import (
     check,
     check_control,
@@ -39,13 +39,12 @@ from fedlora_hf.flower.wire import SCAFFOLD, holds, put, put_tensors, take, take
 from fedlora_hf.launch.processes import Processes
 from fedlora_hf.loading import limited, load_base, load_server_data
 from fedlora_hf.methods.method import Method
-from fedlora_hf.numerics.evidence import Evidence
 from fedlora_hf.record import claims
 from fedlora_hf.record.record import RunRecord
 from fedlora_hf.record.standing import last_rounds
 from fedlora_hf.record.write import newcomer, opening
 from fedlora_hf.rounds.federation import SERVER, Federation, Run, Start
-from fedlora_hf.rounds.judges import drawn_panel
+from fedlora_hf.rounds.judges import Functional
 from fedlora_hf.rounds.output import ClientFolders
 from fedlora_hf.rounds.transport import Ask, Scores, Sent
 from fedlora_hf.training.client_trainer import ClientTrainer
@@ -163,7 +162,7 @@ class FlowerTransport:
         """What a client is sent to train a round, and the bytes of its tensors."""
         controls = self.federation.controls(ask.run, client)
         config: dict[str, Any] = {"round": ask.number, "score": ask.number == 1, "scaffold": controls is not None}
-        if self.args.functional_judges:
+        if self.args.judged and isinstance(self.args.functional_judges, int):
             config["judges"] = self.args.functional_judges
         content = RecordDict({"config": ConfigRecord(config)})
         size = sum(self.downlink.put(content, name, parcel, client) for name, parcel in parcels.items())
@@ -261,18 +260,15 @@ class FlowerTransport:
         data = load_server_data(self.args, labels)
         return ClientTrainer(base, limited(self.args, max_length), {SERVER: data}, processing_class=tokenizer)
 
-    def judge(self, ask: Ask) -> Mapping[str, Evidence]:
-        """By clients who are sent the others' updates; each answers with losses on its own validation data."""
-        updates = {update.client_id: update for update in self.federation.updates(ask.number, ask.cohort)}
-        # Whoever is flagged already is no judge of others; an id is never empty, so "" is the round's start.
-        able = [client for client in updates if client in self._online and client not in ask.run.record.flagged]
-        seed = derive_seed(self.args.seed, "functional", ask.number)
-        judges = drawn_panel(dict.fromkeys(able, (0,)), self.args.functional_judges + 1, seed)
-        states = {"": ask.run.state, **{client: update.state for client, update in updates.items()}}
-        found = asked(self._talk, judges, states)
-        for judge, reason in found.dropped.items():
+    def judge(self, ask: Ask) -> Functional | None:
+        """By as many clients as functional_judges says, who are sent the others' updates; None where it names no
+        number: whether others may see a client's update is not to be decided by what costs little."""
+        if not isinstance(self.args.functional_judges, int):
+            return None
+        found, said = judged_by_clients(self._talk, self.federation, ask, self._online)
+        for judge, reason in said.dropped.items():
             self._note(ask.run, judge, "judging", reason)
-        return evidence_of(found.losses, list(updates))
+        return found
 
     # ---- metrics and personal adapters -------------------------------------------------------------------------------
 

@@ -17,11 +17,16 @@ class AggregationOptions:
     aggregation_options: dict[str, Any] | str | None = option(
         None, "The method's own options: NAME=VALUE ..., or one JSON object; fedlora methods METHOD lists them."
     )
-    functional_judges: int = option(
-        0,
-        "clair: number of other clients on whose validation data each update is evaluated (0 disables). Costs an "
-        "evaluation a judge and client in every round; holds while most judges are honest. See docs/clair.md.",
-        bound=at_least(0, "0 judges on the updates alone"),
+    functional_judges: int | str | None = option(
+        "auto",
+        "clair: whose validation data each update is evaluated on: auto (all others', in rounds where that costs less "
+        "than a tenth of the training, by counts of tokens), N other clients drawn anew each round, or 0 for nobody's. "
+        "Holds while most judges are honest. See docs/clair.md.",
+        bound=Bound(
+            lambda value: value == "auto" or (isinstance(value, int) and value >= 0),
+            "must be auto or a whole number of clients, 0 or more",
+            "0 judges on the updates alone",
+        ),
         needs={"aggregation": ("clair",)},
         side="server",
     )

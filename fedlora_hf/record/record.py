@@ -33,13 +33,15 @@ class RunRecord:
         "weights", "influence", "suspicious", "claimed_weights", "outlier_claims" ({id: line} of those who claim far
         more than the others), "train_loss", "update_norm", "evidence", "diagnosis", "n_iter", "converged", "bytes_up",
         "bytes_down", "bytes_stored", "parts", "changed", "seconds", "metrics"}; per-client values are
-        {client id: value}. bytes_down: the round's result, sent back; bytes_stored: the parts a client trained itself.
+        {client id: value}; of a round whose updates others judged also "effects" ({id: {"raised", "judges", "change"}}:
+        whose loss they raise, of how many, by which share, the median) and "judging" {"judges": {id: examples},
+        "weights", "cost"}. bytes_down: the round's result, sent back; bytes_stored: the parts a client trained itself.
     flagged: sorted ids of clients whose updates were sound but judged contaminated; quarantined: {id: reason}.
     suspicious: {id: {"kind", "of_line"}}: near the line of a flag in its last round, or beyond it in that round alone.
     clients: {id: {"collaborative", "weight", "influence" (what is left of it, 0 to 1), "claimed_weight",
         "outlier_claim" ("" or the line of the last round), "num_examples", "evidence": {kind: {"score", "threshold"}},
-        "metrics": {"before" | "global" | "personalised" | "local": {metric: value}}}}; also "contaminated":
-        "kind:strength" of a client that the run contaminated on purpose.
+        "metrics": {"before" | "global" | "personalised" | "local": {metric: value}}}}; also "effect", the last
+        round's of "effects", and "contaminated": "kind:strength" of a client that the run contaminated on purpose.
     modules: {name: {"rank", "spectrum", "discarded_energy"}}.
     metrics: {"before": {"global": {...}}, "after": {"global": {...}, "personalised": {...}}}, means over the
         collaborative clients.
@@ -133,7 +135,7 @@ class RunRecord:
 # What going on from a round reads of its entry, and of a client's.
 _ROUND = {"cohort": list, "flagged": list, "quarantined": dict, "weights": dict, "train_loss": dict, "metrics": dict}
 _ROUND |= {"evidence": dict, "combined_evidence": dict, "seconds": dict}
-_LATER = {"claimed_weights": dict, "outlier_claims": dict}  # what records had not always
+_LATER = {"claimed_weights": dict, "outlier_claims": dict, "effects": dict}  # what records had not always
 _CLIENT = {"collaborative": bool, "evidence": dict, "metrics": dict}
 
 

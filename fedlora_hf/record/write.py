@@ -104,11 +104,14 @@ def add_round(
     stage: StageName = StageName.FEDERATED,
     message_bytes: int | None = None,
     functional: Mapping[str, Evidence] | None = None,
+    effects: Mapping[str, Mapping[str, float]] | None = None,
+    judging: Mapping[str, Any] | None = None,
 ) -> None:
     """Append what a round did, and bring the verdict on every client up to date.
 
     start: the adapter the round began with, None if there was none. message_bytes: what a client sends and is sent;
-    default the whole of what it sent.
+    default the whole of what it sent. functional, effects, judging: what others' losses said of every client, and who
+    was heard at what cost; None where nobody was asked.
     """
     norms, cosines = compared(updates, start, combined.state)
     record.rounds.append(
@@ -142,6 +145,8 @@ def add_round(
             "metrics": {},
         }
     )
+    if effects:
+        record.rounds[-1] |= {"effects": plain(effects), "judging": plain(judging or {})}
     record.modules = plain(thinned_modules(combined.modules, len(updates)))
     record.diagnosis = plain(combined.diagnosis)
     record.similarity = cosines

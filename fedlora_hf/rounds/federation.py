@@ -6,7 +6,7 @@ It knows no model and no data, so it is the same whether clients are trained in 
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -149,7 +149,7 @@ class Federation:
         if not updates:
             reason = self.store.failure(number, cohort[0])
             raise RoundError(f"round {number}: all {len(cohort)} clients failed; {cohort[0]!r} with: {reason}")
-        past, functional = past_rounds(record, number), self.store.functional(number)
+        past, functional = past_rounds(record, number), self.store.functional(number).evidence
         return self._aggregated(updates, number, past=past, functional=functional)
 
     def updates(self, number: int, cohort: Sequence[str]) -> list[ClientUpdate]:
@@ -254,14 +254,16 @@ class Federation:
         cohort: Sequence[str],
         outcome: Outcome,
         *,
-        seconds: float,
+        seconds: Mapping[str, float],
         message_bytes: int | None,
         facts: Mapping[str, Any],
     ) -> None:
         """Write the round's entry into the record and commit the round.
 
-        seconds: that training took. message_bytes: what a client sends and is sent. facts: more for the round's entry.
+        seconds: that training took ("train"), and judging. message_bytes: what a client sends and is sent. facts: more
+        for the round's entry.
         """
+        judged = self.store.functional(number)
         add_round(
             run.record,
             number,
@@ -270,10 +272,12 @@ class Federation:
             outcome.combined,
             outcome.quarantined,
             outcome.start,
-            {"train": seconds, "aggregate": outcome.seconds},
+            {**seconds, "aggregate": outcome.seconds},
             stage=self.stage(number).name,
             message_bytes=message_bytes,
-            functional=self.store.functional(number),
+            functional=judged.evidence,
+            effects={client: asdict(effect) for client, effect in judged.effects.items()},
+            judging=judged.facts,
         )
         run.record.rounds[-1] |= dict(facts)
         self.store.commit(number, outcome.state, run.record, outcome.memory)
@@ -287,7 +291,7 @@ class Federation:
     ) -> None:
         """Commit a round that was trained on the server's own data: the update is the new global adapter.
 
-        seconds, facts: as for `commit`.
+        seconds: that training took. facts: as for `commit`.
         """
         combined = Aggregate(update.state, modules=run.record.modules, diagnosis=run.record.diagnosis)
         name, times = self.stage(number).name, {"train": seconds}

@@ -149,13 +149,12 @@ class RoundLoop:
         sent = self.transport.train(ask)
         if not sent.complete:
             return False
+        judged = self._judge(ask) if self.args.judged else {}
         with self.processes.all_or_none():
-            if self.args.functional_judges and not self.store.functional(number):
-                self._judge(ask)
             if federation.method.needs_server:
                 self._train_server(ask)
             if self.processes.first:
-                seconds = time.perf_counter() - began
+                seconds = {"train": time.perf_counter() - began - judged.get("judge", 0.0), **judged}
                 outcome = federation.outcome(run, number, cohort)
                 facts = {**sent.facts, **federation.stage_facts(number, cohort, self.transport.message_bytes)}
                 federation.commit(
@@ -163,12 +162,18 @@ class RoundLoop:
                 )
         return True
 
-    def _judge(self, ask: Ask) -> None:
-        """Take functional evidence on the open round's updates and leave it beside them."""
-        if self.processes.first or self.processes.together:
-            found = self.transport.judge(ask)
+    def _judge(self, ask: Ask) -> dict[str, float]:
+        """Take functional evidence on the open round's updates and leave it beside them; {"judge": seconds of it}."""
+        began = time.perf_counter()
+        if self.store.functional(ask.number).evidence:
+            return {}
+        found = self.transport.judge(ask)
+        if found is None:
+            return {}
+        with self.processes.all_or_none():
             if self.processes.first:
                 self.store.note_functional(ask.number, found)
+        return {"judge": time.perf_counter() - began}
 
     def _train_server(self, ask: Ask) -> None:
         """Train on the server's own data, as a client would, what the method compares clients with."""

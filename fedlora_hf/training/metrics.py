@@ -34,9 +34,7 @@ def held_out_metrics(
     """
     score = _causal_scores if task == "causal_lm" else _class_scores
     device = next(model.parameters()).device
-    rows = range(len(dataset))
-    batches = [rows[start : start + batch_size] for start in rows[::batch_size]]
-    own, idle = _share(batches, processes)
+    own, idle = shared_batches(len(dataset), batch_size, processes)
     # A loader without a generator of its own draws from the global one, even when it shuffles nothing.
     loader: DataLoader[Any] = DataLoader(dataset, batch_sampler=own, collate_fn=collate, generator=torch.Generator())  # type: ignore[arg-type]
 
@@ -68,8 +66,9 @@ def held_out_metrics(
     }
 
 
-def _share(batches: list[range], processes: "Processes | None") -> tuple[list[range], int]:
+def shared_batches(rows: int, batch_size: int, processes: "Processes | None") -> tuple[list[range], int]:
     """(the batches of this process, how many at the end only keep it in step with the others and do not count)."""
+    batches = [range(rows)[start : start + batch_size] for start in range(0, rows, batch_size)]
     if processes is None:
         return batches, 0
     number, count = processes.share

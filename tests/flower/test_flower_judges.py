@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from flwr.app import Message, MetricRecord, RecordDict
-from local_grid import NODES, Config, plain, run
+from local_grid import Config, plain, run
 
 from fedlora_hf.errors import ConfigError, UpdateError
 from fedlora_hf.flower.exchange import Reply
@@ -14,7 +14,7 @@ from fedlora_hf.flower.judging import JUDGE, LOSSES, read_losses
 from fedlora_hf.flower.node import _items
 from fedlora_hf.rounds.judges import BROKEN
 
-PART = {"0": "", "1": "ada"}
+PART = {"0": 0, "1": "ada"}
 
 
 def answer(losses: dict[str, object]) -> Reply:
@@ -22,7 +22,7 @@ def answer(losses: dict[str, object]) -> Reply:
 
 
 def test_losses_are_read_under_the_keys_that_were_asked_for() -> None:
-    assert read_losses(answer({"0": 2.5, "1": 3}), PART) == {"": 2.5, "ada": 3.0}
+    assert read_losses(answer({"0": 2.5, "1": 3}), PART) == {0: 2.5, "ada": 3.0}
 
 
 @pytest.mark.parametrize(
@@ -55,47 +55,63 @@ def test_no_answer_and_no_losses_are_refused() -> None:
 
 @pytest.fixture
 def judged(config: Config) -> Config:
-    return {**config, "aggregation": "clair", "num_rounds": 1, "functional_judges": 2}
+    nodes = {"num_clients": 6, "min_nodes": 6}
+    return {**config, **nodes, "aggregation": "clair", "num_rounds": 1, "local_steps": 6, "functional_judges": 5}
+
+
+SIX = {100 + place: {"partition-id": place, "num-partitions": 6} for place in range(6)}
 
 
 @pytest.mark.usefixtures("as_server", "bare_output")
+@pytest.mark.filterwarnings("ignore::fedlora_hf.errors.ConvergenceWarning")
 def test_clients_judge_as_fedlora_train_does_and_are_told(
     judged: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Everybody judges, so the panel is the same; its losses are."""
     with caplog.at_level(logging.INFO, "flwr"):
-        done, grid = run(judged)
+        done, grid = run(judged, nodes=SIX)
     here = plain(judged, tmp_path / "plain").run.record
-    for client, facts in here.clients.items():
-        theirs, mine = facts["evidence"]["functional"], done.record.clients[client]["evidence"]["functional"]
-        assert mine == pytest.approx(theirs, rel=1e-4)
+    mine, theirs = done.record.rounds[0], here.rounds[0]
+    assert len(theirs["effects"]) == 6
+    for client, effect in theirs["effects"].items():
+        assert mine["effects"][client] == pytest.approx(effect, rel=1e-4, abs=1e-6)
+        here_said, there_said = here.clients[client]["evidence"], done.record.clients[client]["evidence"]
+        assert there_said["functional"]["score"] == pytest.approx(here_said["functional"]["score"], rel=1e-3, abs=1e-6)
+    assert mine["judging"]["judges"] == theirs["judging"]["judges"]
+    assert min(mine["judging"]["bytes_down"].values()) > 6 * mine["bytes_up"]["client-00"]
     judges = [node for node, kind in grid.sent if kind == JUDGE]
-    assert len(judges) == len(set(judges)) == 3
-    assert "client-00: up to 2 other clients are sent its update to score, and could keep it" in caplog.text
-    assert "this node scores 4 adapters that other clients trained, and could keep a copy of them" in caplog.text
+    assert len(judges) == 2 * len(mine["judging"]["judges"])  # nine adapters, eight of them in the first message
+    assert "client-00: up to 5 other clients are sent its update to score, and could keep it" in caplog.text
+    assert "adapters made of other clients' updates, and could keep a copy" in caplog.text
 
 
 @pytest.mark.usefixtures("as_server", "bare_output")
-def test_off_unless_the_run_says_so(config: Config) -> None:
-    _, grid = run({**config, "aggregation": "clair", "num_rounds": 1})
+@pytest.mark.parametrize("asked", [{}, {"functional_judges": "auto"}, {"functional_judges": 0}])
+@pytest.mark.filterwarnings("ignore::fedlora_hf.errors.ConvergenceWarning")
+def test_off_unless_the_run_names_a_number(config: Config, asked: Config) -> None:
+    done, grid = run({**config, "aggregation": "clair", "num_rounds": 1, **asked})
     assert JUDGE not in {kind for _, kind in grid.sent}
+    assert "judging" not in done.record.rounds[0]
 
 
 @pytest.mark.usefixtures("as_server", "bare_output")
+@pytest.mark.filterwarnings("ignore::fedlora_hf.errors.ConvergenceWarning")
 def test_a_judge_that_lies_about_a_loss_is_dropped_and_recorded(judged: Config) -> None:
     def lie(node: int, reply: Message) -> Message:
         if node == 101 and LOSSES in reply.content and "global" not in reply.content:
             reply.content[LOSSES]["0"] = float("nan")
         return reply
 
-    done, _ = run({**judged, "functional_judges": 3}, lie)
+    done, _ = run(judged, lie, SIX)
     assert "loss of adapter 0 is nan" in done.record.clients["client-01"]["dropped"]["judging"]
-    assert done.round == 1
+    assert "client-01" not in done.record.rounds[0]["judging"]["judges"]
+    assert done.record.rounds[0]["effects"]["client-00"]["judges"] == 4
 
 
 @pytest.mark.usefixtures("as_server", "bare_output")
+@pytest.mark.filterwarnings("ignore::fedlora_hf.errors.ConvergenceWarning")
 def test_a_node_that_will_not_be_judged_takes_no_part(judged: Config) -> None:
-    nodes = {**NODES, 102: {**NODES[102], "judging": False}}
-    done, _ = run(judged, nodes=nodes)
+    done, _ = run(judged, nodes={**SIX, 102: {**SIX[102], "judging": False}})
     assert "judging=false: this run sends a client's updates to other clients" in done.record.quarantined["client-02"]
 
 
