@@ -31,6 +31,8 @@ def print_summary(record: RunRecord, folder: str, console: Console | None = None
         if means:
             told = f" ({record.data['metrics']})" if record.data.get("metrics") else ""
             console.print(Text(f"{when}, {kind} adapter{told}: {_numbers(means)}"), soft_wrap=True)
+    if said := record.method_info.get("global_adapter"):
+        console.print(Text(f"the global adapter is {said}"), soft_wrap=True)
     verdict = record.diagnosis.get("summary")
     if verdict:
         console.print(Text(verdict), soft_wrap=True)

@@ -56,6 +56,8 @@ class FlowerRun:
             run = self.loop.train(self.args.resume_from)
             self.loop.evaluate()
             self.loop.write(str(self.args.output_dir))
+        if said := run.record.method_info.get("global_adapter"):
+            logger.warning("the global adapter is %s", said)
         if self.args.push_to_hub:
             self.publisher.push("End of training")
         return run

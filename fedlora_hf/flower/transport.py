@@ -34,7 +34,7 @@ from fedlora_hf.flower.replies import (
 from fedlora_hf.flower.roster import Roster, addressed
 from fedlora_hf.flower.roster_file import read_roster
 from fedlora_hf.flower.settings import Settings
-from fedlora_hf.flower.share import check_rank, travelling
+from fedlora_hf.flower.share import check_rank, global_adapter, travelling
 from fedlora_hf.flower.wire import SCAFFOLD, holds, put, put_tensors, take, take_tensors, tensor_bytes
 from fedlora_hf.launch.processes import Processes
 from fedlora_hf.loading import limited, load_base, load_server_data
@@ -85,6 +85,8 @@ class FlowerTransport:
             },
         }
         record = opening(args, self.method, facts, {}, slot_facts(self.slot, args.adapter))
+        if self.method.keeps:
+            record.method_info["global_adapter"] = global_adapter(self.method)
         record.versions["flwr"] = importlib.metadata.version("flwr")
         return record
 

@@ -26,7 +26,8 @@ class RunRecord:
     """Everything worth knowing of a run. Fields hold plain JSON values only; numbers that are not finite become null.
 
     kind: "train", "demo" or "aggregate". method: name of the aggregation method; method_info: its title, paper, what
-        it averages. options: settings of the run that differ from their defaults, and the method's own options.
+        it averages, what its global adapter is where it has none of its own. options: settings of the run that differ
+        from their defaults, and the method's own options.
     model: {"name_or_path", "task", "dtype", "parameters"}. adapter: {"kind", "r", "alpha", "rslora", "target_modules",
         "parameters"}. data: {"dataset", "partition_by", "num_examples", "duplicates_removed", ...}.
     rounds: one entry a committed round: {"round", "stage", "cohort", "collaborative", "flagged", "quarantined",

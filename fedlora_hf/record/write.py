@@ -43,6 +43,7 @@ def opening(
             "paper": method.paper,
             "averages": method.averages,
             "counts": SAID[method.counts],
+            **({"global_adapter": method.global_adapter} if method.global_adapter else {}),
         },
         options=plain(args.changed()),
         command=redacted([Path(sys.argv[0]).name.replace("__main__.py", "fedlora"), *sys.argv[1:]]),

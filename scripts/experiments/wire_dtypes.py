@@ -2,11 +2,11 @@
 
 Twelve clients, four of them contaminated, four rounds of twenty steps, as `fedlora demo` has them; the same ClientApp,
 ServerApp and messages as between machines, handed over within this process. For every seed, method and wire_dtype: the
-bytes of updates and adapters that were sent, up and down, and the benign clients' loss under the global adapter on their
-own test lines. With fedavg what rounding lost is carried over to the next round; with clair, which factors its aggregate
-anew in every round, it is not.
+bytes of updates and adapters that were sent, up and down, and the benign clients' loss under the global adapter on
+their own test lines. With fedavg what rounding lost is carried over to the next round; with clair, which factors its
+aggregate anew in every round, it is not.
 
-    python -m scripts.experiments.wire_dtypes --seeds 3 --csv docs/results/wire/wire.csv
+    python -m scripts.experiments.wire_dtypes --seeds 0 1 2 --csv docs/results/wire/wire.csv
 
 Run again, it goes on where it was.
 """
@@ -102,7 +102,7 @@ def summary(rows: Iterable[dict[str, Any]]) -> list[dict[str, object]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--csv", type=Path, required=True)
     args = parser.parse_args()
     from flwr.supercore.task_identity import TaskIdentity
@@ -113,7 +113,7 @@ def main() -> None:
     args.csv.parent.mkdir(parents=True, exist_ok=True)
     rows = list(csv.DictReader(args.csv.open(encoding="utf-8"))) if args.csv.is_file() else []
     done = {tuple(row[key] for key in KEYS) for row in rows}
-    for seed in range(args.seeds):
+    for seed in args.seeds:
         cases = [(m, d) for m in METHODS for d in DTYPES if (str(seed), m, d) not in done]
         with tempfile.TemporaryDirectory() as scratch:
             folder, tokenizer, clients = Path(scratch), letter_tokenizer(), federation(seed)
