@@ -210,6 +210,12 @@ STEPS = (
     ),
     Step("engines", "python -m scripts.benchmarks.engines --csv docs/benchmarks/engines.csv", 10, "benchmarks.md"),
     Step(
+        "wire_dtypes",
+        "python -m scripts.experiments.wire_dtypes --seeds 0 1 2 --csv docs/results/wire/wire.csv",
+        5,
+        "flower.md",
+    ),
+    Step(
         "deployment",
         "python -m scripts.checks.deployment_check --model_name_or_path {base} --markdown docs/deployment_check.md",
         10,
