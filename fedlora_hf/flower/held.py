@@ -24,6 +24,8 @@ XOR = "fedlora.xor"
 SLOTS = {"start": "held.start", "global": "held.start", "frozen": "held.frozen"}
 # Adapters that the server keeps for nodes that were away for some rounds [our choice].
 REMEMBERED = 4
+# Bytes of an adapter that a node keeps: `Context.state` reaches every process of its in one message of at most 2 GiB.
+LARGEST_HELD = 512 * 1024**2
 # Fast: the bits that differ are noise but for the first bytes of a number, so more effort finds hardly more.
 EFFORT = 1
 
@@ -113,7 +115,9 @@ def restored(content: RecordDict, memory: RecordDict) -> bool:
                 return False
             content[f"{name}.arrays"] = arrays
             del content[f"{name}.change"]
-        memory[f"{slot}.arrays"] = arrays
+        memory.pop(f"{slot}.arrays", None)
+        if size(arrays) <= LARGEST_HELD:
+            memory[f"{slot}.arrays"] = arrays
     return True
 
 

@@ -82,6 +82,17 @@ def test_a_node_that_holds_the_base_restores_it_and_one_that_does_not_says_so() 
     assert downlink.put(RecordDict(), "global", second, "bob") == size(second.arrays)
 
 
+def test_an_adapter_too_large_to_be_kept_is_sent_whole_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    downlink, memory, parcel = Downlink(), RecordDict(), Parcel.of(state(1))
+    monkeypatch.setattr("fedlora_hf.flower.held.LARGEST_HELD", size(parcel.arrays) - 1)
+    for _ in range(2):
+        content = RecordDict()
+        assert downlink.put(content, "start", parcel, "ada") == size(parcel.arrays)
+        assert restored(content, memory)
+        downlink.heard("ada", {"holds": holdings(memory)})
+    assert not memory
+
+
 @pytest.mark.parametrize("said", [{}, {"holds": "x"}, {"holds": [1, None]}, {"holds": ["0" * 32] * 1000}])
 def test_what_a_node_says_it_holds_is_no_more_than_a_hint(said: dict[str, object]) -> None:
     downlink, parcel = Downlink(), Parcel.of(state(1))
