@@ -70,7 +70,7 @@ def train(content: RecordDict, context: Context) -> RecordDict:
         logger.warning("%s: up to %d other clients are sent its update to score, and could keep it", name, judges)
     memory = context.state
     fresh = {"fresh": not holds(memory, KEPT), "fresh_residual": not holds(memory, RESIDUAL)}
-    reply = RecordDict({"config": ConfigRecord({"client_id": name, "holds": holdings(memory), **fresh})})
+    reply = RecordDict({"config": ConfigRecord({"client_id": name, **_holding(memory), **fresh})})
     _stays(context.node_config, method)  # said now rather than at the end
     sent = take(content, "start")
     start = with_remembered(fit(sent, trainer), memory, method.keeps)
@@ -105,7 +105,7 @@ def evaluate(content: RecordDict, context: Context) -> RecordDict:
     name, trainer, _ = _at_work(context.run_config, node)
     method = method_named(trainer.args.aggregation)
     global_state = headed(take(content, "global"), trainer)
-    said: dict[str, Any] = {"client_id": name, "holds": holdings(context.state)}
+    said: dict[str, Any] = {"client_id": name, **_holding(context.state)}
     reply = RecordDict({"config": ConfigRecord(said)})
     reply["global"] = MetricRecord(dict(trainer.test_metrics({name: global_state}).get(name, {})))
     order: Any = content["config"]
@@ -147,6 +147,12 @@ def _may_judge(node: Mapping[str, Value]) -> None:
             "judging=false: this run sends a client's updates to other clients to score; the run must leave "
             "functional_judges out, or the node this key"
         )
+
+
+def _holding(memory: RecordDict) -> dict[str, Any]:
+    """What the next message may build on, for an answer; a list without items has no type in a message."""
+    held = holdings(memory)
+    return {"holds": held} if held else {}
 
 
 def _lacking() -> RecordDict:
