@@ -71,14 +71,12 @@ def judged(
     return functional_evidence(*rows, {c: {j: row[j] for j in chosen} for c, row in mixed.items()}, found.influence)
 
 
-def told(
-    federation: Federation, known: Known, sent: Mapping[str, AdapterState], found: Aggregate, how: Functional
-) -> Row:
-    """Who is flagged with and without the judges, the scores on both sides of the gap, and the global loss then."""
+def told(known: Known, found: Aggregate, how: Functional, both: Aggregate, losses: tuple[float, float]) -> Row:
+    """Who is flagged and what is left of influence without and with the judges (`found`, `both`), the scores on both
+    sides of the gap, and the loss of the honest."""
     bad = set(known.own)
     scores = {client: evidence.score for client, evidence in how.evidence.items()}
     by_judges = {client for client, evidence in how.evidence.items() if evidence.flagged}
-    both = combined("clair", sent, functional=how.evidence)
     kept = {
         f"{who}_kept_{when}": round(statistics.mean(it.influence[name] for name in names), 4) if names else ""
         for when, it in (("updates", found), ("both", both))
@@ -97,9 +95,34 @@ def told(
         "lowest_contaminated": round(min((scores[name] for name in bad), default=0.0), 4) if bad else "",
         "change": round(statistics.median(changes), 4) if changes else "",
         **kept,
-        "loss_updates": round(federation.score(found.state, sorted(known.honest), "test")[0], 4),
-        "loss_both": round(federation.score(both.state, sorted(known.honest), "test")[0], 4),
+        "loss_updates": round(losses[0], 4),
+        "loss_both": round(losses[1], 4),
     }
+
+
+def cell(federation: Federation, attack: str, count: int) -> list[Row]:
+    """One row a panel and manner of judging."""
+    known = knowledge(federation, count)
+    sent = cohort(federation, attack, known)
+    found = combined("clair", sent)
+    beside, mixed = matrix(federation, found, sent)
+    honest, reached, rows = sorted(known.honest), dict[tuple[float, ...], float](), list[Row]()
+
+    def loss(it: Aggregate) -> float:
+        """Of the honest; equal weights give equal adapters, which are scored once."""
+        key = tuple(it.weights.values())
+        if key not in reached:
+            reached[key] = federation.score(it.state, honest, "test")[0]
+        return reached[key]
+
+    for panel in PANELS:
+        for manner in MANNERS if count else MANNERS[:1]:
+            said = mixed if manner == "sound" else lied(beside, mixed, set(known.own))
+            how = judged(found, panel, beside, said, federation.seed)
+            both = combined("clair", sent, functional=how.evidence)
+            key = {"seed": federation.seed, "attack": attack, "contaminated": count, "panel": panel, "judging": manner}
+            rows.append(key | told(known, found, how, both, (loss(found), loss(both))))
+    return rows
 
 
 def rows_of(seed: int, args: argparse.Namespace) -> Iterator[Row]:
@@ -111,17 +134,7 @@ def rows_of(seed: int, args: argparse.Namespace) -> Iterator[Row]:
             federation = federation or Federation(
                 seed, REGIMES["scarce"], args.cache, 4 if args.quick else CLIENTS, 1 if args.quick else MOST
             )
-            known = knowledge(federation, count)
-            sent = cohort(federation, attack, known)
-            found = combined("clair", sent)
-            beside, mixed = matrix(federation, found, sent)
-            rows: list[Row] = []
-            for panel in PANELS:
-                for manner in MANNERS if count else MANNERS[:1]:
-                    said = mixed if manner == "sound" else lied(beside, mixed, set(known.own))
-                    how = judged(found, panel, beside, said, seed)
-                    key = {"seed": seed, "attack": attack, "contaminated": count, "panel": panel, "judging": manner}
-                    rows.append(key | told(federation, known, sent, found, how))
+            rows = cell(federation, attack, count)
             write_atomically(place, json.dumps(rows).encode())
             print(*rows, sep="\n", flush=True)
         yield from json.loads(place.read_text(encoding="utf-8"))
