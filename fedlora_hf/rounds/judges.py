@@ -19,8 +19,9 @@ from fedlora_hf.update import AdapterState
 MIXED = 0.5
 # Help is a measure where the typical client's share lowers others' loss by at least this part of it.
 LEAST_HELP = 0.01
-# A client is flagged when its share takes more than this part of what the whole round gives the others.
-HARM = 0.1
+# A client is flagged when its share takes more than this part of what the whole round gives the others. Its influence
+# falls long before (`numerics.clair.influence.trust`): single honest clients with few examples harm others too.
+HARM = 0.3
 # What counts as a loss that is not finite, in nats.
 BROKEN = 1e6
 

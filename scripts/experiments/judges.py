@@ -32,7 +32,7 @@ from scripts.experiments.tables import write_csv
 Row = dict[str, Any]
 Losses = dict[str, float]
 PANELS, MANNERS = ("all", "5"), ("sound", "lies")
-TUNED = (10, 11, 12)  # seeds that were looked at while the rule was made
+TUNED = (10, 11, 20)  # seeds that were looked at while the rule was made
 
 
 def losses(federation: Federation, state: AdapterState) -> Losses:
@@ -71,14 +71,17 @@ def judged(
     return functional_evidence(*rows, {c: {j: row[j] for j in chosen} for c, row in mixed.items()}, found.influence)
 
 
-def told(
-    federation: Federation, known: Known, sent: Mapping[str, AdapterState], found: Aggregate, how: Functional
-) -> Row:
-    """Who is flagged with and without the judges, the scores on both sides of the gap, and the global loss then."""
+def told(known: Known, found: Aggregate, how: Functional, both: Aggregate, losses: tuple[float, float]) -> Row:
+    """Who is flagged and what is left of influence without and with the judges (`found`, `both`), the scores on both
+    sides of the gap, and the loss of the honest."""
     bad = set(known.own)
     scores = {client: evidence.score for client, evidence in how.evidence.items()}
     by_judges = {client for client, evidence in how.evidence.items() if evidence.flagged}
-    both = combined("clair", sent, functional=how.evidence)
+    kept = {
+        f"{who}_kept_{when}": round(statistics.mean(it.influence[name] for name in names), 4) if names else ""
+        for when, it in (("updates", found), ("both", both))
+        for who, names in (("contaminated", bad), ("honest", known.honest))
+    }
     changes = [effect.change for client, effect in how.effects.items() if client in bad]
     return {
         "usable": int(any(evidence.threshold is not None for evidence in how.evidence.values())),
@@ -91,9 +94,35 @@ def told(
         "highest_honest": round(max(scores[name] for name in known.honest), 4),
         "lowest_contaminated": round(min((scores[name] for name in bad), default=0.0), 4) if bad else "",
         "change": round(statistics.median(changes), 4) if changes else "",
-        "loss_updates": round(federation.score(found.state, sorted(known.honest), "test")[0], 4),
-        "loss_both": round(federation.score(both.state, sorted(known.honest), "test")[0], 4),
+        **kept,
+        "loss_updates": round(losses[0], 4),
+        "loss_both": round(losses[1], 4),
     }
+
+
+def cell(federation: Federation, attack: str, count: int) -> list[Row]:
+    """One row a panel and manner of judging."""
+    known = knowledge(federation, count)
+    sent = cohort(federation, attack, known)
+    found = combined("clair", sent)
+    beside, mixed = matrix(federation, found, sent)
+    honest, reached, rows = sorted(known.honest), dict[tuple[float, ...], float](), list[Row]()
+
+    def loss(it: Aggregate) -> float:
+        """Of the honest; equal weights give equal adapters, which are scored once."""
+        key = tuple(it.weights.values())
+        if key not in reached:
+            reached[key] = federation.score(it.state, honest, "test")[0]
+        return reached[key]
+
+    for panel in PANELS:
+        for manner in MANNERS if count else MANNERS[:1]:
+            said = mixed if manner == "sound" else lied(beside, mixed, set(known.own))
+            how = judged(found, panel, beside, said, federation.seed)
+            both = combined("clair", sent, functional=how.evidence)
+            key = {"seed": federation.seed, "attack": attack, "contaminated": count, "panel": panel, "judging": manner}
+            rows.append(key | told(known, found, how, both, (loss(found), loss(both))))
+    return rows
 
 
 def rows_of(seed: int, args: argparse.Namespace) -> Iterator[Row]:
@@ -105,17 +134,7 @@ def rows_of(seed: int, args: argparse.Namespace) -> Iterator[Row]:
             federation = federation or Federation(
                 seed, REGIMES["scarce"], args.cache, 4 if args.quick else CLIENTS, 1 if args.quick else MOST
             )
-            known = knowledge(federation, count)
-            sent = cohort(federation, attack, known)
-            found = combined("clair", sent)
-            beside, mixed = matrix(federation, found, sent)
-            rows: list[Row] = []
-            for panel in PANELS:
-                for manner in MANNERS if count else MANNERS[:1]:
-                    said = mixed if manner == "sound" else lied(beside, mixed, set(known.own))
-                    how = judged(found, panel, beside, said, seed)
-                    key = {"seed": seed, "attack": attack, "contaminated": count, "panel": panel, "judging": manner}
-                    rows.append(key | told(federation, known, sent, found, how))
+            rows = cell(federation, attack, count)
             write_atomically(place, json.dumps(rows).encode())
             print(*rows, sep="\n", flush=True)
         yield from json.loads(place.read_text(encoding="utf-8"))
@@ -135,7 +154,10 @@ def table(rows: Sequence[Mapping[str, str]], panel: str, manner: str) -> str:
             return sum(int(row[name]) for row in cell)
 
         low = [float(row["lowest_contaminated"]) for row in cell if row["lowest_contaminated"]]
-        losses = [statistics.mean(float(row[name]) for row in cell) for name in ("loss_updates", "loss_both")]
+        pairs = []
+        for name in ("contaminated_kept", "honest_kept", "loss"):
+            values = [[float(r[f"{name}_{when}"]) for r in cell if r[f"{name}_{when}"]] for when in ("updates", "both")]
+            pairs.append(", ".join(f"{statistics.mean(found):.2f}" if found else "-" for found in values))
         lines.append(
             [
                 f"{attack}, {count}",
@@ -144,11 +166,12 @@ def table(rows: Sequence[Mapping[str, str]], panel: str, manner: str) -> str:
                 f"{total('judges_wrong')} of {clients - every}",
                 f"{max(float(row['highest_honest']) for row in cell):.2f}",
                 f"{min(low):.2f}" if low else "-",
-                f"{losses[0]:.2f}, {losses[1]:.2f}",
+                *pairs,
             ]
         )
     head = ["attack, contaminated", "usable", "found by updates", "by judges", "by both", "honest flagged by judges"]
-    return grid([*head, "highest honest", "lowest contaminated", "loss without, with judges"], lines)
+    head += ["highest honest score", "lowest contaminated"]
+    return grid([*head, *(f"{what} without, with judges" for what in ("their influence", "honest", "loss"))], lines)
 
 
 def write_report(folder: Path) -> None:
@@ -168,7 +191,7 @@ def write_report(folder: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12, 20, 21, 22])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 20, 21, 22])
     parser.add_argument("--quick", action="store_true", help="four clients, one attack, to see that it runs")
     parser.add_argument("--report", action="store_true", help="only write the tables")
     parser.add_argument("--cache", type=Path, required=True, help="the cache of influence.py")

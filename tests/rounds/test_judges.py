@@ -42,7 +42,7 @@ def flagged(found: Functional) -> set[str]:
 
 
 def test_whoever_undoes_what_the_round_gives_is_flagged_and_nobody_else() -> None:
-    found = found_in(losses({"client-03": 3.0, "client-07": 2.2}))
+    found = found_in(losses({"client-03": 3.0, "client-07": 2.8}))
     assert flagged(found) == {"client-03", "client-07"}
     assert found.evidence["client-03"].score == pytest.approx((3.0 - 1.4) / 4, abs=1e-3)
     assert found.evidence["client-00"].threshold == HARM
