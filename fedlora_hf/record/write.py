@@ -111,8 +111,7 @@ def add_round(
     """Append what a round did, and bring the verdict on every client up to date.
 
     start: the adapter the round began with, None if there was none. message_bytes: what a client sends and is sent;
-    default the whole of what it sent. functional, effects, judging: what others' losses said of every client, and who
-    was heard at what cost; None where nobody was asked.
+    default the whole of what it sent. functional, effects, judging: what others' losses said of whom, and their cost.
     """
     norms, cosines = compared(updates, start, combined.state)
     record.rounds.append(
@@ -144,10 +143,9 @@ def add_round(
             "changed": {} if start is None else component_changes(start, combined.state),
             "seconds": dict(seconds),
             "metrics": {},
+            **({"effects": plain(effects), "judging": plain(judging or {})} if effects else {}),
         }
     )
-    if effects:
-        record.rounds[-1] |= {"effects": plain(effects), "judging": plain(judging or {})}
     record.modules = plain(thinned_modules(combined.modules, len(updates)))
     record.diagnosis = plain(combined.diagnosis)
     record.similarity = cosines
