@@ -125,6 +125,10 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
             self.personal_steps = 20 if self.pipeline == "fedlora_optimizer" else 0
         self.aggregation_options = read_options(method_named(self.aggregation), self.aggregation_options)
         self.contaminate = _names(self.contaminate)
+        if self.functional_judges is None:
+            self.functional_judges = "auto"
+        elif str(self.functional_judges).strip().isdecimal():
+            self.functional_judges = int(self.functional_judges)  # a flag's text arrives as it is
 
     def _check_together(self) -> None:
         """ConfigError for values that do not go together."""
@@ -152,7 +156,7 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
                 raise ConfigError(f"{kind}_dataset and {kind}_split: both say what the {kind} data are; pass one")
         if self.partition_by in ("iid", "dirichlet") and self.dataset and self.num_clients is None:
             raise ConfigError(f"partition_by={self.partition_by} without num_clients: it needs one; pass --num_clients")
-        if self.dp_clip is not None and self.functional_judges:
+        if self.dp_clip is not None and self.functional_judges not in (0, "auto"):
             raise ConfigError(
                 f"functional_judges={self.functional_judges}: reads other clients' losses, which no noise covers; "
                 "leave it out, or dp_clip"
@@ -218,6 +222,13 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
             )
         if self.dp_seed is not None:
             raise ConfigError(f"dp_seed={self.dp_seed}: voids the guarantee that dp_max_epsilon bounds; leave out one")
+
+    @property
+    def judged(self) -> bool:
+        """Whether others' losses may be looked at: by default where clair is told of them, all
+        clients are one group and no noise must cover."""
+        alone = self.clusters == "1" and self.dp_clip is None
+        return self.functional_judges != 0 and self.aggregation == "clair" and alone
 
     @property
     def contaminated(self) -> dict[str, Contamination]:

@@ -105,6 +105,20 @@ STEPS = (
         1,
         "results/influence/README.md",
     ),
+    Step("judges", "python -m scripts.experiments.judges --cache {cache}/attacks", 20, "results/judges/README.md"),
+    Step(
+        "judges_report",
+        "python -m scripts.experiments.judges --cache {cache}/attacks --report",
+        1,
+        "results/judges/README.md",
+    ),
+    Step(
+        "judges_rounds",
+        "python -m scripts.experiments.rounds --seed 10 --seeds 3 --regimes scarce --methods clair 'clair, functional' "
+        "--cache {cache}/attacks --output_dir docs/results/judges/rounds",
+        15,
+        "results/judges/README.md",
+    ),
     Step(
         "rounds",
         "python -m scripts.experiments.rounds --seeds 4 --cache {cache}/attacks",
@@ -237,6 +251,12 @@ STEPS = (
     Step("scoring", "python -m scripts.benchmarks.scoring --csv docs/benchmarks/scoring.csv", 2, "benchmarks.md"),
     Step("lockstep", "python -m scripts.benchmarks.lockstep --csv docs/benchmarks/lockstep.csv", 2, "benchmarks.md"),
     Step("engines", "python -m scripts.benchmarks.engines --csv docs/benchmarks/engines.csv", 10, "benchmarks.md"),
+    Step(
+        "wire_dtypes",
+        "python -m scripts.experiments.wire_dtypes --seeds 0 1 2 --csv docs/results/wire/wire.csv",
+        5,
+        "flower.md",
+    ),
     Step(
         "deployment",
         "python -m scripts.checks.deployment_check --model_name_or_path {base} --markdown docs/deployment_check.md",

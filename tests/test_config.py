@@ -189,3 +189,21 @@ def test_checkpointing_has_one_meaning_under_its_old_and_its_new_name() -> None:
             args = config(**{name: value})
             assert args.activation_checkpointing is args.gradient_checkpointing is value
     assert config().activation_checkpointing is False
+
+
+@pytest.mark.parametrize(("given", "kept"), [("auto", "auto"), (None, "auto"), ("5", 5), (5, 5), (0, 0), ("0", 0)])
+def test_judges_are_a_number_or_auto(given: Any, kept: Any) -> None:
+    assert config(functional_judges=given, aggregation="clair").functional_judges == kept
+
+
+@pytest.mark.parametrize("given", ["some", "-1", -1, 1.5, "1.5"])
+def test_judges_of_another_kind_are_refused(given: Any) -> None:
+    with pytest.raises(ConfigError, match="must be auto or a whole number of clients, 0 or more; 0 judges on"):
+        config(functional_judges=given, aggregation="clair")
+
+
+def test_losses_are_looked_at_where_clair_is_told_of_them_and_no_noise_must_cover() -> None:
+    assert config(aggregation="clair").judged
+    assert not config(aggregation="fedavg").judged
+    assert not config(aggregation="clair", functional_judges=0).judged
+    assert not config(aggregation="clair", dp_clip=1.0).judged

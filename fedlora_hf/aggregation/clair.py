@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedlora_hf.aggregation.cohort import Cohort
 from fedlora_hf.aggregation.counts import limited
-from fedlora_hf.aggregation.over_rounds import combined, found_in, speaks_now, suspicion, verdict
+from fedlora_hf.aggregation.over_rounds import combined, found_in, suspicion, trusted_now, verdict
 from fedlora_hf.methods.clair import ClairOptions
 from fedlora_hf.numerics import clair as numerics
 from fedlora_hf.numerics import lowrank
@@ -78,7 +78,7 @@ def clair(cohort: Cohort, options: ClairOptions) -> Aggregate:
         cohort.target_rank,
         options,
         verdict=partial(verdict, cohort),
-        against=speaks_now(cohort),
+        trusted=trusted_now(cohort, options.influence),
         held=partial(held, cohort),
     )
     weights = dict(zip(cohort.ids, solution.shares.tolist(), strict=True))

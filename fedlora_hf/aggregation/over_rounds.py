@@ -13,6 +13,7 @@ from torch import Tensor
 from fedlora_hf.aggregation.cohort import Cohort
 from fedlora_hf.numerics import clair as numerics
 from fedlora_hf.numerics.clair.evidence import Judgement
+from fedlora_hf.numerics.clair.influence import trust
 from fedlora_hf.numerics.evidence import Evidence, Kind
 
 Found = Mapping[str, Mapping[str, Evidence]]
@@ -49,10 +50,14 @@ def _rounds(cohort: Cohort, this_round: Found) -> list[Found]:
     return [*(past.evidence for past in cohort.past), now]
 
 
-def speaks_now(cohort: Cohort) -> Tensor:
-    """(K,) bool: the functional evidence of this round alone is above its threshold."""
-    found = [cohort.functional.get(client) for client in cohort.ids]
-    return torch.tensor([item is not None and item.flagged for item in found])
+def trusted_now(cohort: Cohort, rule: str) -> Tensor | None:
+    """(K,) in [0, 1]: what the functional evidence of this round alone leaves of each client's influence; None where
+    there is none. Under the plain rule ("flags") all or, above the threshold, nothing."""
+    if not cohort.functional:
+        return None
+    found = [cohort.functional.get(client, Evidence(0.0, None)) for client in cohort.ids]
+    kept = [trust(*item) if rule == "taper" else float(not item.flagged) for item in found]
+    return torch.tensor(kept, dtype=torch.float64)
 
 
 def drift(now: Mapping[str, Evidence], past: Iterable[Mapping[str, Evidence]]) -> float | None:

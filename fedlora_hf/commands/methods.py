@@ -39,6 +39,7 @@ def _whole(method: Method) -> str:
     facts += ["clients start every round from fresh factors"] if method.restarts else []
     facts += ["made to withstand contaminated clients"] if method.robust else []
     facts += [SAID[method.counts]]
+    facts += [f"the global adapter is {method.global_adapter}"] if method.global_adapter else []
     facts += [f"needs {method.least_clients} usable updates"] if method.least_clients > 1 else []
     lines = [f"{method.name}: {method.title}", f"paper: {method.paper}", "; ".join(facts)]
     text = "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in lines)

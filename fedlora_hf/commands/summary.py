@@ -10,9 +10,10 @@ from rich.text import Text
 
 from fedlora_hf.aggregation.groups import FIRST
 from fedlora_hf.hub.tables import privacy_told
+from fedlora_hf.numerics.evidence import Kind
 from fedlora_hf.record.record import RunRecord
-from fedlora_hf.report.view import Run
-from fedlora_hf.report.words import suspicion_of, unseen
+from fedlora_hf.report.view import Run, effect
+from fedlora_hf.report.words import effect_of, judging, suspicion_of, unseen
 
 MAX_CLIENTS, MAX_SUSPICIOUS = 40, 8
 
@@ -31,6 +32,8 @@ def print_summary(record: RunRecord, folder: str, console: Console | None = None
         if means:
             told = f" ({record.data['metrics']})" if record.data.get("metrics") else ""
             console.print(Text(f"{when}, {kind} adapter{told}: {_numbers(means)}"), soft_wrap=True)
+    if said := record.method_info.get("global_adapter"):
+        console.print(Text(f"the global adapter is {said}"), soft_wrap=True)
     verdict = record.diagnosis.get("summary")
     if verdict:
         console.print(Text(verdict), soft_wrap=True)
@@ -41,6 +44,8 @@ def print_summary(record: RunRecord, folder: str, console: Console | None = None
         named = "; ".join(f"{client.title}: {suspicion_of(client)}" for client in run.suspicious[:MAX_SUSPICIOUS])
         more = len(run.suspicious) - MAX_SUSPICIOUS
         console.print(Text(f"near the line: {named}{f'; and {more} more' if more > 0 else ''}"), soft_wrap=True)
+    if said := judging(run):
+        console.print(Text(said), soft_wrap=True)
     if said := unseen(run):
         console.print(Text(f"nobody was flagged: {said}"), soft_wrap=True)
     if privacy := privacy_told(record.privacy):
@@ -87,7 +92,8 @@ def _verdict(record: RunRecord, client: str) -> str:
         return "flagged"
     kind = max(usable, key=lambda name: usable[name]["score"] / usable[name]["threshold"])
     score, threshold = usable[kind]["score"], usable[kind]["threshold"]
-    return f"flagged: {kind} {score:.2f}" + (f" > {threshold:.2f}" if score > threshold else ", flagged before")
+    told = f"flagged: {kind} {score:.2f}" + (f" > {threshold:.2f}" if score > threshold else ", flagged before")
+    return told if kind != Kind.FUNCTIONAL else f"{told}; {effect_of(effect(record.clients[client].get('effect')))}"
 
 
 def _weight(facts: Mapping[str, Any]) -> str:

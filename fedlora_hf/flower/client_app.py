@@ -39,6 +39,12 @@ def client_app(mods: Sequence[Any] = ()) -> ClientApp:
 
         return Message(node.evaluate(message.content, context), reply_to=message)
 
+    @app.evaluate("judge")
+    def judge(message: Message, context: Context) -> Message:
+        from fedlora_hf.flower import node
+
+        return Message(node.judge(message.content, context), reply_to=message)
+
     return app
 
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 from flwr.app import Message, RecordDict
@@ -13,6 +13,7 @@ from fedlora_hf.errors import one_line
 # Seconds between two looks for replies: short at first, because in a simulation they come at once.
 _SHORTEST, _LONGEST = 0.02, 1.0
 _AT_ONCE = 8
+_UNSENT = "the message could not be sent (too large, or the node is not known)"
 # What Flower's error codes mean to a person [flwr.common.constant.ErrorCode].
 _CODES = {
     1: "its ClientApp could not be loaded",
@@ -31,20 +32,26 @@ class Reply:
         self.node, self.content, self.failure = node, content, failure
 
 
-def exchange(grid: Grid, messages: Iterable[Message], seconds: float) -> Iterator[Reply]:
+def exchange(
+    grid: Grid, messages: Iterable[Message], seconds: float, again: Callable[[Reply], Message | None] | None = None
+) -> Iterator[Reply]:
     """Send every message, then give the replies as they come; who has not answered in time has a failure.
 
     A message is made when it is sent and forgotten then, so `messages` may be a generator. A reply counts for the node
-    that its question was sent to: the sender of an error is the SuperLink.
+    that its question was sent to: the sender of an error is the SuperLink. again: what is sent in answer to a reply,
+    which is then not given; None: nothing is.
     """
     asked: dict[str, int] = {}
-    for message in messages:
-        node = message.metadata.dst_node_id
+
+    def sent(message: Message) -> bool:
         ids = list(grid.push_messages([message]))
         if ids and ids[0]:
-            asked[ids[0]] = node
-        else:
-            yield Reply(node, None, "the message could not be sent (too large, or the node is not known)")
+            asked[ids[0]] = message.metadata.dst_node_id
+        return bool(ids and ids[0])
+
+    for message in messages:
+        if not sent(message):
+            yield Reply(message.metadata.dst_node_id, None, _UNSENT)
     end, pause = time.monotonic() + seconds, _SHORTEST
     while asked and time.monotonic() < end:
         came = False
@@ -52,8 +59,12 @@ def exchange(grid: Grid, messages: Iterable[Message], seconds: float) -> Iterato
             for message in grid.pull_messages(ids):
                 question = message.metadata.reply_to_message_id
                 if question in asked:
-                    came = True
-                    yield _reply(asked.pop(question), message)
+                    came, reply = True, _reply(asked.pop(question), message)
+                    further = None if again is None else again(reply)
+                    if further is None:
+                        yield reply
+                    elif not sent(further):
+                        yield Reply(reply.node, None, _UNSENT)
         pause = _SHORTEST if came else min(2 * pause, _LONGEST)
         if asked:
             time.sleep(pause)

@@ -56,6 +56,8 @@ class FlowerRun:
             run = self.loop.train(self.args.resume_from)
             self.loop.evaluate()
             self.loop.write(str(self.args.output_dir))
+        if said := run.record.method_info.get("global_adapter"):
+            logger.warning("the global adapter is %s", said)
         if self.args.push_to_hub:
             self.publisher.push("End of training")
         return run
@@ -91,8 +93,6 @@ def _check(args: FederatedConfig) -> None:
     for name in ("keep_optimizer", "load_best_model_at_end"):
         if getattr(args, name):
             raise ConfigError(f"{name} is set: not there on Flower, whose clients are elsewhere; leave it out")
-    if args.functional_judges:
-        raise ConfigError(f"functional_judges={args.functional_judges}: clients' data are not here; leave it out")
     if args.clusters != "1":
         raise ConfigError(f"clusters={args.clusters}: a Flower run has one global adapter for all; leave it out")
     if (args.resume_from or "").startswith("hub:"):

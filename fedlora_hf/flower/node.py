@@ -5,6 +5,7 @@ for itself, lies in `Context.state`.
 """
 # SPDX-License-Identifier: Apache-2.0
 
+import logging
 import tempfile
 from collections.abc import Mapping
 from functools import lru_cache
@@ -19,9 +20,12 @@ from fedlora_hf.config import SERVER_SIDE, FederatedConfig
 from fedlora_hf.data.prepare import divided
 from fedlora_hf.data.several import Loaded
 from fedlora_hf.errors import ConfigError
+from fedlora_hf.flower import judging
+from fedlora_hf.flower.feedback import RESIDUAL, carries, put_update
+from fedlora_hf.flower.held import holdings, restored
 from fedlora_hf.flower.settings import Settings, Value, read
 from fedlora_hf.flower.share import KEPT, changed, remember, travelling, with_remembered
-from fedlora_hf.flower.wire import DTYPES, SCAFFOLD, holds, in_rank, put, put_tensors, take, take_tensors
+from fedlora_hf.flower.wire import SCAFFOLD, holds, in_rank, put, put_tensors, take, take_tensors
 from fedlora_hf.loading import limited, load_base, load_data
 from fedlora_hf.methods import method_named
 from fedlora_hf.methods.method import Method
@@ -30,8 +34,9 @@ from fedlora_hf.training.control import Controls
 from fedlora_hf.training.stages import round_stage
 from fedlora_hf.update import AdapterState
 
+logger = logging.getLogger("flwr")
 # Keys of a node's own configuration that are no flag; every other key overrides the run's flag of that name.
-NODE_KEYS = ("client_id", "personal_dir", "keep_personal", "partition-id", "num-partitions")
+NODE_KEYS = ("client_id", "personal_dir", "keep_personal", "judging", "partition-id", "num-partitions")
 Items = tuple[tuple[str, Value], ...]
 
 
@@ -51,27 +56,38 @@ def train(content: RecordDict, context: Context) -> RecordDict:
     """One client's local training in a round. content: "start", maybe "frozen", and {"round", "score"}; the reply has
     "update", {"train_loss", "steps", "num_examples"} and, if asked to score, the start's metrics.
 
-    The update has the factors that were trained and are shared; {"fresh"} says whether the client's own were not here.
+    The update has the factors that were trained and are shared; {"fresh"} says whether the client's own were not here,
+    {"fresh_residual"} whether what rounding lost before was not, {"holds"} what the next message may build on. A node
+    that has lost what this message builds on answers {"lacks"}, and nothing else.
     """
+    if not restored(content, context.state):
+        return _lacking()
     name, trainer, settings = _at_work(context.run_config, context.node_config)
     order: Any = content["config"]
     method = method_named(trainer.args.aggregation)
-    reply = RecordDict({"config": ConfigRecord({"client_id": name, "fresh": not holds(context.state, KEPT)})})
+    if judges := order.get("judges"):
+        _may_judge(context.node_config)
+        logger.warning("%s: up to %d other clients are sent its update to score, and could keep it", name, judges)
+    memory = context.state
+    fresh = {"fresh": not holds(memory, KEPT), "fresh_residual": not holds(memory, RESIDUAL)}
+    reply = RecordDict({"config": ConfigRecord({"client_id": name, **_holding(memory), **fresh})})
     _stays(context.node_config, method)  # said now rather than at the end
-    start = with_remembered(fit(take(content, "start"), trainer), context.state, method.keeps)
+    sent = take(content, "start")
+    start = with_remembered(fit(sent, trainer), memory, method.keeps)
     before = trainer.test_metrics({name: start}).get(name, {}) if order["score"] else {}
     frozen, number = take(content, "frozen") if holds(content, "frozen") else None, int(order["round"])
     controls = None
     if order.get("scaffold"):
-        controls = Controls(take_tensors(content, SCAFFOLD), take_tensors(context.state, SCAFFOLD))
+        controls = Controls(take_tensors(content, SCAFFOLD), take_tensors(memory, SCAFFOLD))
     update = trainer.train_round(name, start, frozen, number, controls)
     stage = round_stage(trainer.args, method.trained(number), number)
     if controls is not None:
-        put_tensors(context.state, SCAFFOLD, update.control)
+        put_tensors(memory, SCAFFOLD, update.control)
         put_tensors(reply, SCAFFOLD, update.control)
     if method.keeps:
-        remember(context.state, update.state, method.keeps)
-    put(reply, "update", update.state, DTYPES[settings.wire_dtype], travelling(stage, method.keeps))
+        remember(memory, update.state, method.keeps)
+    shared, lost = travelling(stage, method.keeps), memory if carries(method) else None
+    put_update(reply, update.state, sent, settings.wire_dtype, shared, lost)
     reply["facts"] = MetricRecord({**update.metrics, "num_examples": int(update.num_examples or 0)})
     reply["before"] = MetricRecord(dict(before))
     return reply
@@ -84,10 +100,13 @@ def evaluate(content: RecordDict, context: Context) -> RecordDict:
     not the global one, unless it stays, and written to the node's `personal_dir` if it has one.
     """
     node = context.node_config
+    if not restored(content, context.state):
+        return _lacking()
     name, trainer, _ = _at_work(context.run_config, node)
     method = method_named(trainer.args.aggregation)
     global_state = headed(take(content, "global"), trainer)
-    reply = RecordDict({"config": ConfigRecord({"client_id": name})})
+    said: dict[str, Any] = {"client_id": name, **_holding(context.state)}
+    reply = RecordDict({"config": ConfigRecord(said)})
     reply["global"] = MetricRecord(dict(trainer.test_metrics({name: global_state}).get(name, {})))
     order: Any = content["config"]
     if order["personal"]:
@@ -98,7 +117,7 @@ def evaluate(content: RecordDict, context: Context) -> RecordDict:
         found = trainer.personal_adapter(name, global_state, own, refined)
         state = found.state
         factors = changed(state, global_state)
-        reply["config"] = ConfigRecord({"client_id": name, "choice": str(found.choice), "factors": "".join(factors)})
+        reply["config"] = ConfigRecord({**said, "choice": str(found.choice), "factors": "".join(factors)})
         reply["losses"] = MetricRecord({**found.losses_by_name()})
         reply["personalised"] = MetricRecord(dict(trainer.test_metrics({name: state}).get(name, {})))
         if "personal_dir" in node:
@@ -106,6 +125,39 @@ def evaluate(content: RecordDict, context: Context) -> RecordDict:
         if not _stays(node, method):
             put(reply, "personal", state, factors=factors)
     return reply
+
+
+def judge(content: RecordDict, context: Context) -> RecordDict:
+    """The losses, on the client's validation split, of adapters that other clients trained: see flower/judging.py."""
+    name, trainer, _ = _at_work(context.run_config, context.node_config)
+    _may_judge(context.node_config)
+    own = trainer.clients[name].validation
+    if own is None or not len(own):
+        raise ConfigError("validation_fraction=0: this node has no validation data to judge with; give it some")
+    rows, owners = [own[place] for place in range(len(own))], [name] * len(own)
+    return judging.scored(
+        content, len(own), lambda state: trainer.scorer.losses(headed(state, trainer), rows, owners)[name]
+    )
+
+
+def _may_judge(node: Mapping[str, Value]) -> None:
+    """ConfigError where a node's own configuration is against judging and being judged."""
+    if not node.get("judging", True):
+        raise ConfigError(
+            "judging=false: this run sends a client's updates to other clients to score; the run must leave "
+            "functional_judges out, or the node this key"
+        )
+
+
+def _holding(memory: RecordDict) -> dict[str, Any]:
+    """What the next message may build on, for an answer; a list without items has no type in a message."""
+    held = holdings(memory)
+    return {"holds": held} if held else {}
+
+
+def _lacking() -> RecordDict:
+    """The answer to changes against what is not here any more."""
+    return RecordDict({"config": ConfigRecord({"lacks": True})})
 
 
 def _stays(node: Mapping[str, Value], method: Method) -> bool:

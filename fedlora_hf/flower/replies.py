@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 
 import torch
-from flwr.app import ConfigRecord, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedlora_hf.aggregation.screening import Shapes, examine, mismatch
 from fedlora_hf.aggregation.soundness import unsound
 from fedlora_hf.errors import UpdateError
 from fedlora_hf.flower.exchange import Reply
-from fedlora_hf.flower.wire import take
+from fedlora_hf.flower.held import fingerprint_of
+from fedlora_hf.flower.wire import CHANGE, take
 from fedlora_hf.record import claims
 from fedlora_hf.training.stages import FACTORS
 from fedlora_hf.update import AdapterState, ClientUpdate
@@ -24,14 +25,14 @@ MAX_NUMBERS = 32  # of one kind, in one reply
 def received(client: str, reply: Reply, factors: Sequence[str], start: AdapterState) -> tuple[ClientUpdate, str]:
     """(a client's update, what of its facts was dropped and why); UpdateError, one line, where it cannot be used.
 
-    factors: those that the client sends; the others are those of `start`, where it began.
+    factors: those that the client sends; the others are those of `start`, where it began, and what it was sent.
     """
     if reply.content is None:
         raise UpdateError(f"node {reply.node}: {reply.failure}")
     said = numbers(reply, "facts")
     examples = claims.count(said.pop("num_examples", None))
     facts, dropped = claims.facts(said)
-    state = take(reply.content, "update", factors, None if set(factors) == set(FACTORS) else start)
+    state = take(reply.content, "update", factors, None if set(factors) == set(FACTORS) else start, start)
     return ClientUpdate(client, state, examples, facts), dropped
 
 
@@ -50,6 +51,14 @@ def fingerprint(state: AdapterState, factors: Sequence[str]) -> str:
     for name in sorted(state.extras):
         add(name, state.extras[name])
     return found.hexdigest()[:32]
+
+
+def sent_fingerprint(content: RecordDict | None, update: ClientUpdate, factors: Sequence[str]) -> str:
+    """Fingerprint of what a client sent, as it was sent: of a change itself, whatever it is added to."""
+    arrays = content.get("update.arrays") if content is not None else None
+    if isinstance(arrays, ArrayRecord) and any(array.stype == CHANGE for array in arrays.values()):
+        return fingerprint_of(arrays)
+    return fingerprint(update.state, factors)
 
 
 def check(update: ClientUpdate, shapes: Shapes) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.flags import parse
-from fedlora_hf.flower.wire import DTYPES
+from fedlora_hf.flower.feedback import WIRE_DTYPES
 
 Value = str | int | float | bool
 
@@ -19,7 +19,8 @@ class Settings:
 
     min_nodes: clients that must have answered before the first round. wait_seconds: how long they are waited for.
     round_seconds: how long replies of a round are waited for; who has not answered is left out of it.
-    wire_dtype: float that clients send their updates in; what the server sends is always exact.
+    wire_dtype: float, or int8, that clients send their updates in (bfloat16, float16, int8: the change, rounded, with
+    error feedback: flower/feedback.py); what the server sends is always exact.
     roster: file {node id: client id}, JSON or YAML: only these nodes take part, each as that client.
     names_anew: where a run goes on, nodes that were not there before may take the names of those that are gone (all of
     them, after a simulation): whoever names a client first is it.
@@ -35,8 +36,8 @@ class Settings:
     flags: str = ""
 
     def __post_init__(self) -> None:
-        if self.wire_dtype not in DTYPES:
-            raise ConfigError(f"wire_dtype={self.wire_dtype!r}: must be one of {', '.join(DTYPES)}; choose one")
+        if self.wire_dtype not in WIRE_DTYPES:
+            raise ConfigError(f"wire_dtype={self.wire_dtype!r}: must be one of {', '.join(WIRE_DTYPES)}; choose one")
         for name in ("min_nodes", "wait_seconds", "round_seconds"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be above 0; raise it")

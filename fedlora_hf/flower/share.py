@@ -13,6 +13,7 @@ from flwr.app import RecordDict
 from fedlora_hf.aggregation.soundness import unsound_state
 from fedlora_hf.errors import UpdateError
 from fedlora_hf.flower.wire import holds, put, take
+from fedlora_hf.methods.method import Method
 from fedlora_hf.training.stages import FACTORS, Stage
 from fedlora_hf.update import AdapterState
 
@@ -22,6 +23,17 @@ KEPT = "kept"
 def travelling(stage: Stage, keeps: Container[str]) -> tuple[str, ...]:
     """The factors that clients send: something of them is trained, and they are not the client's own."""
     return tuple(factor for factor in FACTORS if factor not in stage.untrained and factor not in keeps)
+
+
+def global_adapter(method: Method) -> str:
+    """What the global adapter of a method is whose clients keep something for themselves: for terminal and card."""
+    kept = " and ".join(method.keeps)
+    rest = [factor for factor in FACTORS if factor not in method.keeps]
+    began = f"the {kept} that the run began with"
+    found = f"the mean of the clients' {rest[0]} with {began}" if rest else began
+    zero = " (B is 0 at first: without an initial adapter it changes nothing of what the base model says)"
+    own = f"clients' own {kept} stay on their nodes, in their personal adapters"
+    return f"{found}{zero if 'B' in method.keeps else ''}: {own}"
 
 
 def changed(state: AdapterState, since: AdapterState) -> tuple[str, ...]:

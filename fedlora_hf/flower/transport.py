@@ -7,33 +7,44 @@ again with resume_from=last asks only those who had not answered.
 
 import importlib.metadata
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from flwr.app import ConfigRecord, MessageType, RecordDict
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedlora_hf.adapter.slot import AdapterSlot, slot_facts
 from fedlora_hf.aggregation.screening import expected_shapes
 from fedlora_hf.errors import FedLoraError, UpdateError, one_line
 from fedlora_hf.flower.exchange import Reply, exchange
-from fedlora_hf.flower.replies import check, check_control, config, fingerprint, numbers, received
+from fedlora_hf.flower.feedback import LOSSY, carries
+from fedlora_hf.flower.held import Downlink, Parcel
+from fedlora_hf.flower.judging import judged_by_clients
+from fedlora_hf.flower.replies import (
+    check,
+    check_control,
+    config,
+    fingerprint,
+    numbers,
+    received,
+    sent_fingerprint,
+)
 from fedlora_hf.flower.roster import Roster, addressed
 from fedlora_hf.flower.roster_file import read_roster
 from fedlora_hf.flower.settings import Settings
-from fedlora_hf.flower.share import check_rank, travelling
+from fedlora_hf.flower.share import check_rank, global_adapter, travelling
 from fedlora_hf.flower.wire import SCAFFOLD, holds, put, put_tensors, take, take_tensors, tensor_bytes
 from fedlora_hf.launch.processes import Processes
 from fedlora_hf.loading import limited, load_base, load_server_data
 from fedlora_hf.methods.method import Method
-from fedlora_hf.numerics.evidence import Evidence
 from fedlora_hf.record import claims
 from fedlora_hf.record.record import RunRecord
 from fedlora_hf.record.standing import last_rounds
 from fedlora_hf.record.write import newcomer, opening
-from fedlora_hf.rounds.federation import SERVER, Federation, Run
+from fedlora_hf.rounds.federation import SERVER, Federation, Run, Start
+from fedlora_hf.rounds.judges import Functional
 from fedlora_hf.rounds.output import ClientFolders
 from fedlora_hf.rounds.transport import Ask, Scores, Sent
 from fedlora_hf.training.client_trainer import ClientTrainer
@@ -57,6 +68,8 @@ class FlowerTransport:
         self.shapes = expected_shapes([], slot.read(), "quarantine")
         bound = read_roster(settings.roster) if settings.roster else None
         self.roster = Roster(grid, bound, anew=settings.names_anew)
+        self.downlink = Downlink()
+        self._prints: dict[str, str] = {}  # of what clients sent in the round under way
         self._online: list[str] = []  # clients whose nodes were connected when the round under way began
         self._final: dict[str, dict[str, dict[str, float]]] = {}
 
@@ -73,6 +86,8 @@ class FlowerTransport:
             },
         }
         record = opening(args, self.method, facts, {}, slot_facts(self.slot, args.adapter))
+        if self.method.keeps:
+            record.method_info["global_adapter"] = global_adapter(self.method)
         record.versions["flwr"] = importlib.metadata.version("flwr")
         return record
 
@@ -101,46 +116,74 @@ class FlowerTransport:
     def train(self, ask: Ask) -> Sent:
         answered = self._answered(ask.run, ask.number)
         asked = [client for client in ask.cohort if client not in answered]
-        clients = {self.roster.nodes[client]: client for client in asked}
         sent, came = dict.fromkeys(ask.cohort, 0), dict.fromkeys(ask.cohort, 0)
-        forgot = []  # clients that have lost what they keep for themselves
+        forgot: dict[str, list[str]] = {what: [] for what in self._kept_by_clients()}
+        start, self._prints = self._common_start(ask.run), {}
+        states = {"start": start.state} | ({} if start.frozen is None else {"frozen": start.frozen})
+        parcels = {name: Parcel.of(state) for name, state in states.items()}
 
         def order(client: str) -> RecordDict:
-            content, sent[client] = self._order(ask, client)
+            content, size = self._order(ask, client, parcels)
+            sent[client] += size
             return content
 
-        seconds = self.settings.round_seconds
-        messages = addressed(self.roster.nodes, asked, MessageType.TRAIN, order, seconds)
-        for reply in exchange(self.grid, messages, seconds):
-            client = clients[reply.node]
+        for client, reply in self._talk(asked, MessageType.TRAIN, order):
             if reply.content is not None:
                 came[client] = tensor_bytes(reply.content, "update") + tensor_bytes(reply.content, SCAFFOLD)
-            if self._receive(ask, client, reply) and self._has_forgotten(ask, client, reply):
-                forgot.append(client)
+            if self._receive(ask, client, reply):
+                for what in self._forgotten(ask, client, reply):
+                    forgot[what].append(client)
         nodes = {client: ask.run.record.clients[client]["node"] for client in ask.cohort}
         facts: dict[str, Any] = {"nodes": nodes, "bytes_up": came, "bytes_down": sent, "fingerprints": self._seen(ask)}
-        return Sent(facts | ({"forgot": sorted(forgot)} if self.method.keeps else {}))
+        return Sent(facts | {what: sorted(clients) for what, clients in forgot.items()})
 
-    def _order(self, ask: Ask, client: str) -> tuple[RecordDict, int]:
+    def _talk(
+        self, clients: Sequence[str], kind: str, order: Callable[[str], RecordDict]
+    ) -> Iterator[tuple[str, Reply]]:
+        """Send each client its order; the replies as they come. Who lost what an order builds on is sent the whole."""
+        names, whole = {self.roster.nodes[client]: client for client in clients}, set()
+        seconds = self.settings.round_seconds
+
+        def again(reply: Reply) -> Message | None:
+            client = names[reply.node]
+            if client in whole or config(reply).get("lacks") is not True:
+                return None
+            whole.add(client)
+            self.downlink.forget(client)
+            logger.info("client %s no longer holds what changes build on: it is sent the whole", client)
+            return next(iter(addressed(self.roster.nodes, [client], kind, order, seconds)))
+
+        messages = addressed(self.roster.nodes, clients, kind, order, seconds)
+        for reply in exchange(self.grid, messages, seconds, again):
+            self.downlink.heard(names[reply.node], config(reply))
+            yield names[reply.node], reply
+
+    def _common_start(self, run: Run) -> Start:
+        """What all clients start the next round from: what some keep for themselves is on their nodes."""
+        return self.federation.start(run, SERVER)
+
+    def _order(self, ask: Ask, client: str, parcels: Mapping[str, Parcel]) -> tuple[RecordDict, int]:
         """What a client is sent to train a round, and the bytes of its tensors."""
-        start = self.federation.start(ask.run, client)
         controls = self.federation.controls(ask.run, client)
         config: dict[str, Any] = {"round": ask.number, "score": ask.number == 1, "scaffold": controls is not None}
+        if self.args.judged and isinstance(self.args.functional_judges, int):
+            config["judges"] = self.args.functional_judges
         content = RecordDict({"config": ConfigRecord(config)})
-        size = put(content, "start", start.state)
+        size = sum(self.downlink.put(content, name, parcel, client) for name, parcel in parcels.items())
         if controls is not None:  # the client's own variate is on its node
             size += put_tensors(content, SCAFFOLD, controls.server)
-        return content, size + (put(content, "frozen", start.frozen) if start.frozen is not None else 0)
+        return content, size
 
     def _receive(self, ask: Ask, client: str, reply: Reply) -> bool:
         """Put an update into the open round, or note why it cannot be used; whether it can be."""
-        stage, start = ask.stage, self.federation.start(ask.run, client).state
+        stage, start = ask.stage, self._common_start(ask.run).state
         try:
             factors = travelling(stage, self.method.keeps)
             update, dropped = received(client, reply, factors, start)
             check_rank(update.state, start, stage.untrained)
             check(update, self.shapes)
-            self._check_new(ask, update, start, factors)
+            own = sent_fingerprint(reply.content, update, factors)
+            self._check_new(ask, update, own, start, factors)
             if self.args.scaffold and reply.content is not None:
                 control = take_tensors(reply.content, SCAFFOLD)
                 check_control(control, self.message_bytes(stage.parts))
@@ -153,6 +196,7 @@ class FlowerTransport:
             logger.warning("round %d: client %s, node %d: %s", ask.number, client, reply.node, reason)
             return False
         self.roster.proved.add(client)
+        self._prints[client] = own
         facts = ask.run.record.clients[client]
         facts["num_examples"] = update.num_examples
         self._note(ask.run, client, "facts", dropped)
@@ -160,11 +204,13 @@ class FlowerTransport:
             facts["metrics"]["before"] = before
         return True
 
-    def _check_new(self, ask: Ask, update: ClientUpdate, start: AdapterState, factors: Sequence[str]) -> None:
-        """UpdateError for what the same client has sent before, unless it is what it was sent: nothing was learned."""
-        own = fingerprint(update.state, factors)
+    def _check_new(self, ask: Ask, update: ClientUpdate, own: str, start: AdapterState, factors: Sequence[str]) -> None:
+        """UpdateError for what the same client has sent before, unless it is what it was sent: nothing was learned.
+
+        own: the fingerprint of what it sent.
+        """
         earlier = [e["round"] for e in ask.run.record.rounds if e.get("fingerprints", {}).get(update.client_id) == own]
-        if earlier and own != fingerprint(start, factors):
+        if earlier and fingerprint(update.state, factors) != fingerprint(start, factors):
             raise UpdateError(
                 f"the update is the one of round {earlier[-1]} again, to the bit; a client must train in every round"
             )
@@ -173,7 +219,8 @@ class FlowerTransport:
         """{client: fingerprint of the update it sent} of the open round, for `_check_new` in later ones."""
         factors = travelling(ask.stage, self.method.keeps)
         came = {client: self.store.finished(ask.number, client) for client in ask.cohort}
-        return {client: fingerprint(update.state, factors) for client, update in came.items() if update is not None}
+        found = {client: fingerprint(update.state, factors) for client, update in came.items() if update is not None}
+        return {client: self._prints.get(client, own) for client, own in found.items()}
 
     def _scores(self, run: Run, client: str, reply: Reply, kind: str) -> dict[str, float]:
         """The metrics of that kind in a reply, as far as they can be true; {} where there are none."""
@@ -187,13 +234,20 @@ class FlowerTransport:
             run.record.clients[client].setdefault("dropped", {})[kind] = dropped
             logger.warning("client %s: its numbers (%s) are dropped: %s", client, kind, dropped)
 
-    def _has_forgotten(self, ask: Ask, client: str, reply: Reply) -> bool:
-        """Whether a client that took part before has lost what the method lets it keep."""
-        took_part = client in last_rounds(ask.run.record)
-        if not (self.method.keeps and took_part and config(reply).get("fresh")):
-            return False
-        logger.warning("round %d: client %s has lost what it kept for itself and began anew", ask.number, client)
-        return True
+    def _kept_by_clients(self) -> dict[str, tuple[str, str]]:
+        """{what clients keep on their nodes, as the record names it: (the flag that tells its loss, the loss told)}."""
+        own = ("fresh", "what it kept for itself and began anew")
+        rounding = ("fresh_residual", "what rounding its last update left over: nothing is added to this one")
+        lossy = self.settings.wire_dtype in LOSSY and carries(self.method)
+        return ({"forgot": own} if self.method.keeps else {}) | ({"forgot_residual": rounding} if lossy else {})
+
+    def _forgotten(self, ask: Ask, client: str, reply: Reply) -> list[str]:
+        """What a client that took part before has lost of what it keeps on its node."""
+        said = config(reply) if client in last_rounds(ask.run.record) else {}
+        lost = {what: told for what, (flag, told) in self._kept_by_clients().items() if said.get(flag) is True}
+        for told in lost.values():
+            logger.warning("round %d: client %s has lost %s", ask.number, client, told)
+        return list(lost)
 
     def train_on_server(self, ask: Ask) -> tuple[ClientUpdate, Mapping[str, Any]]:
         """With the base model, here; no message is sent."""
@@ -211,9 +265,15 @@ class FlowerTransport:
         data = load_server_data(self.args, labels)
         return ClientTrainer(base, limited(self.args, max_length), {SERVER: data}, processing_class=tokenizer)
 
-    def judge(self, ask: Ask) -> Mapping[str, Evidence]:
-        """None: the clients' data are not here, and the option is refused."""
-        return {}
+    def judge(self, ask: Ask) -> Functional | None:
+        """By as many clients as functional_judges says, who are sent the others' updates; None where it names no
+        number: whether others may see a client's update is not to be decided by what costs little."""
+        if not isinstance(self.args.functional_judges, int):
+            return None
+        found, said = judged_by_clients(self._talk, self.federation, ask, self._online)
+        for judge, reason in said.dropped.items():
+            self._note(ask.run, judge, "judging", reason)
+        return found
 
     # ---- metrics and personal adapters -------------------------------------------------------------------------------
 
@@ -271,18 +331,15 @@ class FlowerTransport:
         self, run: Run, clients: Sequence[str], members: Sequence[str], refined: Mapping[str, AdapterState]
     ) -> Iterator[tuple[str, Reply]]:
         """Send the global adapter to score, to the members also what they may choose from; the replies as they come."""
-        seconds = self.settings.round_seconds
+        parcel = Parcel.of(run.state)
 
         def order(client: str) -> RecordDict:
             content = RecordDict({"config": ConfigRecord({"personal": client in members})})
-            put(content, "global", run.state)
+            self.downlink.put(content, "global", parcel, client)
             if client in members and (own := self.federation.own(run.record, client)) is not None:
                 put(content, "own", own)
             if client in members and client in refined:
                 put(content, "refined", refined[client])
             return content
 
-        names = {self.roster.nodes[client]: client for client in clients}
-        messages = addressed(self.roster.nodes, clients, MessageType.EVALUATE, order, seconds)
-        for reply in exchange(self.grid, messages, seconds):
-            yield names[reply.node], reply
+        return self._talk(clients, MessageType.EVALUATE, order)

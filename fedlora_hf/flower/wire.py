@@ -14,11 +14,14 @@ from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedlora_hf.errors import UpdateError
+from fedlora_hf.flower import int8
 from fedlora_hf.training.stages import FACTORS
 from fedlora_hf.update import AdapterState, LoraFactors
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 STYPE = "fedlora.bits"
+# Of an array that is to be added to what its receiver sent.
+CHANGE = "fedlora.change"
 MAX_DIMENSIONS = 4
 # Under this name control variates travel, and lie in a node's state.
 SCAFFOLD = "scaffold"
@@ -58,11 +61,16 @@ def holds(content: RecordDict, name: str) -> bool:
 
 
 def take(
-    content: RecordDict, name: str, factors: Sequence[str] = FACTORS, rest: AdapterState | None = None
+    content: RecordDict,
+    name: str,
+    factors: Sequence[str] = FACTORS,
+    rest: AdapterState | None = None,
+    since: AdapterState | None = None,
 ) -> AdapterState:
     """The state of that name in a message; UpdateError, one line, for anything that is not one.
 
     factors: those that it must have, and no other; the others are `rest`'s, in the rank and scale of what came.
+    since: what changes are to be added to; None where none may come.
     """
     arrays, scales = content.get(f"{name}.arrays"), content.get(f"{name}.scales")
     if not isinstance(arrays, ArrayRecord) or not isinstance(scales, MetricRecord):
@@ -73,7 +81,7 @@ def take(
         if kind not in tensors or not module:
             kinds = ", ".join(f"{kind}:" for kind in tensors)
             raise UpdateError(f"array {key[:80]!r}: must be one of {kinds} and a name; use this package's client")
-        tensors[kind][module] = to_tensor(array, key)
+        tensors[kind][module] = _added(array, key, since) if array.stype == CHANGE else to_tensor(array, key)
     modules = set(scales) if rest is None else set(rest)
     needed: list[set[str]] = [set(scales), *(set(tensors[factor]) for factor in factors)]
     if odd := [module for found in needed for module in sorted(modules ^ found)]:
@@ -140,20 +148,41 @@ def to_array(tensor: Tensor, dtype: torch.dtype | None = None) -> Array:
     return Array(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), STYPE, bits)
 
 
-def to_tensor(array: Array, name: str) -> Tensor:
-    """The tensor again, to the bit; UpdateError when dtype, shape and number of bytes do not go together."""
+def to_tensor(array: Array, name: str, stype: str = STYPE) -> Tensor:
+    """The tensor again (of int8: in float32); UpdateError when dtype, shape and number of bytes do not go together."""
     dtype, shape = DTYPES.get(array.dtype), tuple(array.shape)
-    if dtype is None or array.stype != STYPE:
+    if (dtype is None and array.dtype not in int8.DTYPES) or array.stype != stype:
         raise UpdateError(
             f"array {name[:80]!r}: is {array.dtype[:20]!r} as {array.stype[:20]!r}; must be one of {', '.join(DTYPES)} "
-            f"as {STYPE!r}; use this package's client"
+            f"as {stype!r}; use this package's client"
         )
     sound = 0 < len(shape) <= MAX_DIMENSIONS and all(type(size) is int and size > 0 for size in shape)
-    if not sound or math.prod(shape) * dtype.itemsize != len(array.data):
+    if sound and dtype is None:
+        return int8.from_int8(array, name)
+    if not sound or dtype is None or math.prod(shape) * dtype.itemsize != len(array.data):
         raise UpdateError(
             f"array {name[:80]!r}: shape {str(shape)[:60]} of {array.dtype} with {len(array.data)} bytes; they must fit"
         )
     return torch.frombuffer(bytearray(array.data), dtype=dtype).reshape(shape)
+
+
+def sent_tensor(state: AdapterState | None, key: str) -> Tensor | None:
+    """What a state has under an array's key ("A:<module>", "X:<name>"); None where it has nothing."""
+    kind, _, name = key.partition(":")
+    if state is None:
+        return None
+    if kind == "X":
+        return state.extras.get(name)
+    return getattr(state[name], kind) if name in state else None
+
+
+def _added(array: Array, key: str, since: AdapterState | None) -> Tensor:
+    """What a change makes of what its receiver sent; UpdateError where that was nothing of the kind."""
+    change, old = to_tensor(array, key, CHANGE), sent_tensor(since, key)
+    if old is None or old.shape != change.shape:
+        was = "nothing" if old is None else tuple(old.shape)
+        raise UpdateError(f"array {key[:80]!r}: a change of {tuple(change.shape)}, sent was {was}; send it whole")
+    return old.float() + change.float()
 
 
 def _scale(scales: MetricRecord, module: str) -> float:

@@ -28,6 +28,7 @@ METHODS = (
         paper="no federation: a baseline",
         averages="product",
         keeps=("A", "B"),
+        global_adapter="the mean of the clients' own adapters, for comparison: nobody trains or uses it",
     ),
     Method(
         name="fedavg",
@@ -75,6 +76,8 @@ METHODS = (
         paper="FedSA-LoRA, Guo et al. 2024 (arXiv 2410.01463); the global adapter is our choice",
         averages="factors",
         keeps=("B",),
+        global_adapter="the mean of the clients' A with the mean of their B, as fedavg's: the method has none; a "
+        "client's own adapter is the mean A with its own B",
     ),
     Method(
         name="dirmag_mean",

@@ -36,6 +36,7 @@ class Method:
     uniform: every client counts once, whatever number of examples it claims.
     least_clients: fewest usable updates it can work with.
     needs_server: compares clients with an update trained on the server's own data.
+    global_adapter: what the global adapter is, in one sentence, where the method itself has none; else "".
     rule: (cohort, options) -> Aggregate, a pure function, for a method whose rule is kept elsewhere; else None.
     """
 
@@ -54,6 +55,7 @@ class Method:
     uniform: bool = False
     least_clients: int = 1
     needs_server: bool = False
+    global_adapter: str = ""
     rule: Callable[[Any, Any], Any] | None = None
 
     def trained(self, number: int) -> tuple[str, ...]:

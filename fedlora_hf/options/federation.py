@@ -28,17 +28,23 @@ class AggregationOptions:
             "pipeline": ("none",),
             "server_optimizer": ("none",),
             "clients_per_round": (None,),
-            "functional_judges": (0,),
+            "functional_judges": (0, "auto"),
             "load_best_model_at_end": (False,),
         },
         side="server",
     )
-    functional_judges: int = option(
-        0,
-        "clair: number of other clients on whose validation data each update is evaluated (0 disables). Costs an "
-        "evaluation a judge and client in every round; holds while most judges are honest. See docs/clair.md.",
-        bound=at_least(0, "0 judges on the updates alone"),
+    functional_judges: int | str | None = option(
+        "auto",
+        "clair: whose validation data each update is evaluated on: auto (all others', in rounds where that costs less "
+        "than a tenth of the training, by counts of tokens), N other clients drawn anew each round, or 0 for nobody's. "
+        "Holds while most judges are honest. See docs/clair.md.",
+        bound=Bound(
+            lambda value: value == "auto" or (isinstance(value, int) and value >= 0),
+            "must be auto or a whole number of clients, 0 or more",
+            "0 judges on the updates alone",
+        ),
         needs={"aggregation": ("clair",)},
+        side="server",
     )
     server_optimizer: Literal["none", "avgm", "adam", "yogi", "adagrad"] = option(
         "none",

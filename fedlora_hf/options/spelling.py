@@ -41,6 +41,7 @@ HINTS = {
     "save_safetensors": "adapters are always safetensors; leave it out",
     "overwrite_output_dir": "a finished run may be run again; leave it out",
     "fp16_opt_level": "say --fp16",
+    "wire_dtype": "nothing travels here; it is a key of a Flower run (docs/deployment.md), leave it out",
     "tokenizer": "pass processing_class= in Python; the command line takes the base model's",
 }
 

@@ -26,7 +26,8 @@ class RunRecord:
     """Everything worth knowing of a run. Fields hold plain JSON values only; numbers that are not finite become null.
 
     kind: "train", "demo" or "aggregate". method: name of the aggregation method; method_info: its title, paper, what
-        it averages. options: settings of the run that differ from their defaults, and the method's own options.
+        it averages, what its global adapter is where it has none of its own. options: settings of the run that differ
+        from their defaults, and the method's own options.
     model: {"name_or_path", "task", "dtype", "parameters"}. adapter: {"kind", "r", "alpha", "rslora", "target_modules",
         "parameters"}. data: {"dataset", "partition_by", "num_examples", "duplicates_removed", ...}.
     rounds: one entry a committed round: {"round", "stage", "cohort", "collaborative", "flagged", "quarantined",
@@ -34,16 +35,18 @@ class RunRecord:
         more than the others), "train_loss", "update_norm", "evidence", "diagnosis", "n_iter", "converged", "bytes_up",
         "bytes_down", "bytes_stored", "parts", "changed", "seconds", "metrics"}; per-client values are
         {client id: value}. Also "groups": {name: {"clients", "since", "within", "between"}} where clients have a
-        global adapter by group; "1" is the first one, whose adapter is the run's. seconds: wall time by part, see
+        global adapter by group; "1" is the first one, whose adapter is the run's; of a round whose updates others
+        judged "effects" ({id: {"raised", "judges", "change"}}: whose loss they raise, of how many, by which share, the
+        median) and "judging" {"judges": {id: examples}, "weights", "cost"}. seconds: wall time by part, see
         `util.stopwatch.PARTS`; they add up to the round's. bytes_down: the round's result, sent back; bytes_stored: the
         parts a client trained itself.
     flagged: sorted ids of clients whose updates were sound but judged contaminated; quarantined: {id: reason}.
     suspicious: {id: {"kind", "of_line"}}: near the line of a flag in its last round, or beyond it in that round alone.
     clients: {id: {"collaborative", "weight", "influence" (what is left of it, 0 to 1), "claimed_weight",
         "outlier_claim" ("" or the line of the last round), "num_examples", "evidence": {kind: {"score", "threshold"}},
-        "metrics": {"before" | "global" | "personalised" | "local": {metric: value}}}}; also "contaminated":
-        "kind:strength" of a client that the run contaminated on purpose, "group": the group whose global adapter it
-        starts from.
+        "metrics": {"before" | "global" | "personalised" | "local": {metric: value}}}}; also "effect", the last
+        round's of "effects", "contaminated": "kind:strength" of a client that the run contaminated on purpose, and
+        "group": the group whose global adapter it starts from.
     modules: {name: {"rank", "spectrum", "discarded_energy"}}.
     metrics: {"before": {"global": {...}}, "after": {"global": {...}, "personalised": {...}}}, means over the
         collaborative clients.
@@ -140,7 +143,12 @@ class RunRecord:
 # What going on from a round reads of its entry, and of a client's.
 _ROUND = {"cohort": list, "flagged": list, "quarantined": dict, "weights": dict, "train_loss": dict, "metrics": dict}
 _ROUND |= {"evidence": dict, "combined_evidence": dict, "seconds": dict}
-_LATER = {"claimed_weights": dict, "outlier_claims": dict, "groups": dict}  # what records had not always
+_LATER = {
+    "claimed_weights": dict,
+    "outlier_claims": dict,
+    "groups": dict,
+    "effects": dict,
+}  # what records had not always
 _CLIENT = {"collaborative": bool, "evidence": dict, "metrics": dict}
 
 

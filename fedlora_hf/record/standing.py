@@ -32,6 +32,9 @@ def update_standing(record: RunRecord) -> None:
                 facts["claimed_weight"] = (entry.get("claimed_weights") or {}).get(client)
                 facts["outlier_claim"] = (entry.get("outlier_claims") or {}).get(client, "")
                 facts["evidence"] = entry["combined_evidence"].get(client, {})
+                facts.pop("effect", None)
+                if client in (entry.get("effects") or {}):
+                    facts["effect"] = entry["effects"][client]
                 if client in entry.get("influence", {}):
                     facts["influence"] = entry["influence"][client]
     for client, facts in record.clients.items():

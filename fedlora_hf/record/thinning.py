@@ -11,7 +11,7 @@ DETAILED_TURNS = 10_000
 DETAILED_MODULES = 20_000
 # Of older rounds none of it is read again but the evidence, by clair, whose judgement then rests on the recent ones.
 _DETAILS: tuple[str, ...] = ("weights", "influence", "claimed_weights", "evidence", "combined_evidence")
-_DETAILS += ("update_norm", "collaborative")
+_DETAILS += ("update_norm", "collaborative", "effects", "judging")
 
 
 def thin(rounds: list[dict[str, Any]], turns: int = DETAILED_TURNS) -> None:

@@ -44,6 +44,7 @@ def opening(
             "paper": method.paper,
             "averages": method.averages,
             "counts": SAID[method.counts],
+            **({"global_adapter": method.global_adapter} if method.global_adapter else {}),
         },
         options=plain(args.changed()),
         command=redacted([Path(sys.argv[0]).name.replace("__main__.py", "fedlora"), *sys.argv[1:]]),
@@ -106,11 +107,14 @@ def add_round(
     message_bytes: int | None = None,
     functional: Mapping[str, Evidence] | None = None,
     starts: Mapping[str, AdapterState] | None = None,
+    effects: Mapping[str, Mapping[str, float]] | None = None,
+    judging: Mapping[str, Any] | None = None,
 ) -> None:
     """Append what a round did, and bring the verdict on every client up to date.
 
     start: the adapter the round began with, None if there was none. message_bytes: what a client sends and is sent;
-    default the whole of what it sent. starts: {client: the adapter it began with} where these differ.
+    default the whole of what it sent. starts: {client: the adapter it began with} where these differ. functional,
+    effects, judging: what others' losses said of whom, and their cost.
     """
     norms, cosines = compared(updates, start, combined.state, starts)
     record.rounds.append(
@@ -142,6 +146,7 @@ def add_round(
             "changed": {} if start is None else component_changes(start, combined.state),
             "seconds": dict(seconds),
             "metrics": {},
+            **({"effects": plain(effects), "judging": plain(judging or {})} if effects else {}),
         }
         | ({"groups": plain_groups(combined.groups)} if combined.groups else {})
     )

@@ -61,6 +61,7 @@ def render_page(run: Run, pictures: Mapping[str, Picture]) -> str:
         suspicious=[Charge(client.title, f"{words.suspicion_of(client)}.") for client in run.suspicious],
         claims=[Charge(client.title, client.outlier_claim) for client in run.clients if client.outlier_claim],
         unseen=words.unseen(run),
+        judging=words.judging(run),
         gains=gains(run),
         means=mean_table(run),
         sentences=sentences,

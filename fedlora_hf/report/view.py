@@ -101,6 +101,7 @@ class Client:
     claimed_weight: float | None
     outlier_claim: str
     evidence: dict[str, Score]
+    effect: tuple[int, int, float] | None
     metrics: dict[str, Values]
     name: str = ""
     group: str = ""
@@ -204,6 +205,15 @@ def _suspicion(value: Any) -> tuple[str, float] | None:
     return None if share is None else (str(mapping(value).get("kind", "")), share)
 
 
+def effect(value: Any) -> tuple[int, int, float] | None:
+    """(others whose loss the client's share raises, of how many, by which share of it, the median), or None."""
+    found = [number(mapping(value).get(name)) for name in ("raised", "judges", "change")]
+    raised, judges, change = found
+    if raised is None or judges is None or change is None or not 0 <= raised <= judges < 1e9:
+        return None
+    return int(raised), int(judges), change
+
+
 def _near(evidence: dict[str, Score]) -> tuple[str, float] | None:
     """The same from the scores, for a record that does not name who is near a line."""
     shares = {kind: item.score / item.threshold for kind, item in evidence.items() if item.threshold}
@@ -236,6 +246,7 @@ def _clients(record: RunRecord) -> list[Client]:
                 claimed_weight=number(entry.get("claimed_weight")),
                 outlier_claim=str(entry.get("outlier_claim") or ""),
                 evidence=evidence,
+                effect=effect(entry.get("effect")),
                 metrics={view: values(item) for view, item in mapping(entry.get("metrics")).items()},
                 name=str(names.get(str(client_id), "")),
             )

@@ -5,7 +5,7 @@ It knows no model and no data, so it is the same whether clients are trained in 
 # SPDX-License-Identifier: Apache-2.0
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -139,7 +139,7 @@ class Federation:
             raise RoundError(f"round {number}: all {len(cohort)} clients failed; {cohort[0]!r} with: {reason}")
         if self.args.clusters == "auto":
             return self._by_group(record, number, updates)
-        past, functional = past_rounds(record, number), self.store.functional(number)
+        past, functional = past_rounds(record, number), self.store.functional(number).evidence
         return self._aggregated(updates, number, past=past, functional=functional)
 
     def _by_group(self, record: RunRecord, number: int, updates: Sequence[ClientUpdate]) -> Aggregate:
@@ -274,6 +274,7 @@ class Federation:
 
         seconds: of the round's parts so far. message_bytes: what a client sends and is sent. facts: for its entry.
         """
+        judged = self.store.functional(number)
         add_round(
             run.record,
             number,
@@ -285,7 +286,9 @@ class Federation:
             seconds,
             stage=self.stage(number).name,
             message_bytes=message_bytes,
-            functional=self.store.functional(number),
+            functional=judged.evidence,
+            effects={client: asdict(effect) for client, effect in judged.effects.items()},
+            judging=judged.facts,
             starts={client: run.global_of(client) for client in cohort} if run.groups else {},
         )
         run.record.rounds[-1] |= dict(facts)
@@ -301,7 +304,7 @@ class Federation:
     ) -> None:
         """Commit a round that was trained on the server's own data: the update is the new global adapter.
 
-        seconds, facts: as for `commit`.
+        seconds: that training took. facts: as for `commit`.
         """
         combined = Aggregate(update.state, modules=run.record.modules, diagnosis=run.record.diagnosis)
         name = self.stage(number).name

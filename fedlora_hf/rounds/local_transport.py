@@ -11,11 +11,11 @@ from fedlora_hf.adapter.slot import slot_facts
 from fedlora_hf.data.fingerprint import data_sha256
 from fedlora_hf.data.prepare import ClientData
 from fedlora_hf.errors import RoundError
-from fedlora_hf.numerics.evidence import Evidence
 from fedlora_hf.record.record import RunRecord
 from fedlora_hf.record.write import opening
 from fedlora_hf.rounds.federation import SERVER, Federation, Run
-from fedlora_hf.rounds.judges import functional_evidence
+from fedlora_hf.rounds.judges import Functional
+from fedlora_hf.rounds.judging import measured, planned, seed_of
 from fedlora_hf.rounds.output import ClientFolders
 from fedlora_hf.rounds.transport import Ask, Scores, Sent
 from fedlora_hf.training.client_trainer import ClientTrainer
@@ -164,22 +164,25 @@ class LocalTransport:
         # The server sends what it trained to all, and gets nothing from anybody.
         return update, {"bytes_down": dict.fromkeys(trainer.clients, self.message_bytes(ask.stage.parts))}
 
-    def judge(self, ask: Ask) -> Mapping[str, Evidence]:
-        number = ask.number
-        updates = self.federation.updates(number, ask.cohort)
-        # Whoever is flagged already is no judge of others.
-        trusted = [client for client in ask.cohort if client not in ask.run.record.flagged]
-        validation = {client: self.trainer.clients[client].validation for client in trusted}
-        found = functional_evidence(
-            self.trainer.scorer,
-            ask.run.state,
-            updates,
-            {client: split for client, split in validation.items() if split is not None},
-            judges=self.args.functional_judges,
-            seed=derive_seed(self.args.seed, "functional", number),
+    def judge(self, ask: Ask) -> Functional | None:
+        seed = seed_of(self.args, ask.number)
+        panel = planned(self.args, self.trainer.clients, ask.cohort, seed)
+        if panel is None:
+            return None
+        with self.processes.all_or_none():
+            updates = self.federation.updates(ask.number, ask.cohort)
+            # Whoever the evidence of updates has flagged, or left no influence, is no judge of others.
+            found = self.federation.combined(ask.run.record, ask.number, ask.cohort)
+        sound = [update for update in updates if update.client_id in found.influence]
+        validation = {judge: self.trainer.clients[judge].validation for judge in panel.examples}
+        start, influence = ask.run.state, found.influence
+        evidence = measured(
+            self.trainer.scorer, panel, validation, start, found.state, influence, sound, self.processes, seed
         )
-        self.trainer.scores.taken += found.evaluations
-        return found.evidence
+        number, count = (0, 1) if self.processes.together else (self.processes.number, self.processes.count)
+        tried = len(sound[number::count]) + 3  # and the start, the mean, the mean with half of the start
+        self.trainer.scores.taken += tried * len(evidence.facts["judges"])
+        return evidence
 
     # ---- metrics and personal adapters -------------------------------------------------------------------------------
 

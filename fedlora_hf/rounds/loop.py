@@ -154,10 +154,10 @@ class RoundLoop:
         sent = self.transport.train(ask)
         if not sent.complete:
             return False
+        if self.args.judged:
+            with part("judge"):
+                self._judge(ask)
         with self.processes.all_or_none():
-            if self.args.functional_judges and not self.store.functional(number):
-                with part("screen"):
-                    self._judge(ask)
             if federation.method.needs_server:
                 with part("train"):
                     self._train_server(ask)
@@ -174,8 +174,12 @@ class RoundLoop:
 
     def _judge(self, ask: Ask) -> None:
         """Take functional evidence on the open round's updates and leave it beside them."""
-        if self.processes.first or self.processes.together:
-            found = self.transport.judge(ask)
+        if self.store.functional(ask.number).evidence:
+            return
+        found = self.transport.judge(ask)
+        if found is None:
+            return
+        with self.processes.all_or_none():
             if self.processes.first:
                 self.store.note_functional(ask.number, found)
 

@@ -22,15 +22,16 @@ from torch import Tensor
 from fedlora_hf.adapter.files import read_adapter, write_adapter
 from fedlora_hf.aggregation.soundness import unsound_state
 from fedlora_hf.errors import AdapterError, ConfigError, FedLoraError, RecordError, StorageError, one_line
-from fedlora_hf.numerics.evidence import Evidence
 from fedlora_hf.record.record import FILE_NAME, RunRecord, check_complete
+from fedlora_hf.rounds.functional_file import read_functional, write_functional
 from fedlora_hf.rounds.groups import GROUPS, read_groups, write_groups
+from fedlora_hf.rounds.judges import Functional
 from fedlora_hf.rounds.memory import read_tensors
 from fedlora_hf.update import AdapterState, ClientUpdate
 from fedlora_hf.util.disk import read_json, remove_tree, sweep, sync, within, write_atomically
 from fedlora_hf.util.sums import changed_file, write_sums
 
-UPDATE, FAILURE, FUNCTIONAL, OPTIMIZER = "update.json", "failure.json", "functional.json", "optimizer.safetensors"
+UPDATE, FAILURE, OPTIMIZER = "update.json", "failure.json", "optimizer.safetensors"
 MEMORY, SERVER, CONTROL = "server.safetensors", "server", "control.safetensors"
 MAX_NOTE_BYTES = 16 * 1024**2
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}")
@@ -256,21 +257,13 @@ class RoundStore:
         os.rename(place, self.folder / str(number))
         sync(self.folder)
 
-    def note_functional(self, number: int, evidence: Mapping[str, Evidence]) -> None:
+    def note_functional(self, number: int, found: Functional) -> None:
         """Keep the functional evidence of an open round beside its updates: aggregation reads it from there."""
-        content = {client: list(item) for client, item in evidence.items()}
-        write_atomically(self._open(number) / FUNCTIONAL, json.dumps(content).encode())
+        write_functional(self._open(number), found)
 
-    def functional(self, number: int) -> dict[str, Evidence]:
-        """The functional evidence of a round, open or committed; {} when none was taken."""
-        path = self._place(number) / FUNCTIONAL
-        if not path.is_file():
-            return {}
-        try:
-            found = read_json(path, MAX_NOTE_BYTES).items()
-            return {client: Evidence(float(score), _limit(threshold)) for client, (score, threshold) in found}
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise RecordError(f"{path}: not readable ({type(error).__name__}); remove it") from None
+    def functional(self, number: int) -> Functional:
+        """The functional evidence of a round, open or committed; empty when none was taken."""
+        return read_functional(self._place(number))
 
     def amend(self, number: int, record: RunRecord) -> None:
         """Replace the record of a committed round by one that knows more of it, such as its metrics."""
@@ -332,7 +325,3 @@ def unlike(state: AdapterState, other: AdapterState) -> str | None:
         if state[module].shape != other[module].shape:
             return f"module {module} is {state[module].shape} in one of them and {other[module].shape} in the other"
     return None
-
-
-def _limit(threshold: Any) -> float | None:
-    return None if threshold is None else float(threshold)

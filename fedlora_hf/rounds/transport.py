@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fedlora_hf.launch.processes import Processes
-from fedlora_hf.numerics.evidence import Evidence
 from fedlora_hf.record.record import RunRecord
 from fedlora_hf.rounds.federation import Run
+from fedlora_hf.rounds.judges import Functional
 from fedlora_hf.rounds.output import ClientFolders
 from fedlora_hf.training.stages import Stage
 from fedlora_hf.update import AdapterState, ClientUpdate
@@ -53,8 +53,8 @@ class Transport(Protocol):
     def train_on_server(self, ask: Ask) -> tuple[ClientUpdate, Mapping[str, Any]]:
         """(the update from the server's own data, facts for the round's entry in the record)."""
 
-    def judge(self, ask: Ask) -> Mapping[str, Evidence]:
-        """Evidence from what each update does to other clients' validation losses."""
+    def judge(self, ask: Ask) -> Functional | None:
+        """Evidence from what each update does to other clients' validation losses; None where nobody is asked."""
 
     def message_bytes(self, parts: Iterable[str]) -> int:
         """Bytes of these parts of the adapter, in float32."""

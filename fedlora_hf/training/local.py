@@ -73,6 +73,15 @@ def num_batches(args: TrainingArguments, num_examples: int) -> int:
     return math.ceil(num_examples / size)
 
 
+def trained_rows(args: Any, num_examples: int) -> float:
+    """Rows that a client's steps of one round see, on average, however many processes share them out."""
+    steps_an_epoch = math.ceil(num_batches(args, num_examples) / args.gradient_accumulation_steps)
+    most = num_examples
+    if getattr(args, "dataloader_drop_last", False):
+        most = min(most, num_batches(args, num_examples) * args.per_device_train_batch_size)
+    return num_local_steps(args, num_examples) * most / steps_an_epoch
+
+
 def local_batches(
     dataset: Sized,
     collate: Callable[[list[Any]], dict[str, Any]],

@@ -36,6 +36,33 @@ def held_out_metrics(
     batch_size: examples of the greatest length at a time; see `batches.right_sized`.
     processes: those that work together share out the batches, and all of them get the metrics of the whole.
     """
+    rows = row_scores(model, dataset, collate, task=task, batch_size=batch_size, processes=processes)
+    # Examples are added up in the order of the data set, whichever batches and processes they were in.
+    nats, correct, items = rows.sum(0).tolist()
+    if not items:
+        return {}
+    loss = nats / items
+    if task != "causal_lm":
+        return {"loss": loss, "accuracy": correct / items, "num_items": items}
+    return {
+        "loss": loss,
+        "perplexity": math.exp(loss) if loss < 700 else math.inf,
+        "token_accuracy": correct / items,
+        "num_items": items,
+    }
+
+
+def row_scores(
+    model: nn.Module,
+    dataset: Any,
+    collate: Callable[[list[Any]], dict[str, Any]],
+    *,
+    task: str,
+    batch_size: int,
+    processes: "Processes | None" = None,
+) -> Tensor:
+    """(R, 3) float64 on the CPU, of every row: summed loss in nats, how many items are right, and how many there are;
+    items are answer tokens ("causal_lm") or the row itself ("sequence_classification"). See `held_out_metrics`."""
     score = _causal_scores if task == "causal_lm" else _class_scores
     device = next(model.parameters()).device
     own, idle = _share(right_sized(dataset, batch_size), processes)
@@ -56,19 +83,7 @@ def held_out_metrics(
     with torch.no_grad():
         found = scored() if processes is None else processes.total(scored, like)
     model.train(was_training)
-    # Examples are added up in the order of the data set, whichever batches and processes they were in.
-    nats, correct, items = found.view(-1, 3).sum(0).tolist()
-    if not items:
-        return {}
-    loss = nats / items
-    if task != "causal_lm":
-        return {"loss": loss, "accuracy": correct / items, "num_items": items}
-    return {
-        "loss": loss,
-        "perplexity": math.exp(loss) if loss < 700 else math.inf,
-        "token_accuracy": correct / items,
-        "num_items": items,
-    }
+    return found.view(-1, 3).cpu()
 
 
 def _share(batches: list[list[int]], processes: "Processes | None") -> tuple[list[list[int]], int]:

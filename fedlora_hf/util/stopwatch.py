@@ -12,7 +12,8 @@ from contextvars import ContextVar
 # The parts of a round, in their order, and what each is.
 PARTS = {
     "train": "clients' local training; on a Flower server, waiting for the nodes",
-    "screen": "looking at the updates: sound ones, and what they do to others' losses where that is asked for",
+    "judge": "updates tried on the validation data of other clients",
+    "screen": "whether updates are sound",
     "aggregate": "combining them",
     "score": "the global adapter on the test splits",
     "write": "files, and pushing them",

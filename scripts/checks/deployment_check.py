@@ -12,6 +12,7 @@ Without --model_name_or_path a tiny model is made on the spot.
 # SPDX-License-Identifier: Apache-2.0
 
 import argparse
+import importlib.metadata
 import json
 import os
 import re
@@ -31,6 +32,18 @@ from scripts.checks.flower_daemons import CONNECTION, Daemons
 # CLAIR needs three updates, so that one of four may be lost.
 CLIENTS = ("ada", "bob", "cleo", "eve")
 CONTAMINATED, KILLED, KILLED_IN = "eve", "bob", 2
+# The run's configuration, but for the places.
+CONFIG = {
+    "num_rounds": 3,
+    "local_steps": 4,
+    "per_device_train_batch_size": 4,
+    "max_length": 64,
+    "learning_rate": 5e-3,
+    "lora_r": 4,
+    "lora_alpha": 8,
+    "min_nodes": len(CLIENTS),
+    "flags": "--use_cpu --generation_examples 0",
+}
 # In what a SuperNode logs, the line that says why it did not get in: the first of these that is there.
 REFUSALS = ("[code:", "[SSL:", "disconnected", "Exit Code")
 # What nodes of the check do besides, as one of Flower's mods: the contaminated one spoils what it sends, the other
@@ -136,22 +149,7 @@ def run_and_kill(daemons: Daemons, folder: Path, base: Path) -> Iterator[Finding
     facts = (str(folder), CONTAMINATED, KILLED, KILLED_IN)
     (app / "fedlora_flower" / "client_app.py").write_text(CLIENT_APP.format(facts=facts), encoding="utf-8")
     began = time.monotonic()
-    run = daemons.submit(
-        app,
-        {
-            "model_name_or_path": str(base),
-            "output_dir": str(out),
-            "num_rounds": 3,
-            "local_steps": 4,
-            "per_device_train_batch_size": 4,
-            "max_length": 64,
-            "learning_rate": 5e-3,
-            "lora_r": 4,
-            "lora_alpha": 8,
-            "min_nodes": len(CLIENTS),
-            "flags": "--use_cpu --generation_examples 0",
-        },
-    )
+    run = daemons.submit(app, {**CONFIG, "model_name_or_path": str(base), "output_dir": str(out)})
     stalled = folder / "stalled"
     while not stalled.exists():
         if time.monotonic() - began > 300 or daemons.status(run).startswith("finished"):
@@ -168,11 +166,14 @@ def run_and_kill(daemons: Daemons, folder: Path, base: Path) -> Iterator[Finding
         f"{status} in {seconds:.0f} s; {seconds - killed + began:.0f} s of it after the kill",
         status == "finished:completed",
     )
-    if status != "finished:completed":
-        return
+    if status == "finished:completed":
+        yield from left_behind(folder, out)
+
+
+def left_behind(folder: Path, out: Path) -> Iterator[Finding]:
+    """What the run's record and its output folder say afterwards."""
     record = json.loads((out / "run.json").read_text(encoding="utf-8"))
-    rounds = record["rounds"]
-    node = record["clients"][CONTAMINATED]["node"]
+    rounds, node = record["rounds"], record["clients"][CONTAMINATED]["node"]
     flagged = [entry["flagged"] for entry in rounds]
     yield Finding(
         f"contaminated node ({CONTAMINATED})",
@@ -185,6 +186,8 @@ def run_and_kill(daemons: Daemons, folder: Path, base: Path) -> Iterator[Finding
     yield Finding(f"node killed in round {KILLED_IN} ({KILLED})", reason, "gone" in reason or "no answer" in reason)
     cohorts = [entry["cohort"] for entry in rounds]
     yield Finding("cohorts", str(cohorts), cohorts == [[*CLIENTS], [*CLIENTS], [c for c in CLIENTS if c != KILLED]])
+    down = [entry["bytes_down"]["ada"] for entry in rounds]
+    yield Finding("bytes to a node that stayed, per round", ", ".join(map(str, down)), max(down[1:]) <= down[0])
     left = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
     whole = ["README.md", "adapter_config.json", "adapter_model.safetensors", "clients", "report", "rounds", "run.json"]
     yield Finding("output folder", ", ".join(left), left == whole)
@@ -211,7 +214,8 @@ def tiny_inputs(folder: Path) -> tuple[Path, dict[str, Path]]:
 def report(findings: list[Finding]) -> str:
     """What was found, as Markdown."""
     rows = [{"what": f.what, "found": f.found, "as it must be": "yes" if f.sound else "**no**"} for f in findings]
-    return f"# What scripts/checks/deployment_check.py found\n\n{common.environment()}\n\n{common.markdown(rows)}\n"
+    environment = f"{common.environment()}, flwr {importlib.metadata.version('flwr')}"
+    return f"# What scripts/checks/deployment_check.py found\n\n{environment}\n\n{common.markdown(rows)}\n"
 
 
 def main() -> int:

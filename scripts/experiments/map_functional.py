@@ -4,7 +4,10 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fedlora_hf.rounds.judges import functional_evidence
+from fedlora_hf.aggregation import aggregate
+from fedlora_hf.launch.processes import Processes
+from fedlora_hf.rounds.judging import measured, split_of
+from fedlora_hf.rounds.panel import whole_panel
 from fedlora_hf.update import ClientUpdate
 from scripts.experiments.map_clients import SHARES, Setting, is_complete, run_folder, trainer, variant
 from scripts.experiments.map_detection import Row, auc, cohorts, trained
@@ -28,13 +31,17 @@ def functional(
             continue
         own = {client: variant(client, kind) if client in bad else client for client in ids(sent)}
         validation = {client: data[own[client] if own[client] in data else client].validation for client in own}
-        found = functional_evidence(federation.scorer, federation.initial, sent, validation, judges=judges, seed=seed)
+        mean = aggregate(sent, "clair")
+        panel = whole_panel({c: split_of(rows) for c, rows in validation.items()}, judges, len(sent), 1.0, seed)
+        start, kept = federation.initial, mean.influence
+        scorer, alone = federation.scorer, Processes()
+        found = measured(scorer, panel, validation, start, mean.state, kept, sent, alone, seed)
         flagged = {client for client, evidence in found.evidence.items() if evidence.flagged}
         row: Row = {"data": setting.name, "split": split, "kind": kind, "share": share, "seed": seed}
         row |= {"judges": judges, "clients": len(sent), "contaminated": len(bad), "found": len(flagged & bad)}
-        row |= {"wrongly_flagged": len(flagged - bad), "evaluations": found.evaluations}
+        row |= {"wrongly_flagged": len(flagged - bad), "evaluations": (len(sent) + 3) * len(found.facts["judges"])}
         row["usable"] = int(any(evidence.threshold is not None for evidence in found.evidence.values()))
-        row["auc"] = round(auc(found.changes, bad), 4)
+        row["auc"] = round(auc({client: effect.change for client, effect in found.effects.items()}, bad), 4)
         yield row
 
 

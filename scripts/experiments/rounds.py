@@ -43,7 +43,8 @@ CLEAN, BENIGN, JUDGED = "none", "fedavg of the benign", "clair, functional"
 METHODS = ("clair", JUDGED, "multikrum", BENIGN)
 # {method: what the trainer is told}. All judge all others; contaminated clients by their wrong validation lines.
 OPTIONS: dict[str, dict[str, Any]] = {
-    JUDGED: {"aggregation": "clair", "functional_judges": 5},
+    "clair": {"aggregation": "clair", "functional_judges": 0},
+    JUDGED: {"aggregation": "clair", "functional_judges": "auto"},
     BENIGN: {"aggregation": "fedavg"},
 }
 # Those of which the attack table's single round leaves many unseen.
@@ -97,7 +98,7 @@ def played(cache: Path, regime: Regime, seed: int, attack: str, count: int, meth
 
 def cells(args: argparse.Namespace) -> list[tuple[Regime, int, str, int, str]]:
     """(regime, seed, attack, contaminated clients, method); the clean cohort and what the benign alone reach once."""
-    regimes = [REGIMES["scarce"]] if args.quick else list(REGIMES.values())
+    regimes = [REGIMES["scarce"]] if args.quick else [REGIMES[name] for name in args.regimes]
     attacks = ATTACKS[:1] if args.quick else ATTACKS
     found = []
     for regime, seed in itertools.product(regimes, range(args.seed, args.seed + args.seeds)):
@@ -105,7 +106,7 @@ def cells(args: argparse.Namespace) -> list[tuple[Regime, int, str, int, str]]:
         for count in (MOST,) if args.quick else (MOST - 1, MOST):
             found += [(regime, seed, attack, count, method) for attack in attacks for method in METHODS[:-1]]
             found.append((regime, seed, attacks[0], count, BENIGN))
-    return found
+    return [cell for cell in found if cell[-1] in args.methods]
 
 
 def table(args: argparse.Namespace) -> list[Row]:
@@ -187,6 +188,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--quick", action="store_true", help="one regime, one attack, to see that it runs")
+    parser.add_argument("--regimes", nargs="+", default=list(REGIMES), choices=list(REGIMES))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--cache", type=Path, required=True, help="folder for base models and finished runs")
     default = PROJECT / "docs" / "results" / "rounds"
     parser.add_argument("--output_dir", type=Path, default=default)

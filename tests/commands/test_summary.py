@@ -62,6 +62,17 @@ def test_near_the_line_and_what_was_not_seen_are_said() -> None:
     assert "nobody was flagged" not in shown(sample_record(6, 1, 2, 0))
 
 
+def test_what_others_losses_say_is_told_in_words() -> None:
+    record = sample_record(6, 1, 1, 0)
+    (client,) = record.flagged
+    record.clients[client]["evidence"] = {"functional": {"score": 0.3, "threshold": 0.1}}
+    record.clients[client]["effect"] = {"raised": 4, "judges": 5, "change": 0.014}
+    record.rounds[-1]["judging"] = {"judges": {"a": 4, "b": 2}, "cost": 0.05}
+    text = shown(record, width=200)
+    assert "flagged: functional 0.30 > 0.10; raises the loss of 4 of 5 others by 1.4 % (median)" in text
+    assert "Each update was tried on the validation data of 2 clients (6 examples), at 5.0 % of" in text
+
+
 def test_a_claim_far_above_the_others_is_a_warning_and_stands_beside_the_weight() -> None:
     record = sample_record(6, 0, 1, 0)
     client = sorted(set(record.clients) - {*record.flagged, *record.quarantined})[0]

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 ROW = re.compile(r"^\| `([\w.]+)` \| ([^|]+) \|", re.MULTILINE)
 CLAIR = "fedlora_hf.numerics.clair"
-BESIDE = ("aggregation.over_rounds", "rounds.judges", "methods.clair")
+BESIDE = ("aggregation.over_rounds", "rounds.judges", "rounds.panel", "methods.clair")
 
 
 def rows() -> dict[str, str]:

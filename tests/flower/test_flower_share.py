@@ -1,6 +1,7 @@
 """Only what is trained and shared travels to the server; what a client keeps for itself stays on its node."""
 # SPDX-License-Identifier: Apache-2.0
 
+import logging
 from pathlib import Path
 
 import models
@@ -246,3 +247,19 @@ def test_changed_factors_are_found_to_the_bit() -> None:
     check_rank(state(3, 1), first, ())
     with pytest.raises(UpdateError, match="q: rank 3, must be 2: A was not trained"):
         check_rank(state(3, 1), first, ("A",))
+
+
+def test_what_the_global_adapter_is_is_said_where_the_method_has_none(
+    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On the terminal, in the record and on the card; without an initial adapter it is the base model."""
+    with caplog.at_level(logging.WARNING, "flwr"):
+        done, _ = run(config | {"aggregation": "fedsa", "num_rounds": 1})
+    said = "the mean of the clients' A with the B that the run began with (B is 0 at first"
+    assert f"the global adapter is {said}" in caplog.text
+    assert done.record.method_info["global_adapter"].startswith(said)
+    assert f"The global adapter is {said}" in (tmp_path / "flower" / "README.md").read_text(encoding="utf-8")
+    assert not any(factors.B.any() for factors in done.state.values())
+    here = plain(config | {"aggregation": "fedsa", "num_rounds": 1}, tmp_path / "plain").run
+    assert here.record.method_info["global_adapter"].startswith("the mean of the clients' A with the mean of their B")
+    assert all(factors.B.any() for factors in here.state.values())

@@ -50,3 +50,26 @@ def test_the_same_seeds_and_cohort_give_the_same_adapters(
     assert (tmp_path / "flower" / "report" / "index.html").is_file()
     assert (tmp_path / "flower" / "rounds" / "2").is_dir()
     assert len({facts["node"] for facts in here["clients"].values()}) == 4
+    if method == "fedsa":  # the common B never changes: from round 2 on A alone goes down
+        first, second = (entry["bytes_down"] for entry in here["rounds"])
+        assert all(second[client] < 0.7 * first[client] for client in first)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("bare_output")
+def test_rounded_changes_and_judges_elsewhere_in_separate_processes(
+    superlink: Any, config: dict[str, Any], tmp_path: Path
+) -> None:
+    more = {"aggregation": "clair", "num_rounds": 1, "wire_dtype": "int8"}
+    run = superlink.submit(
+        PROJECT / "trainers" / "flower",
+        {**config, **more, "flags": f"{config['flags']} --functional_judges 3"},
+        SIMULATED,
+    )
+    assert superlink.wait(run, 500) == "finished:completed", superlink.log("superlink")[-3000:]
+    record = json.loads((tmp_path / "flower" / "run.json").read_text(encoding="utf-8"))
+    entry = record["rounds"][0]
+    assert entry["quarantined"] == {}
+    assert all(up < 0.4 * entry["bytes_down"][client] for client, up in entry["bytes_up"].items())
+    assert set(entry["judging"]["judges"]) <= set(entry["cohort"])
+    assert len(entry["effects"]) == 4

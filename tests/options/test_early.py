@@ -13,7 +13,7 @@ from fedlora_hf.errors import ConfigError
 from fedlora_hf.flags import parse
 from fedlora_hf.options.arguments import ARGUMENTS
 from fedlora_hf.options.early import KNOWN, OWN, checked
-from fedlora_hf.options.spelling import ALIASES, HINTS
+from fedlora_hf.options.spelling import ALIASES, HINTS, suggestion
 
 
 def test_aliases_and_hints_are_of_names_that_there_are_not() -> None:
@@ -82,3 +82,7 @@ def test_python_says_what_was_meant(tmp_path: Path) -> None:
         FederatedConfig(**models.options(tmp_path), dataset_name="x")
     with pytest.raises(ConfigError, match="num_round: is no option; did you mean num_rounds"):
         FederatedConfig(output_dir=str(tmp_path), num_round=3)  # type: ignore[call-arg]
+
+
+def test_a_key_that_only_a_flower_run_has_is_said_to_be_one() -> None:
+    assert suggestion("wire_dtype", {"model_dtype"}).startswith("nothing travels here; it is a key of a Flower run")

@@ -190,3 +190,48 @@ def test_what_everyone_gained_is_counted_and_who_lost_is_named():
 def test_at_most_five_of_those_who_lost_are_named():
     record = gained(**{f"c{n}": {"before": 1.0, "global": 2.0} for n in range(9)})
     assert gains(Run.of(record))[-1].endswith("c4 (1 → 2) and 4 more.")
+
+
+def judged_run() -> RunRecord:
+    """One client flagged by others' losses, one near that line."""
+    record = RunRecord("train", "clair", 0, flagged=["a"])
+    for client, raised, change, score in (("a", 7, 0.014, 0.3), ("b", 5, 0.002, 0.07)):
+        evidence = {"functional": {"score": score, "threshold": 0.1}}
+        effect = {"raised": raised, "judges": 9, "change": change}
+        record.clients[client] = {"collaborative": client != "a", "evidence": evidence, "effect": effect, "metrics": {}}
+    record.suspicious = {"b": {"kind": "functional", "of_line": 0.7}}
+    panel = {"judges": {"a": 4, "b": 4, "c": 3}, "cost": 0.081}
+    record.rounds = [{"round": 1, "judging": panel, "seconds": {"train": 10.0, "judge": 1.2, "aggregate": 1.0}}]
+    return record
+
+
+def test_what_an_update_does_to_others_is_said_in_numbers():
+    run = Run.of(judged_run())
+    first, second = sorted(run.clients, key=lambda client: client.id)
+    assert words.reason_of(run, first).startswith(
+        "its update raises the loss of 7 of 9 others by 1.4 % (median) (funct"
+    )
+    assert words.suspicion_of(second) == (
+        "raises the loss of 5 of 9 others by 0.2 % (median): 0.70 of 1.00, not enough to flag; more rounds would "
+        "decide it"
+    )
+    assert words.effect_of((2, 9, -0.05)) == "lowers the loss of 7 of 9 others by 5.0 % (median)"
+    assert words.effect_of((9, 9, 3.5)) == "raises the loss of 9 of 9 others by 350 % (median)"
+
+
+def test_who_judged_is_said_with_the_cost_planned_and_measured():
+    assert words.judging(Run.of(judged_run())) == (
+        "Each update was tried on the validation data of 3 clients (11 examples), at 8.1 % of the training's cost by "
+        "tokens, 12.0 % of its time."
+    )
+    assert words.judging(Run.of(near_the_line())) == ""
+
+
+@pytest.mark.parametrize("value", [None, 3, {}, {"raised": 2}, {"raised": 9, "judges": 2, "change": 0.1}])
+def test_a_malformed_effect_is_left_out(value):
+    record = judged_run()
+    record.clients["a"]["effect"] = value
+    run = Run.of(record)
+    flagged = next(client for client in run.clients if client.id == "a")
+    assert flagged.effect is None
+    assert "raises the loss on other clients' validation data" in words.reason_of(run, flagged)

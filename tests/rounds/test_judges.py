@@ -1,161 +1,175 @@
-"""Functional evidence: whoever harms others more than is usual is flagged, at the cost that is stated, and no more."""
+"""Functional evidence: whoever undoes what a round gives the others is flagged, whatever a minority of judges says."""
 # SPDX-License-Identifier: Apache-2.0
 
 import math
-from pathlib import Path
-from typing import Any
 
-import models
 import pytest
 import torch
 
-from fedlora_hf.rounds.judges import drawn_panel, functional_evidence, judged
-from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors
+from fedlora_hf.rounds.judges import (
+    BROKEN,
+    HARM,
+    MIXED,
+    Functional,
+    functional_evidence,
+    mixture,
+    weighted_median,
+)
+from fedlora_hf.update import AdapterState, LoraFactors
 
-RANK = 2
-NAMES = [f"client-{number:02d}" for number in range(10)]
-
-
-def state(value: float) -> AdapterState:
-    """An adapter of one module, W = value * (a fixed matrix)."""
-    return AdapterState({"m": LoraFactors(torch.ones(RANK, 3), value * torch.ones(4, RANK) / RANK)})
-
-
-class Valley:
-    """A scorer of a toy model: the loss of a judge is (the adapter's value - what the judge wants)^2 + 1."""
-
-    rank = RANK
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[float, Any]] = []
-
-    def metrics(self, adapter: AdapterState, wanted: list[float]) -> dict[str, float]:
-        value = float(adapter["m"].dense()[0, 0])
-        self.seen.append((value, wanted))
-        return {"loss": (value - wanted[0]) ** 2 + 1}
+NAMES = [f"client-{number:02d}" for number in range(12)]
+EQUAL = dict.fromkeys(NAMES, 1.0)
 
 
-def cohort(values: dict[str, float]) -> list[ClientUpdate]:
-    return [ClientUpdate(name, state(value)) for name, value in values.items()]
+def alike(loss: float) -> dict[str, float]:
+    """The same loss of every judge, but for a little of its own."""
+    return {name: loss + 0.001 * number for number, name in enumerate(NAMES)}
 
 
-def near_one(bad: dict[str, float] | None = None) -> dict[str, float]:
-    """Ten honest clients whose updates lie about 1, some replaced."""
-    return {name: 1 + 0.01 * number for number, name in enumerate(NAMES)} | (bad or {})
+def losses(harm: dict[str, float] | None = None) -> dict[str, dict[str, float]]:
+    """{client: losses with its share}: 0.05 above the mean's 1.0 for honest clients, or what is said."""
+    return {name: alike((harm or {}).get(name, 1.05 + 0.005 * number)) for number, name in enumerate(NAMES)}
 
 
-def wants(**others: float) -> dict[str, list[float]]:
-    return {name: [others.get(name, 1.0)] for name in NAMES}
+def found_in(
+    mixed: dict[str, dict[str, float]], influence: dict[str, float] = EQUAL, start: float = 5.0, diluted: float = 1.4
+) -> Functional:
+    return functional_evidence(alike(start), alike(1.0), alike(diluted), mixed, influence)
 
 
-def test_harmful_clients_are_flagged_and_no_others() -> None:
-    bad = {NAMES[0]: -1.0, NAMES[4]: 6.0, NAMES[7]: -3.0}
-    found = functional_evidence(Valley(), state(0.0), cohort(near_one(bad)), wants())  # type: ignore[arg-type]
-    assert {name for name, evidence in found.evidence.items() if evidence.flagged} == set(bad)
-    assert list(found.evidence) == NAMES
-    assert found.changes[NAMES[0]] == pytest.approx(3.0)  # from (0 - 1)^2 to (-1 - 1)^2
+def flagged(found: Functional) -> set[str]:
+    return {client for client, evidence in found.evidence.items() if evidence.flagged}
+
+
+def test_whoever_undoes_what_the_round_gives_is_flagged_and_nobody_else() -> None:
+    found = found_in(losses({"client-03": 3.0, "client-07": 2.8}))
+    assert flagged(found) == {"client-03", "client-07"}
+    assert found.evidence["client-03"].score == pytest.approx((3.0 - 1.4) / 4, abs=1e-3)
+    assert found.evidence["client-00"].threshold == HARM
+
+
+def test_whoever_does_what_nothing_would_do_is_not_flagged() -> None:
+    found = found_in(losses({"client-03": 1.4, "client-07": 1.4 + 4 * HARM * 0.9}))
+    assert not flagged(found)
+    assert found.evidence["client-03"].score == pytest.approx(0.0)
 
 
 def test_a_clean_cohort_has_no_flags() -> None:
-    found = functional_evidence(Valley(), state(0.0), cohort(near_one()), wants())  # type: ignore[arg-type]
-    assert not any(evidence.flagged for evidence in found.evidence.values())
-    assert all(abs(evidence.score) < 0.05 for evidence in found.evidence.values())  # all of them help alike
+    found = found_in(losses())
+    assert not flagged(found)
+    assert all(evidence.score < 0 for evidence in found.evidence.values())
 
 
-def test_whoever_helps_less_than_others_is_not_flagged() -> None:
-    values = near_one({NAMES[3]: 0.1})
-    found = functional_evidence(Valley(), state(0.0), cohort(values), wants(), judges=9)  # type: ignore[arg-type]
-    assert found.changes[NAMES[3]] < 0
-    assert found.evidence[NAMES[3]].score < 1
+def test_where_the_round_or_the_typical_share_helps_nobody_it_tells_nothing() -> None:
+    harm = {"client-03": 3.0}
+    assert found_in(losses(harm), start=1.005).evidence["client-03"].threshold is None
+    assert found_in(losses(harm), diluted=1.04).evidence["client-03"].threshold is None  # honest shares harm as well
 
 
-def test_whoever_harms_where_most_help_is_flagged_however_unequal_their_help() -> None:
-    help_of_the_honest = [-4.8, -4.2, -4.1, -3.9, -3.7, -3.2, -0.1]
-    changes = {f"{k:02d}": change for k, change in enumerate([*help_of_the_honest, *(1.5 + 0.1 * k for k in range(5))])}
-    found = judged(changes, 6.0)
-    assert [name for name, evidence in found.items() if evidence.flagged] == ["07", "08", "09", "10", "11"]
-    assert not judged({**changes, "06": 0.1}, 6.0)["06"].flagged  # next to nothing
+def lying(bad: set[str], harm: float = 3.0) -> dict[str, dict[str, float]]:
+    """Five colluders' updates harm; their words: honest updates ruin them, those of their own do them only good."""
+    mixed = losses(dict.fromkeys(bad, harm))
+    for client, row in mixed.items():
+        row |= dict.fromkeys(bad, 0.0 if client in bad else 50.0)
+    return mixed
 
 
-def test_where_most_help_nobody_lack_of_help_tells_nothing() -> None:
-    assert judged({"a": 0.1, "b": -0.1, "c": 3.0}, 5.0)["c"].threshold is None
-    assert judged({"a": -0.04, "b": -0.04, "c": 3.0}, 5.0)["c"].threshold is None  # less than 1 % of the loss
-    assert judged({"a": -1.0, "b": -1.1, "c": 3.0}, 5.0)["c"].flagged
+def test_liars_flag_no_honest_client_and_clear_none_of_their_own() -> None:
+    bad = set(NAMES[:5])
+    assert flagged(found_in(lying(bad))) == bad
 
 
-def test_lying_judges_are_outvoted_while_they_are_fewer_than_half() -> None:
-    bad = dict.fromkeys(NAMES[:4], -1.0)
-    spoiled = wants(**dict.fromkeys(NAMES[:4], -1.0))
-    found = functional_evidence(Valley(), state(0.0), cohort(near_one(bad)), spoiled, judges=9)  # type: ignore[arg-type]
-    assert {name for name, evidence in found.evidence.items() if evidence.flagged} == set(bad)
+@pytest.mark.parametrize("kept", [0.0, 0.3])
+def test_a_panel_that_colluders_would_outvote_hears_them_by_their_influence(kept: float) -> None:
+    """Of a panel of five, three lie about others and about themselves; two of nine others are honest."""
+    bad, panel = set(NAMES[:3]), ["client-00", "client-01", "client-02", "client-08", "client-11"]
+    influence = {**EQUAL, **dict.fromkeys(bad, kept)}
+    rows = [{judge: row[judge] for judge in panel} for row in (alike(5.0), alike(1.0), alike(1.4))]
+    mixed = {client: {judge: row[judge] for judge in panel} for client, row in lying(bad).items()}
+    found = functional_evidence(*rows, mixed, influence)
+    assert flagged(found) == bad
+    # Were every word worth the same, they would have had their way.
+    assert flagged(functional_evidence(*rows, mixed, EQUAL)).isdisjoint(bad)
 
 
-def test_the_cost_is_what_is_said() -> None:
-    scorer = Valley()
-    found = functional_evidence(scorer, state(0.0), cohort(near_one()), wants(), judges=3)  # type: ignore[arg-type]
-    assert len(drawn_panel(wants(), 4, 0)) == 4
-    assert found.evaluations == len(scorer.seen) == 4 + 4 * 3 + 6 * 4
+def test_one_judge_of_two_flags_nobody() -> None:
+    mixed = {client: {"a": 9.0, "b": 1.0} for client in "cde"}
+    one = {"a": 1.0, "b": 1.0}
+    found = functional_evidence({"a": 5.0, "b": 5.0}, one, {"a": 1.4, "b": 1.4}, mixed, dict.fromkeys("abcde", 1.0))
+    assert not flagged(found)
 
 
-def test_the_panel_is_a_function_of_the_seed_and_the_clients() -> None:
-    assert drawn_panel(wants(), 4, 3) == drawn_panel(dict(reversed(wants().items())), 4, 3)
-    assert len(set(drawn_panel(wants(), 4, 3))) == 4
-    assert drawn_panel(wants(), 99, 0) == NAMES
-    assert len({tuple(drawn_panel(wants(), 4, seed)) for seed in range(20)}) > 10
-    forwards = functional_evidence(Valley(), state(0.0), cohort(near_one()), wants(), judges=2)  # type: ignore[arg-type]
-    backwards = functional_evidence(
-        Valley(),  # type: ignore[arg-type]
-        state(0.0),
-        reversed(cohort(near_one())),
-        dict(reversed(wants().items())),
-        judges=2,
-    )
-    assert forwards == backwards
+def test_nobody_judges_itself_and_who_has_no_influence_is_not_heard() -> None:
+    mixed = losses()
+    plain = found_in(mixed)
+    boasting = {client: {**row, client: 0.0} for client, row in mixed.items()}
+    assert found_in(boasting) == plain
+    silent = {**EQUAL, "client-05": 0.0}
+    changed = {client: {**row, "client-05": 77.0} for client, row in mixed.items()}
+    assert found_in(changed, silent) == found_in(mixed, silent)
 
 
-def test_a_later_round_is_measured_from_its_start() -> None:
-    scorer, start = Valley(), state(2.0)
-    functional_evidence(scorer, start, cohort({"a": 1.0, "b": 1.1, "c": 1.2}), {"a": [1.0], "b": [1.0]})  # type: ignore[arg-type]
-    values = {round(value, 3) for value, _ in scorer.seen}
-    assert values == {2.0, 1.0, 1.1, 1.2}  # the start, and each whole adapter
-
-
-def test_clients_without_data_judge_nobody_but_are_judged() -> None:
-    few = {NAMES[0]: [1.0], NAMES[1]: [1.0], NAMES[2]: [], NAMES[3]: None}
-    scorer = Valley()
-    found = functional_evidence(scorer, state(0.0), cohort(near_one({NAMES[5]: -2.0})), few)  # type: ignore[arg-type]
-    assert found.evidence[NAMES[5]].flagged
-    assert {id(wanted) for _, wanted in scorer.seen} <= {id(few[NAMES[0]]), id(few[NAMES[1]])}
-
-
-def test_nobody_is_flagged_where_nobody_can_judge() -> None:
-    alone = functional_evidence(Valley(), state(0.0), cohort(near_one()), {})  # type: ignore[arg-type]
-    assert {evidence.threshold for evidence in alone.evidence.values()} == {None}
-    assert alone.evaluations == 0
-    two = functional_evidence(Valley(), state(0.0), cohort({"a": 1.0, "b": -9.0}), {"a": [1.0], "b": [1.0]})  # type: ignore[arg-type]
-    assert {evidence.threshold for evidence in two.evidence.values()} == {None}
+def test_the_effect_is_told_in_numbers_people_understand() -> None:
+    mixed = losses()
+    mixed["client-03"] = {name: 0.99 if number < 2 else 1.014 + 0.001 * number for number, name in enumerate(NAMES)}
+    effect = found_in(mixed).effects["client-03"]
+    assert (effect.raised, effect.judges) == (9, 11)
+    assert effect.change == pytest.approx(0.014, abs=1e-3)
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
 def test_a_loss_that_breaks_is_harm(broken: float) -> None:
-    class Cliff(Valley):
-        def metrics(self, adapter: AdapterState, wanted: list[float]) -> dict[str, float]:
-            value = float(adapter["m"].dense()[0, 0])
-            return {"loss": broken} if value > 50 else super().metrics(adapter, wanted)
-
-    found = functional_evidence(Cliff(), state(0.0), cohort(near_one({NAMES[2]: 60.0})), wants())  # type: ignore[arg-type]
-    assert [name for name, evidence in found.evidence.items() if evidence.flagged] == [NAMES[2]]
-    assert all(math.isfinite(evidence.score) for evidence in found.evidence.values())
+    found = found_in(losses({"client-03": broken}))
+    assert flagged(found) == {"client-03"}
+    assert found.evidence["client-03"].score <= BROKEN
+    assert math.isfinite(found.effects["client-03"].change)
 
 
-def test_a_trainers_scorer_and_clients_do(tmp_path: Path) -> None:
-    trainer = models.federation(tmp_path, models.token_clients(dict.fromkeys("abcd", 6), held_out=3))
-    before = {
-        c: trainer.scorer.metrics(trainer.initial, data.validation)["loss"] for c, data in trainer.clients.items()
-    }
-    updates = [trainer.train_client(client, 1) for client in trainer.clients]
-    validation = {client: data.validation for client, data in trainer.clients.items()}
-    found = functional_evidence(trainer.scorer, trainer.initial, updates, validation, judges=3, seed=trainer.args.seed)
-    after = [trainer.scorer.metrics(updates[0].state, validation[judge])["loss"] - before[judge] for judge in "bcd"]
-    assert found.changes["a"] == pytest.approx(sorted(after)[1])
-    assert found.evaluations == 4 + 4 * 3
+def test_the_order_of_clients_and_judges_does_not_matter() -> None:
+    mixed = losses({"client-03": 3.0})
+    turned = {client: dict(reversed(row.items())) for client, row in reversed(mixed.items())}
+    forwards = functional_evidence(alike(5.0), alike(1.0), alike(1.4), mixed, EQUAL)
+    rows = [dict(reversed(alike(loss).items())) for loss in (5.0, 1.0, 1.4)]
+    backwards = functional_evidence(*rows, turned, dict(reversed(EQUAL.items())))
+    assert forwards == backwards
+    assert list(forwards.evidence) == list(backwards.evidence) == NAMES
+
+
+def test_where_nobody_can_judge_nobody_is_flagged() -> None:
+    found = functional_evidence({}, {}, {}, {name: {} for name in NAMES}, EQUAL)
+    assert {evidence.threshold for evidence in found.evidence.values()} == {None}
+    assert found.effects == {}
+
+
+@pytest.mark.parametrize(
+    ("items", "value"),
+    [
+        ([(3.0, 1.0), (1.0, 1.0), (2.0, 1.0)], 2.0),
+        ([(1.0, 1.0), (2.0, 1.0)], 1.0),  # the lower one
+        ([(1.0, 1.0), (2.0, 1.5)], 2.0),
+        ([(1.0, 0.0), (2.0, 0.1), (9.0, 0.0)], 2.0),
+        ([(1.0, 0.0), (2.0, 0.0), (9.0, 0.0)], 2.0),  # nobody has any weight
+    ],
+)
+def test_the_weighted_median(items: list[tuple[float, float]], value: float) -> None:
+    assert weighted_median(items) == value
+
+
+def test_a_mixture_is_the_mean_with_a_share_of_the_update_at_the_means_rank() -> None:
+    g = torch.Generator().manual_seed(0)
+
+    def state(rank: int) -> AdapterState:
+        factors = LoraFactors(torch.randn(rank, 5, generator=g), torch.randn(6, rank, generator=g), 0.5)
+        return AdapterState({"m": factors}, {"head": torch.randn(3, generator=g)})
+
+    mean, update = state(4), state(1)
+    got = mixture(mean, update)
+    exact = (1 - MIXED) * mean["m"].dense() + MIXED * update["m"].dense()
+    torch.testing.assert_close(
+        got["m"].dense(), (mean["m"] * (1 - MIXED) + update["m"] * MIXED).truncated(4)[0].dense()
+    )
+    assert (got["m"].dense() - exact).norm() < exact.norm()
+    assert (got["m"].rank, got["m"].scale) == (4, 0.5)
+    torch.testing.assert_close(got.extras["head"], (1 - MIXED) * mean.extras["head"] + MIXED * update.extras["head"])
+    same = mixture(mean, mean)
+    torch.testing.assert_close(same["m"].dense(), mean["m"].dense())

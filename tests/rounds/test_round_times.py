@@ -41,6 +41,6 @@ def test_the_parts_of_a_round_are_recorded_and_add_up(tmp_path: Path, monkeypatc
         assert set(found) == set(PARTS)
         assert all(seconds > 0 for seconds in found.values())
         assert found["write"] >= 0.2
-        assert found["screen"] >= 0.3
+        assert found["judge"] >= 0.3
         assert found["idle"] >= 0.1
     assert sum(sum(entry["seconds"].values()) for entry in rounds) <= whole

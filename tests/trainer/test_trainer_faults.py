@@ -13,9 +13,6 @@ from transformers import TrainerCallback, TrainingArguments
 
 from fedlora_hf import FederatedTrainer
 from fedlora_hf.errors import ConfigError, DataError, RoundError
-from fedlora_hf.numerics.evidence import Evidence
-from fedlora_hf.rounds.judges import Functional
-from fedlora_hf.rounds.transport import Ask
 from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors
 
 pytestmark = pytest.mark.usefixtures("bare_output")
@@ -199,39 +196,3 @@ def test_a_callback_may_stop_the_run_after_a_round(tmp_path: Path) -> None:
     assert trainer.store.committed() == [1]
     assert len(trainer.run.record.rounds) == 1
     assert (tmp_path / "run.json").is_file()
-
-
-KINDS = ("functional", "subspace", "direction", "scale")
-
-
-def test_whoever_is_flagged_judges_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clients = models.token_clients(dict.fromkeys((f"c{k}" for k in range(5)), 6), held_out=3)
-    trainer = models.federation(tmp_path, clients, aggregation="clair", functional_judges=4, num_rounds=1)
-    trainer.run.record.flagged.append("c3")
-    asked: list[set[str]] = []
-
-    def noted(scorer: Any, start: Any, updates: Any, validation: Any, **options: Any) -> Functional:
-        asked.append(set(validation))
-        return Functional({update.client_id: Evidence(0.0, None) for update in updates}, {}, 0)
-
-    monkeypatch.setattr("fedlora_hf.rounds.local_transport.functional_evidence", noted)
-    for client in clients:
-        trainer.store.save(1, trainer.train_client(client, 1))
-    trainer.loop.transport.judge(Ask(1, trainer.federation.stage(1), sorted(clients), trainer.run))
-    assert asked == [{"c0", "c1", "c2", "c4"}]
-
-
-def test_functional_evidence_is_taken_kept_and_counted_when_asked_for(tmp_path: Path) -> None:
-    clients = models.token_clients({f"c{n}": 4 for n in range(6)}, held_out=2)
-    trainer = models.federation(tmp_path, clients, aggregation="clair", functional_judges=2)
-    trainer.train()
-    for entry in trainer.run.record.rounds:
-        assert all(
-            {"functional", "subspace", "direction", "scale"} == set(kinds) - {"drift"}
-            for kinds in entry["evidence"].values()
-        )
-    assert set(trainer.store.functional(2)) == set(clients)
-    assert "functional" in trainer.run.record.clients["c0"]["evidence"]
-    without = models.federation(tmp_path / "without", clients, aggregation="clair")
-    without.train()
-    assert "functional" not in without.run.record.clients["c0"]["evidence"]

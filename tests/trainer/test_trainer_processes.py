@@ -10,6 +10,7 @@ from launched import launch
 
 SIZES = {"ada": 4, "bob": 14, "cyd": 3, "dan": 9, "eve": 5}
 OPTIONS = {"evaluate_rounds": True, "personal_steps": 1, "local_steps": None, "lora_dropout": 0.1}
+OPTIONS |= {"aggregation": "clair", "functional_judges": 3}
 SCRIPT = f"""
 import os, sys, time
 import models
@@ -38,7 +39,13 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fedlora_hf.rounds.output.write_report", lambda record, folder: [])
         models.federation(folder, models.token_clients(SIZES, held_out=2), **OPTIONS).train()
-    return models.weight_files(folder)
+    return left(folder)
+
+
+def left(folder: Path) -> dict[str, bytes]:
+    """Every adapter of the run, and what its judges found."""
+    notes = {f"functional {number}": folder / "rounds" / number / "functional.json" for number in ("1", "2")}
+    return models.weight_files(folder) | {name: path.read_bytes() for name, path in notes.items()}
 
 
 @pytest.mark.slow
@@ -52,4 +59,4 @@ def test_as_many_processes_as_one_likes_are_one(processes: int, one_process: dic
     assert sorted(client for part in trained.values() for client in part) == everything
     assert len(trained[1]) <= 2
     assert "bob 1" in {part[0] for part in trained.values() if part}  # the longest is among the first
-    assert models.weight_files(tmp_path / "several") == one_process
+    assert left(tmp_path / "several") == one_process

@@ -94,13 +94,13 @@ def solve(
     target_rank: int | None,
     options: ClairOptions,
     verdict: Callable[[Judgement], Tensor] | None = None,
-    against: Tensor | None = None,
+    trusted: Tensor | None = None,
     held: Callable[[Tensor], Tensor] | None = None,
 ) -> Solution:
     """CLAIR on K clients. shares: (K,) weights in the mean, summing to 1. target_rank: of the global update; None: the
-    factors' own. verdict: (K,) bool, who is flagged on this evidence; default the judgement's own flags. against: (K,)
-    bool, whom evidence of another kind speaks against in this round: they count for nothing in it. held: from the (K,)
-    weights in the mean to those that limits leave, summing to 1 as well; default as they are.
+    factors' own. verdict: (K,) bool, who is flagged on this evidence; default the judgement's own flags. trusted: (K,)
+    in [0, 1], what evidence of another kind leaves of each client's influence in this round; default all. held: from
+    the (K,) weights in the mean to those that limits leave, summing to 1 as well; default as they are.
 
     Raises UpdateError for fewer than 3 clients and for values that are not finite, ConfigError for a rank that the
     cohort cannot carry. Warns (ConvergenceWarning) when the solver stops at `max_iter` and clients are judged by it.
@@ -119,10 +119,10 @@ def solve(
         collaborative = torch.ones_like(alive)
     # Whoever its own evidence of this round speaks against counts for nothing in it, whatever its past says.
     counted = collaborative & ~judgement.flagged
-    counted = counted if against is None else counted & ~against
+    counted = counted if trusted is None else counted & (trusted > 0)
     counted = counted if bool(counted.any()) else collaborative
     weights = _weights(fit, alive, counted) * counted_once(cosines(inner))
-    counts = influence(shares, counted, judgement, seen.inner, options)
+    counts = influence(shares, counted, judgement, seen.inner, options, trusted)
     counts = counts if held is None else replace(counts, shares=held(counts.shares))
 
     def fitted(m: int) -> ModuleFit:

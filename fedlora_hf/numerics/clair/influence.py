@@ -29,6 +29,9 @@ FULL, NOTHING = 0.3, 0.8
 # In a single module no update counts beyond this many typical norms of it, so that what the clip allows for the whole
 # cannot be spent in one place; honest clients were not seen to reach it.
 MODULE_CLIP = 3.0
+# The same fall from the line of functional evidence, which is measured in another unit: what of it is noise among
+# honest clients ends lower, and who harms is left out long before it is flagged.
+UNHARMED, HARMED = 0.15, 0.45
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +50,15 @@ def taper(scores: Tensor) -> Tensor:
     NOTHING of the flags' line."""
     fall = ((scores / CAP - FULL) / (NOTHING - FULL)).clamp(0, 1)
     return 0.5 * (1 + torch.cos(math.pi * fall))
+
+
+def trust(score: float, threshold: float | None) -> float:
+    """What functional evidence leaves of a client's influence, in [0, 1]: half a cosine from UNHARMED to HARMED of its
+    line; all of it where it tells nothing."""
+    if threshold is None or threshold <= 0:
+        return 1.0
+    fall = min(max((score / threshold - UNHARMED) / (HARMED - UNHARMED), 0.0), 1.0)
+    return 0.5 * (1 + math.cos(math.pi * fall)) if fall < 1 else 0.0
 
 
 def look_alikes(similarity: Tensor, counted: Tensor) -> Tensor:
@@ -75,12 +87,18 @@ def clips(energy: Tensor, counted: Tensor, most: float) -> Tensor:
 
 
 def influence(
-    shares: Tensor, counted: Tensor, judgement: Judgement, inner: Sequence[Tensor], options: ClairOptions
+    shares: Tensor,
+    counted: Tensor,
+    judgement: Judgement,
+    inner: Sequence[Tensor],
+    options: ClairOptions,
+    trusted: Tensor | None = None,
 ) -> Influence:
     """What every client counts in the mean.
 
     shares: (K,) by examples or uniform. counted: (K,) bool, who is neither flagged nor zero. inner: per module the
-    (K, K) inner products of the changes, in units of the module's typical norm.
+    (K, K) inner products of the changes, in units of the module's typical norm. trusted: (K,) in [0, 1], what evidence
+    that is not of updates leaves of each; default all.
     """
     together = pooled(inner)
     if options.influence == "flags":
@@ -90,6 +108,7 @@ def influence(
         whole = clips(together.diag(), counted, options.clip)
         clip = torch.stack([torch.minimum(whole, clips(G.diag(), counted, MODULE_CLIP)) for G in inner])
         weight = look_alikes(cosines(together), counted) * _tapered(judgement)
+        weight = weight if trusted is None else weight * trusted
         kept = torch.where(counted, weight * whole, 0.0)
     weight = torch.where(counted, shares.double() * weight, 0.0)
     if not float(weight.sum()) > 0:  # nobody stands out as the one to follow: those not left out count alike
