@@ -146,6 +146,7 @@ def solve(
 
 
 def look(source: Source, options: ClairOptions, common: Mapping[str, Pair] | None) -> _Seen:
+    """One pass over all modules. common: {module: a component to take off every update first}; None: nothing."""
     blocks, products, nulls = [], [], []
 
     def summary(module: str) -> tuple[Blocks, Tensor, Tensor]:
