@@ -61,6 +61,20 @@ STEPS = (
         3,
         "results/flags/README.md",
     ),
+    Step(
+        "flags_heavy_tails",
+        'python -m scripts.experiments.calibrate_flags --set held-out --families "heavy-tailed norms" --honest 800 '
+        "--seed 20000 --name heavy_tails",
+        1,
+        "results/flags/README.md",
+    ),
+    Step(
+        "flags_dirichlet",
+        'python -m scripts.experiments.calibrate_flags --set tuning --families "Dirichlet 0.1" --clients 8 12 20 '
+        "--honest 800 --seed 20000 --name dirichlet",
+        1,
+        "results/flags/README.md",
+    ),
     Step("attacks_tuning", f"{_ATTACKS} --tune", 2, "results/attacks/README.md"),
     Step("attacks", _ATTACKS, 15, "results/attacks/README.md"),
     Step(
@@ -68,6 +82,15 @@ STEPS = (
         "python -m scripts.experiments.attack_evidence --cache {cache}/attacks",
         2,
         "results/attacks/README.md",
+    ),
+    Step("groups", "python -m scripts.experiments.groups --seed 0 --seeds 10", 3, "results/groups/README.md"),
+    Step(
+        "groups_trained",
+        "python -m scripts.experiments.groups_trained --base {base} --data {data} --seeds 3 "
+        '--settings natural_instructions dolly "natural_instructions, dirichlet"',
+        8,
+        "results/groups/README.md",
+        ("data", "base"),
     ),
     Step("influence_cost", _SYNTHETIC.format("influence_cost"), 1, "results/influence/README.md"),
     Step(
