@@ -213,7 +213,7 @@ STEPS = (
     Step("clair_many", f"{_CLAIR} --out_of_core 1000 --modules 64 --size 1024 --rank 8", 5, "bench_clair.md"),
     Step(
         "clair_disk",
-        f"{_CLAIR} --out_of_core 100 300 1000 3000 10000 --modules 1 --size 1024 --rank 8 "
+        f"{_CLAIR} --out_of_core 100 300 1000 3000 5000 10000 --modules 1 --size 1024 --rank 8 "
         "--csv docs/bench_clair_disk.csv",
         10,
         "bench_clair.md",

@@ -56,8 +56,7 @@ def aggregate(
     past: what earlier rounds found, oldest first; clair combines their evidence with this round's.
     functional: {client: evidence} of this round from other clients' losses, where it was taken; clair counts it too.
     server: an adapter trained on the server's own data from the same start; fltrust compares with it.
-    device: where this is computed: "cpu", "cuda", "cuda:n", or "auto", a CUDA device that has room for the largest
-        module, if there is one. Flags are the same on all; the result is where the first client's factors are.
+    device: where this is computed: "cpu", "cuda[:n]", or "auto", a CUDA device with room for the largest module.
 
     Raises ConfigError for a bad argument, UpdateError when no usable update is left or ids repeat.
     """
@@ -87,7 +86,8 @@ def aggregate(
 
 
 def _worked(cohort: Cohort, method: Method, settings: Any, choice: str) -> Aggregate:
-    """The method's result on the device that is chosen, brought to where the first client's factors are."""
+    """The method's result on the device that is chosen, brought to where the first client's factors are. Fixed
+    projections are drawn on the CPU and clients are judged there, so flags are the same wherever it is."""
     home, place = cohort.updates[0].state[cohort.modules[0]].A.device, chosen_device(choice, cohort.updates)
     if place == home:
         return rule_of(method)(cohort, settings)

@@ -45,7 +45,7 @@ def best(values: Tensor, count: int) -> Tensor:
 def pooled(inner: Sequence[Tensor]) -> Tensor:
     """(K, K) sum of inner products over modules, some rows at a time: of many clients, no second copy of all."""
     steps = range(0, len(inner[0]), AT_ONCE)
-    return torch.cat([torch.stack([G[first : first + AT_ONCE] for G in inner]).sum(0) for first in steps])
+    return torch.cat([torch.stack([G[first : first + AT_ONCE].double() for G in inner]).sum(0) for first in steps])
 
 
 def cosines(inner: Tensor) -> Tensor:

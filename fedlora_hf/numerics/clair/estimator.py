@@ -203,7 +203,7 @@ def _judged(seen: _Seen, inner: Tensor, alive: Tensor, options: ClairOptions) ->
         return unjudged(inner, alive), None
     blocks = [replace(b, coords=b.coords[index], energy=b.energy[index]) for b in seen.blocks]
     agreed = consensus(independent(cosines(inner[index][:, index])))
-    overlap = torch.stack([affinity(b.coords).double() for b in blocks]).sum(0)
+    overlap = pooled([affinity(b.coords) for b in blocks])
     limit = min(options.rank_limit or MAX_RANK, MAX_RANK)
     starts = [agreed.core, consensus(overlap).core]
     if options.solver == "convex":
