@@ -75,10 +75,9 @@ def aggregate(
         start = (target_rank, reference, tuple(past), functional or {}, limits, trusted)
         result = _worked(Cohort(usable, weight_by, found.modules, *start), chosen, settings, device)
     left_out = {"modules_left_out": list(found.left_out)} if found.left_out else {}
-    quarantined = dict(sorted({**found.quarantined, **result.quarantined}.items()))
     return replace(
         result,
-        quarantined=quarantined,
+        quarantined=dict(sorted({**found.quarantined, **result.quarantined}.items())),
         diagnosis={**result.diagnosis, **left_out},
         claimed_weights=client_weights(found.usable, weight_by),
         outlier_claims=counts.outliers,

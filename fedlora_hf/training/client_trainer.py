@@ -120,9 +120,8 @@ class ClientTrainer(StepTrainer):
         self.method = method_named(args.aggregation)
         self.privacy = Privacy.of(args)
         self.scores = Scores()
-        self.scorer = Scorer(
-            self.model_wrapped, self.slot, self.data_collator, self.processing_class, args, self.processes
-        )
+        tokenizer = self.processing_class
+        self.scorer = Scorer(self.model_wrapped, self.slot, self.data_collator, tokenizer, args, self.processes)
 
     def _check_same_adapter(self) -> None:
         if self.processes.count > 1 and (odd := self.processes.differing(self.slot.checksum())) is not None:

@@ -25,7 +25,7 @@ class Rows:
     """Whose rows the batch holds: those of `members` (places among the copies), one after the other, equally many."""
 
     members: Sequence[int] = field(default_factory=list)
-    count: int = 0  # rows in all
+    count: int = 0  # rows in all or, where a head is given answered positions alone, members
 
     def check(self, x: Tensor) -> None:
         """ConfigError for a module that sees something else than the batch's rows in their order."""

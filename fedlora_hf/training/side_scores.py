@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from fedlora_hf.adapter.slot import AdapterSlot, set_frozen
 from fedlora_hf.data.tokenize import IGNORED
+from fedlora_hf.training.heads import answered_logits
 from fedlora_hf.training.side_by_side import FixedGroup, HeadGroup, Rows
 from fedlora_hf.update import AdapterState
 
@@ -40,7 +41,7 @@ def row_losses_of_each(scorer: "Scorer", states: Sequence[AdapterState], dataset
 
 def _side_by_side(scorer: "Scorer", states: Sequence[AdapterState], dataset: Any) -> list[Tensor]:
     set_frozen(scorer.slot.model, None)
-    model, count, rows = scorer.model, len(states), Rows(range(len(states)))
+    model, count, rows = scorer.model, len(states), Rows(range(len(states)), len(states))
     device = next(model.parameters()).device
     # A loader without a generator of its own draws from the global one, even when it shuffles nothing.
     loader: DataLoader[Any] = DataLoader(
@@ -59,10 +60,9 @@ def _side_by_side(scorer: "Scorer", states: Sequence[AdapterState], dataset: Any
                     name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()
                 }
                 labels = batch.pop("labels")
-                rows.count = count * len(labels)
-                logits = model(**{name: _repeated(value, count) for name, value in batch.items()}).logits
-                for own, part in zip(parts, logits.chunk(count), strict=True):
-                    own.append(_by_row(part, labels))
+                copies = {name: _repeated(value, count) for name, value in batch.items()}
+                for own, part in zip(parts, _by_row(model, copies, labels, count), strict=True):
+                    own.append(part)
     finally:
         model.train(was_training)
     return [torch.cat(own).cpu() if own else torch.zeros(0, 2, dtype=torch.float64) for own in parts]
@@ -72,16 +72,25 @@ def _repeated(value: Any, count: int) -> Any:
     return value.repeat(count, *[1] * (value.dim() - 1)) if isinstance(value, Tensor) and value.dim() else value
 
 
-def _by_row(logits: Tensor, labels: Tensor) -> Tensor:
-    """(rows, 2): summed negative log-likelihood of a row's labels (position i predicts token i + 1), and how many."""
+def _by_row(model: nn.Module, copies: dict[str, Any], labels: Tensor, count: int) -> list[Tensor]:
+    """For each adapter (rows, 2): summed negative log-likelihood of a row's labels, and how many it has.
+
+    copies: the batch without its labels, once for each adapter. Position i predicts token i + 1.
+    """
     if labels.dim() == 2:
-        labels, logits = labels[:, 1:], logits[:, :-1]
+        labels = labels[:, 1:]
+        answered = labels != IGNORED
+        logits = answered_logits(model, copies, answered.repeat(count, 1))
     else:
-        labels, logits = labels[:, None], logits[:, None]
-    answered = labels != IGNORED
-    nats = torch.zeros(labels.shape, dtype=torch.float64, device=labels.device)
-    nats[answered] = cross_entropy(logits[answered].float(), labels[answered], reduction="none").double()
-    return torch.stack([nats.sum(1), answered.sum(1).double()], dim=1)
+        labels = labels[:, None]
+        answered = torch.ones_like(labels, dtype=torch.bool)
+        logits = model(**copies).logits
+    wanted, found = labels[answered], []
+    for part in logits.view(count, len(wanted), logits.shape[-1]):
+        nats = torch.zeros(labels.shape, dtype=torch.float64, device=labels.device)
+        nats[answered] = cross_entropy(part.float(), wanted, reduction="none").double()
+        found.append(torch.stack([nats.sum(1), answered.sum(1).double()], dim=1))
+    return found
 
 
 @contextmanager
