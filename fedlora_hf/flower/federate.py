@@ -91,6 +91,8 @@ def _check(args: FederatedConfig) -> None:
     for name in ("keep_optimizer", "load_best_model_at_end"):
         if getattr(args, name):
             raise ConfigError(f"{name} is set: not there on Flower, whose clients are elsewhere; leave it out")
+    if args.report_answers:
+        raise ConfigError(f"report_answers={args.report_answers}: clients' texts are not here; leave it out")
     if args.functional_judges:
         raise ConfigError(f"functional_judges={args.functional_judges}: clients' data are not here; leave it out")
     if (args.resume_from or "").startswith("hub:"):

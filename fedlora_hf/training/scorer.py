@@ -56,7 +56,10 @@ class Scorer:
         """{"rouge_l": ...} of greedy answers to raw examples; {} where there are none, or no tokenizer."""
         if not questions or self.tokenizer is None:
             return {}
+        return {"rouge_l": rouge_l(self.texts(state, questions), questions["references"])}
+
+    def texts(self, state: AdapterState, questions: Any) -> list[str]:
+        """Greedy answers to raw examples that have the ids of their prompts."""
         self.install(state)
         prompts = questions["prompt_ids"][:]
-        answers = generate_answers(self.slot.model, prompts, self.tokenizer, max_new_tokens=self.args.max_new_tokens)
-        return {"rouge_l": rouge_l(answers, questions["references"])}
+        return generate_answers(self.slot.model, prompts, self.tokenizer, max_new_tokens=self.args.max_new_tokens)
