@@ -57,6 +57,23 @@ class FederatedTrainer(ClientTrainer):
     `output_dir/rounds`. `train()` runs the rounds, `evaluate()` scores the global adapter and the personal ones,
     `save_model()` writes them as stock PEFT folders. Under torchrun or accelerate, processes train different clients
     of a round; the result does not depend on how many there are.
+
+    ```python
+    from datasets import Dataset
+
+    from fedlora_hf import FederatedConfig, FederatedTrainer
+
+    clients = {
+        name: Dataset.from_dict({"prompt": [f"{name} {n}:" for n in range(8)], "completion": ["yes", "no"] * 4})
+        for name in ("ada", "bob", "eve")
+    }
+    args = FederatedConfig(output_dir="out", num_rounds=2, local_steps=2, use_cpu=True, generation_examples=0)
+    trainer = FederatedTrainer(model, args, clients, processing_class=tokenizer)  # both loaded as ever
+    trainer.train()
+    assert sorted(trainer.run.personalised) == ["ada", "bob", "eve"]
+    with trainer.personal("ada") as personal:
+        personal.generate(**tokenizer("ada 1:", return_tensors="pt", return_token_type_ids=False), max_new_tokens=2)
+    ```
     """
 
     def __init__(
@@ -133,6 +150,13 @@ class FederatedTrainer(ClientTrainer):
         client_datasets, model: for a run from Python, whose record names no files; further arguments are the
         constructor's. changes: options over the recorded ones; what a resumed run may not change is refused by train().
         Raises RecordError for a folder without a run, ConfigError for what the record does not name.
+
+        ```python
+        from fedlora_hf import FederatedTrainer
+
+        trainer = FederatedTrainer.from_run("out", clients, model=model, processing_class=tokenizer)
+        assert trainer.run.round == 2  # it stands where the run ended
+        ```
         """
         record = RunRecord.load(folder)
         args = args_of_run(record, folder, changes or {})
