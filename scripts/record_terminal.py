@@ -25,7 +25,7 @@ BASE = (
     "--layers 2 --heads 4 --vocab_size 400 --max_length 128 --context_length 256 --output_dir base"
 )
 # What differs from the tutorial's YAML: the base, and that there is no GPU.
-CHANGES = {"model_name_or_path": "base", "use_cpu": "true", "learning_rate": "5.0e-3", "report_answers": "2"}
+CHANGES = {"model_name_or_path": "base", "use_cpu": "true", "learning_rate": "5.0e-3", "report_answers": "1"}
 QUESTION = "Ticket 99: the customer asks about a parcel."
 
 
@@ -58,8 +58,9 @@ STORY = (
     Scene("push", "fedlora push out --repo_id you/firms", "without a network: what it says", 2),
     Scene("demo", "fedlora demo --output_dir demo", "twelve clients, four of them contaminated"),
 )
+# Remarks and bars of libraries, which depend on what else is installed.
 NOISE = re.compile(
-    r"^.*(?:real_accelerator\.py|FutureWarning|UserWarning|warnings\.warn|Writing model shards|Loading weights).*\n",
+    r"^.*(?:real_accelerator\.py|Warning|warnings\.warn|kernels-community|Writing model shards|Loading weights).*\n",
     re.MULTILINE,
 )
 
@@ -83,7 +84,6 @@ def run(words: Sequence[str], folder: Path, code: int = 0) -> str:
         "PYTHONPATH": str(PROJECT),
         "PYTHONWARNINGS": "ignore",
         "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
         "COLUMNS": "110",
         "OMP_NUM_THREADS": "1",
     }
@@ -102,7 +102,8 @@ def normalised(text: str, folder: Path) -> str:
     text = NOISE.sub("", text)
     text = re.sub(r"\b\d+\.\d s\b", "#.# s", text)
     text = re.sub(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d\S*", "(date)", text)
-    return "\n".join(line.rstrip() for line in text.splitlines()).strip() + "\n"
+    text = "\n".join(line.rstrip() for line in text.splitlines())
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
 def record(scene: Scene, folder: Path) -> str:

@@ -64,6 +64,7 @@ def render_page(run: Run, pictures: Mapping[str, Picture], answers: Sequence[Ans
         suspicious=[Charge(client.title, f"{words.suspicion_of(client)}.") for client in run.suspicious],
         claims=[Charge(client.title, client.outlier_claim) for client in run.clients if client.outlier_claim],
         unseen=words.unseen(run),
+        rehearsal=words.rehearsal(run),
         answers=[(answer.client, answer.question, _said(answer)) for answer in answers],
         gains=gains(run),
         means=mean_table(run),

@@ -103,6 +103,7 @@ class Client:
     evidence: dict[str, Score]
     metrics: dict[str, Values]
     name: str = ""
+    contaminated: str = ""  # how, where it was on purpose
 
     @property
     def title(self) -> str:
@@ -236,6 +237,7 @@ def _clients(record: RunRecord) -> list[Client]:
                 evidence=evidence,
                 metrics={view: values(item) for view, item in mapping(entry.get("metrics")).items()},
                 name=str(names.get(str(client_id), "")),
+                contaminated=str(entry.get("contaminated") or ""),
             )
         )
     return sorted(found, key=lambda client: (STATES.index(client.state), natural(client.id), client.id))

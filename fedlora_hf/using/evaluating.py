@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 
 from fedlora_hf.data.collate import Collator
+from fedlora_hf.data.mapped import quiet
 from fedlora_hf.data.say import say
 from fedlora_hf.data.several import load_several
 from fedlora_hf.data.tokenize import question_ids, tokenize_examples
@@ -73,7 +74,8 @@ def read(
         return Held(tokens, None, sources)
     questions = chosen.select(range(min(generate, len(chosen))))
     ids = question_ids(questions, loaded.tokenizer, max_length=loaded.max_length, wording=wording)
-    return Held(tokens, questions.add_column("prompt_ids", ids), sources)
+    with quiet():
+        return Held(tokens, questions.add_column("prompt_ids", ids), sources)
 
 
 def evaluate(

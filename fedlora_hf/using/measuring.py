@@ -26,7 +26,7 @@ from fedlora_hf.using.finished import Finished
 from fedlora_hf.using.loaded import load
 from fedlora_hf.util.progress import Progress
 
-SAME_EXAMPLES = "all on the same examples, those of whoever combined the adapters"
+SAME_EXAMPLES = "all on the same examples"
 WHOLE = "all examples"  # the one source of data that do not say whose they are
 
 

@@ -11,7 +11,7 @@ import pytest
 from models import tiny_llama, tiny_tokenizer
 
 import fedlora_hf
-from fedlora_hf import update
+from fedlora_hf import aggregation, update
 from fedlora_hf.methods import own
 
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -21,7 +21,7 @@ DOCUMENTED = {
     "FederatedTrainer": fedlora_hf.FederatedTrainer,
     "FederatedTrainer.from_run": fedlora_hf.FederatedTrainer.from_run,
     "load_run": fedlora_hf.load_run,
-    "aggregate": fedlora_hf.aggregate,
+    "aggregate": aggregation,  # on the page of its package
     "DirMagLoraConfig": fedlora_hf.DirMagLoraConfig,
     "register_method": fedlora_hf.register_method,
     "LoraFactors": update.LoraFactors,

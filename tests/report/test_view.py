@@ -190,3 +190,15 @@ def test_what_everyone_gained_is_counted_and_who_lost_is_named():
 def test_at_most_five_of_those_who_lost_are_named():
     record = gained(**{f"c{n}": {"before": 1.0, "global": 2.0} for n in range(9)})
     assert gains(Run.of(record))[-1].endswith("c4 (1 → 2) and 4 more.")
+
+
+def test_a_rehearsal_says_who_was_contaminated_on_purpose():
+    record = sample_record(4, 1, 1, 0)
+    assert words.rehearsal(Run.of(record)) == ""
+    first, second = sorted(record.clients)[:2]
+    record.clients[first]["contaminated"] = "sign_flip:2"
+    assert f"1 client was contaminated on purpose by --contaminate, {first} (sign_flip:2;" in words.rehearsal(
+        Run.of(record)
+    )
+    record.clients[second]["contaminated"] = "random_targets"
+    assert "2 clients were contaminated on purpose" in words.rehearsal(Run.of(record))
