@@ -56,7 +56,6 @@ STORY = (
         "adapters from anywhere, combined and measured",
     ),
     Scene("push", "fedlora push out --repo_id you/firms", "without a network: what it says", 2),
-    Scene("demo", "fedlora demo --output_dir demo", "twelve clients, four of them contaminated"),
 )
 # Remarks and bars of libraries, which depend on what else is installed.
 NOISE = re.compile(
@@ -121,7 +120,8 @@ def index(story: Iterable[Scene] = STORY) -> str:
         "# What each command prints\n\n"
         "Recorded by `python scripts/record_terminal.py`, in one folder and in this order, with the files of "
         "[the tutorial](../tutorial.md) and a base that the script makes (so the answers are poor: it has two layers). "
-        "CPU, one thread, seed 0. Times, dates and paths of the machine are replaced.\n\n"
+        "CPU, one thread, seed 0. Times, dates and paths of the machine are replaced. "
+        "What `fedlora demo` prints stands in the [README](../../README.md#two-commands).\n\n"
         f"| recording | command | what it shows |\n|---|---|---|\n{rows}\n"
     )
 
