@@ -11,7 +11,7 @@ from scripts import record_terminal as recorder
 
 def test_every_command_has_its_recording_and_no_recording_is_left_over() -> None:
     told = {scene.command.split()[1] for scene in recorder.STORY}
-    assert set(ABOUT) - told == {"demo"}  # whose output stands in the README, and is tested there
+    assert set(ABOUT) - told == {"demo"}  # whose output stands in the README
     files = {path.name for path in recorder.RECORDINGS.iterdir()}
     assert files == {"README.md", *(f"{scene.name}.txt" for scene in recorder.STORY)}
     assert (recorder.RECORDINGS / "README.md").read_text(encoding="utf-8") == recorder.index()
