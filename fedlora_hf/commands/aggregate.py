@@ -11,6 +11,7 @@ from typing import Any
 from fedlora_hf.adapter.files import plain_config, read_adapter
 from fedlora_hf.aggregation import aggregate
 from fedlora_hf.aggregation.coverage import costs, filled, told
+from fedlora_hf.aggregation.device import checked_device
 from fedlora_hf.aggregation.screening import PartialModules, screen
 from fedlora_hf.commands.collection import bases_of, check_bases, named, read_weights
 from fedlora_hf.commands.summary import print_summary
@@ -65,6 +66,7 @@ def aggregate_adapters(
     weights: Sequence[str] | None = None,
     options: dict[str, Any] | None = None,
     measure: Measure | None = None,
+    device: str = "auto",
 ) -> None:
     """Read the adapters (lazily, module by module), aggregate them, and leave a full output folder.
 
@@ -77,6 +79,7 @@ def aggregate_adapters(
     options, chosen, progress = options or {}, method_named(method), Progress()
     measure = measure or Measure()
     measure.check(chosen.name)
+    checked_device(device)
     sources = named(adapters)
     check_output(output_dir, "aggregate", [source.folder for source in sources.values() if source.folder is not None])
     counts = _weights(chosen, weights, sources)
@@ -98,6 +101,7 @@ def aggregate_adapters(
         target_rank=target_rank,
         partial_modules=screened,
         functional=functional,
+        device=device,
         **options,
     )
     told_options = {**options, "target_rank": target_rank, "weights": counts or None, **measure.told()}

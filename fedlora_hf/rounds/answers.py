@@ -35,7 +35,7 @@ def _answered(trainer: ClientTrainer, run: Run, client: str, numbers: list[int])
     asked = trainer.processing_class.batch_decode(questions["prompt_ids"][:], skip_special_tokens=True)
     states = {"before": trainer.initial, "shared": run.state, "own": run.personalised.get(client)}
     answers = {
-        name: [""] * len(numbers) if state is None else trainer.scorer.texts(state, questions)
+        name: [""] * len(numbers) if state is None else trainer.scorer.texts(state, questions["prompt_ids"][:])
         for name, state in states.items()
     }
     return [

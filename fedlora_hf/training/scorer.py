@@ -1,6 +1,8 @@
 """Scores any adapter on any split, in the one model there is."""
 # SPDX-License-Identifier: Apache-2.0
 
+from collections.abc import Mapping
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -54,12 +56,21 @@ class Scorer:
 
     def answers(self, state: AdapterState, questions: Any) -> dict[str, float]:
         """{"rouge_l": ...} of greedy answers to raw examples; {} where there are none, or no tokenizer."""
-        if not questions or self.tokenizer is None:
-            return {}
-        return {"rouge_l": rouge_l(self.texts(state, questions), questions["references"])}
+        return self.answers_of(state, {"": questions}).get("", {})
 
-    def texts(self, state: AdapterState, questions: Any) -> list[str]:
-        """Greedy answers to raw examples that have the ids of their prompts."""
+    def answers_of(self, state: AdapterState, questions: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+        """{client: {"rouge_l": ...}} of one adapter's greedy answers to several clients' questions, which share
+        batches; a client without any is left out, and all are without a tokenizer."""
+        asked = {client: own for client, own in questions.items() if own}
+        if not asked or self.tokenizer is None:
+            return {}
+        answers = iter(self.texts(state, [prompt for own in asked.values() for prompt in own["prompt_ids"][:]]))
+        return {
+            client: {"rouge_l": rouge_l(list(islice(answers, len(own))), own["references"])}
+            for client, own in asked.items()
+        }
+
+    def texts(self, state: AdapterState, prompts: list[list[int]]) -> list[str]:
+        """Greedy answers to the ids of prompts."""
         self.install(state)
-        prompts = questions["prompt_ids"][:]
         return generate_answers(self.slot.model, prompts, self.tokenizer, max_new_tokens=self.args.max_new_tokens)
