@@ -26,6 +26,7 @@ from fedlora_hf.record.answers import save_answers
 from fedlora_hf.record.record import RunRecord
 from fedlora_hf.rounds.answers import sample_answers
 from fedlora_hf.rounds.federation import SERVER, Federation, Run
+from fedlora_hf.rounds.groups import read_groups
 from fedlora_hf.rounds.limits import check_cohort
 from fedlora_hf.rounds.local_transport import LocalTransport
 from fedlora_hf.rounds.loop import RoundLoop
@@ -58,23 +59,6 @@ class FederatedTrainer(ClientTrainer):
     `output_dir/rounds`. `train()` runs the rounds, `evaluate()` scores the global adapter and the personal ones,
     `save_model()` writes them as stock PEFT folders. Under torchrun or accelerate, processes train different clients
     of a round; the result does not depend on how many there are.
-
-    ```python
-    from datasets import Dataset
-
-    from fedlora_hf import FederatedConfig, FederatedTrainer
-
-    clients = {
-        name: Dataset.from_dict({"prompt": [f"{name} {n}:" for n in range(8)], "completion": ["yes", "no"] * 4})
-        for name in ("ada", "bob", "eve")
-    }
-    args = FederatedConfig(output_dir="out", num_rounds=2, local_steps=2, use_cpu=True, generation_examples=0)
-    trainer = FederatedTrainer(model, args, clients, processing_class=tokenizer)  # both loaded as ever
-    trainer.train()
-    assert sorted(trainer.run.personalised) == ["ada", "bob", "eve"]
-    with trainer.personal("ada") as personal:
-        personal.generate(**tokenizer("ada 1:", return_tensors="pt", return_token_type_ids=False), max_new_tokens=2)
-    ```
     """
 
     def __init__(
@@ -157,13 +141,6 @@ class FederatedTrainer(ClientTrainer):
         client_datasets, model: for a run from Python, whose record names no files; further arguments are the
         constructor's. changes: options over the recorded ones; what a resumed run may not change is refused by train().
         Raises RecordError for a folder without a run, ConfigError for what the record does not name.
-
-        ```python
-        from fedlora_hf import FederatedTrainer
-
-        trainer = FederatedTrainer.from_run("out", clients, model=model, processing_class=tokenizer)
-        assert trainer.run.round == 2  # it stands where the run ended
-        ```
         """
         record = RunRecord.load(folder)
         args = args_of_run(record, folder, changes or {})
@@ -181,7 +158,8 @@ class FederatedTrainer(ClientTrainer):
         if reason := unlike(state, self.federation.initial):
             raise RecordError(f"{self.args.output_dir}: {reason}; its adapter is not of this model")
         folders = ClientFolders(str(self.args.output_dir), self.store.config)
-        self.loop.run = Run(len(record.rounds), state, record, folders.read(sorted(record.clients)))
+        personal, groups = folders.read(sorted(record.clients)), read_groups(str(self.args.output_dir))
+        self.loop.run = Run(len(record.rounds), state, record, personal, groups)
 
     @property
     def run(self) -> Run:

@@ -109,11 +109,10 @@ def aggregate_adapters(
     record, config = _recorded(found, updates, combined, chosen, told_options, functional)
     if cost:
         record.diagnosis["partial_modules"] = {"chosen": partial_modules, "costs": cost}
-    own = {update.client_id: update.state for update in found.updates}
     if bench is not None:
         record.data = {**measure.data(), "num_examples": len(bench.whole)}
-        usable = {client: state for client, state in own.items() if client not in record.quarantined}
-        record_metrics(record, bench, usable, combined.state, combined.personalised, progress)
+        own = {u.client_id: u.state for u in found.updates if u.client_id not in record.quarantined}
+        record_metrics(record, bench, own, combined.state, combined.personalised, progress)
     _write(output_dir, found, record, config, combined, progress)
     print_summary(record, output_dir)
 

@@ -18,8 +18,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # In the order of their needs: a run is made, then read.
 DOCUMENTED = {
     "FederatedConfig": fedlora_hf.FederatedConfig,
-    "FederatedTrainer": fedlora_hf.FederatedTrainer,
-    "FederatedTrainer.from_run": fedlora_hf.FederatedTrainer.from_run,
+    "FederatedTrainer": fedlora_hf,  # on the first page, with from_run
     "load_run": fedlora_hf.load_run,
     "aggregate": aggregation,  # on the page of its package
     "DirMagLoraConfig": fedlora_hf.DirMagLoraConfig,

@@ -14,7 +14,7 @@ from fedlora_hf.methods.clair import LEAST_CLIENTS, ClairOptions
 from fedlora_hf.numerics import lowrank
 from fedlora_hf.numerics.clair import admm, refine
 from fedlora_hf.numerics.clair.blocks import Blocks, Grams, affinity, flat, summarise
-from fedlora_hf.numerics.clair.consensus import consensus, cosines, counted_once, independent
+from fedlora_hf.numerics.clair.consensus import consensus, cosines, counted_once, independent, pooled
 from fedlora_hf.numerics.clair.evidence import Judgement, judge, unjudged
 from fedlora_hf.numerics.clair.influence import influence
 from fedlora_hf.numerics.clair.refine import ModuleFit, Pair
@@ -107,10 +107,10 @@ def solve(
     """
     if len(shares) < LEAST_CLIENTS:
         raise UpdateError(f"{len(shares)} clients: clair needs at least {LEAST_CLIENTS}; use product_mean for fewer")
-    seen = _look(source, options, None)
+    seen = look(source, options, None)
     if options.center:
-        seen = _Seen(_look(source, options, _common(source, seen, options)).blocks, seen.inner, seen.null)
-    inner = torch.stack(seen.inner).sum(0)
+        seen = _Seen(look(source, options, _common(source, seen, options)).blocks, seen.inner, seen.null)
+    inner = pooled(seen.inner)
     alive = _alive(inner)
     judgement, fit = _judged(seen, inner, alive, options)
     flagged = judgement.flagged if verdict is None else verdict(judgement)
@@ -145,7 +145,7 @@ def solve(
     return Solution(judgement, flagged, weights, counts.shares, counts.kept, scores, fits, fit.n_iter, fit.converged)
 
 
-def _look(source: Source, options: ClairOptions, common: Mapping[str, Pair] | None) -> _Seen:
+def look(source: Source, options: ClairOptions, common: Mapping[str, Pair] | None) -> _Seen:
     blocks, products, nulls = [], [], []
 
     def summary(module: str) -> tuple[Blocks, Tensor, Tensor]:
@@ -181,7 +181,7 @@ def _less(B: Tensor, A: Tensor, common: Pair) -> Pair:
 
 def _common(source: Source, seen: _Seen, options: ClairOptions) -> dict[str, Pair]:
     """The common component of each module: the mean of the consensus core, cut to four times the clients' rank."""
-    agreed = consensus(cosines(torch.stack(seen.inner).sum(0)))
+    agreed = consensus(cosines(pooled(seen.inner)))
     shares = torch.zeros(len(seen.inner[0]), dtype=torch.float64).index_fill(0, agreed.core, 1 / len(agreed.core))
     means = {}
     for module in source.modules:
