@@ -20,7 +20,7 @@ assert sorted(trainer.run.personalised) == ["ada", "bob", "eve"]
 with trainer.personal("ada") as personal:
     personal.generate(**tokenizer("ada 1:", return_tensors="pt", return_token_type_ids=False), max_new_tokens=2)
 
-trainer = FederatedTrainer.from_run("out", clients, model=model, processing_class=tokenizer)
+trainer = FederatedTrainer.from_run("out", clients, model=base_loaded_afresh, processing_class=tokenizer)
 assert trainer.run.round == 2  # it stands where the run ended
 ```
 """

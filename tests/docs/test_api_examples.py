@@ -51,6 +51,6 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     tokenizer = tiny_tokenizer()
     names: dict[str, Any] = {"tokenizer": tokenizer}
     for name, thing in DOCUMENTED.items():
-        names["model"] = tiny_llama(vocab_size=len(tokenizer))
+        names["model"], names["base_loaded_afresh"] = (tiny_llama(vocab_size=len(tokenizer)) for _ in range(2))
         for text in examples(thing):
             exec(compile(text, f"the example of {name}", "exec"), names)
