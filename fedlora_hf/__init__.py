@@ -1,6 +1,28 @@
 """Federated LoRA fine-tuning on the Hugging Face stack.
 
 Importing this package is instant: a public name loads its module, and torch with it, when it is first used (PEP 562).
+
+A run from Python, and the same run taken up again:
+
+```python
+from datasets import Dataset
+
+from fedlora_hf import FederatedConfig, FederatedTrainer
+
+clients = {
+    name: Dataset.from_dict({"prompt": [f"{name} {n}:" for n in range(8)], "completion": ["yes", "no"] * 4})
+    for name in ("ada", "bob", "eve")
+}
+args = FederatedConfig(output_dir="out", num_rounds=2, local_steps=2, use_cpu=True, generation_examples=0)
+trainer = FederatedTrainer(model, args, clients, processing_class=tokenizer)  # both loaded as ever
+trainer.train()
+assert sorted(trainer.run.personalised) == ["ada", "bob", "eve"]
+with trainer.personal("ada") as personal:
+    personal.generate(**tokenizer("ada 1:", return_tensors="pt", return_token_type_ids=False), max_new_tokens=2)
+
+trainer = FederatedTrainer.from_run("out", clients, model=base_loaded_afresh, processing_class=tokenizer)
+assert trainer.run.round == 2  # it stands where the run ended
+```
 """
 # SPDX-License-Identifier: Apache-2.0
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from fedlora_hf import __version__
 from fedlora_hf.commands.launch import exit_code
-from fedlora_hf.commands.listing import ABOUT, add_using, by_purpose
+from fedlora_hf.commands.listing import ABOUT, MEASURING, add_measuring, add_using, by_purpose
 from fedlora_hf.errors import ConfigError
 
 
@@ -112,6 +112,7 @@ def _add_aggregate(commands: Any) -> None:
     )
     combine.add_argument("--weights", nargs="+", metavar="ID=NUMBER", help="how much each counts; or a file of them")
     combine.add_argument("--require_same_base", action="store_true", help="stop if the adapters name different bases")
+    add_measuring(combine)
     combine.set_defaults(run=_aggregate)
 
 
@@ -183,8 +184,10 @@ def _aggregate(
         raise ConfigError(f"--{twice[0]} {short[twice[0]]}: is in --aggregation_options too; leave one out")
 
     from fedlora_hf.commands.aggregate import aggregate_adapters
+    from fedlora_hf.using.measuring import Measure
 
-    aggregate_adapters(**more, method=method, options={**named, **short}, device=aggregation_device)
+    measure = Measure(**{name: more.pop(name) for name in MEASURING})
+    aggregate_adapters(**more, method=method, options={**named, **short}, measure=measure, device=aggregation_device)
 
 
 def _methods(name: str | None) -> None:

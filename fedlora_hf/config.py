@@ -78,6 +78,14 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
     docs/trainer.md. Other defaults: `learning_rate` 2e-4, `lr_scheduler_type` "constant" (a schedule runs over one
     client's steps of one round, and would start again in every round), `remove_unused_columns` False (the clients' own
     collator picks the columns).
+
+    ```python
+    from fedlora_hf import FederatedConfig
+
+    args = FederatedConfig(output_dir="out", num_rounds=3, local_steps=20, lora_r=8, use_cpu=True)
+    assert args.aggregation == "clair"
+    assert args.changed()["local_steps"] == 20  # what run.json has of them
+    ```
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "FederatedConfig":

@@ -22,7 +22,9 @@ from fedlora_hf.errors import ConfigError, RecordError
 from fedlora_hf.hub import write_card
 from fedlora_hf.hub.publishing import Publisher
 from fedlora_hf.loading import Job, args_of_run, facts_of_run, prepare_again
+from fedlora_hf.record.answers import save_answers
 from fedlora_hf.record.record import RunRecord
+from fedlora_hf.rounds.answers import sample_answers
 from fedlora_hf.rounds.federation import SERVER, Federation, Run
 from fedlora_hf.rounds.groups import read_groups
 from fedlora_hf.rounds.limits import check_cohort
@@ -175,7 +177,11 @@ class FederatedTrainer(ClientTrainer):
         with self.loop.writing():
             run = self.loop.train(resume)
             self.evaluate()
+            most = self.args.report_answers
+            answers = sample_answers(self, run, most) if most else []
             with self.processes.all_or_none():
+                if self.is_world_process_zero():
+                    save_answers(str(self.args.output_dir), answers)
                 self.save_model()
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         losses = [loss for entry in run.record.rounds for loss in entry["train_loss"].values() if loss is not None]

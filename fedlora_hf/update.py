@@ -24,6 +24,16 @@ class LoraFactors:
 
     A: (r, in). B: (out, r). scale: alpha / r, or alpha / sqrt(r) for rslora; it travels with the factors, because
     the same A and B mean another update under another scale. Both are detached: an update carries no graph.
+
+    ```python
+    import torch
+
+    from fedlora_hf.update import LoraFactors
+
+    factors = LoraFactors(A=torch.ones(2, 6), B=torch.ones(4, 2), scale=0.5)
+    assert factors.shape == (4, 6) and factors.rank == 2
+    assert torch.equal(factors.dense(), torch.ones(4, 6))
+    ```
     """
 
     A: Tensor

@@ -265,6 +265,7 @@ STEPS = (
         ("base",),
     ),
     Step("chaos", "python -m scripts.checks.chaos --kills 30 --seed 0 --output_dir {cache}/chaos", 20, "results.md"),
+    Step("recordings", "python scripts/record_terminal.py", 5, "recordings/README.md"),
     Step(
         "long_run",
         "python -m scripts.checks.long_run --rounds 200 --clients 8 --csv docs/long_run.csv "

@@ -1,4 +1,21 @@
-"""Aggregation: one method, one file, one pure function; `aggregate` is their common entry point."""
+"""Aggregation: one method, one file, one pure function; `aggregate` is their common entry point.
+
+```python
+import torch
+
+from fedlora_hf import aggregate
+from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors
+
+updates = []
+for seed, name in enumerate(("ada", "bob", "eve")):
+    A, B = torch.randn(2, 6, generator=torch.Generator().manual_seed(seed)), torch.eye(4, 2)
+    updates.append(ClientUpdate(name, AdapterState({"q_proj": LoraFactors(A, B, scale=2.0)}), num_examples=10))
+combined = aggregate(updates, "product_mean", target_rank=4)
+mean = sum(update.state["q_proj"].dense() for update in updates) / 3
+assert torch.allclose(combined.state["q_proj"].dense(), mean, atol=1e-5)
+assert not combined.flagged
+```
+"""
 # SPDX-License-Identifier: Apache-2.0
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -27,6 +27,10 @@ COMMANDS: dict[str, dict[str, str]] = {
 ABOUT = {name: about for group in COMMANDS.values() for name, about in group.items()}
 
 
+# What `aggregate` takes to measure the adapters: fields of `using.measuring.Measure`.
+MEASURING = ("base", "dataset", "split", "max_eval_examples", "judges", "batch_size", "use_cpu")
+
+
 def by_purpose() -> str:
     """What `fedlora --help` says of the commands."""
     lines = []
@@ -67,6 +71,27 @@ def add_using(commands: Any) -> None:
         default="auto",
         help="of what is written (default: the base's in the run); the sum is always taken in float32",
     )
+
+
+def add_measuring(parser: argparse.ArgumentParser) -> None:
+    """Add to `aggregate` what it measures the adapters on, all of it optional."""
+    group = parser.add_argument_group("measure them on data of yours (this loads their base model)")
+    group.add_argument("--dataset", nargs="+", metavar="DATA", help="whatever fedlora train reads; gives losses")
+    group.add_argument(
+        "--model_name_or_path", dest="base", metavar="BASE", help="their base, if not where the adapters say"
+    )
+    group.add_argument("--dataset_split", dest="split", metavar="SPLIT", help="of a data set that has several")
+    group.add_argument("--max_eval_examples", type=int, metavar="N", help="only the first N examples")
+    group.add_argument(
+        "--functional_judges",
+        dest="judges",
+        type=int,
+        default=0,
+        metavar="N",
+        help="clair: evaluate each adapter on N of the data's sources, as evidence against it (default: 0)",
+    )
+    group.add_argument("--per_device_eval_batch_size", dest="batch_size", type=int, default=8, metavar="N")
+    group.add_argument("--use_cpu", action="store_true", help="although there is a GPU")
 
 
 def _on_a_run(commands: Any, name: str, client: str, several: bool = True) -> argparse.ArgumentParser:

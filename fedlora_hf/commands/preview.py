@@ -17,6 +17,7 @@ from fedlora_hf.errors import ConfigError, one_line
 from fedlora_hf.flags import parse
 from fedlora_hf.loading import load_data, load_tokenizer, longest_sequence, names_of
 
+_LOOKED_AT = 1000  # examples that tell whether there are chats among them
 USAGE = """usage: fedlora preview --model_name_or_path MODEL --dataset DATA [--examples N] [--OPTION VALUE ...]
 
 Prints the first N examples (2) of each client as the model would see them, without loading the model: tokens that are
@@ -62,7 +63,7 @@ def _about(args: FederatedConfig, wording: Wording, examples: datasets.Dataset) 
         counts = class_counts(examples)
         yield "classes: " + ", ".join(f"{one_line(name, 40)} {count}" for name, count in counts.items())
         return
-    worded = wording.template is not None and "chat" in examples.column_names
+    worded = wording.template is not None and "chat" in examples.column_names and any(examples[:_LOOKED_AT]["chat"])
     yield f"worded by the chat template ({wording.origin})" if worded else "worded by fedlora_hf, or as the data are"
     yield "[[ ]]: the tokens that are trained"
 

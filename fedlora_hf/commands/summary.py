@@ -55,11 +55,14 @@ def print_summary(record: RunRecord, folder: str, console: Console | None = None
 
 def _clients(record: RunRecord) -> Table:
     """A row a client; a column of losses only where there is one."""
-    views = {"before": "before", "global": "global", "personalised": "personal"}
+    views = {"before": "before", "local": "alone", "global": "global", "personalised": "personal"}
+    if record.kind == "aggregate":
+        views |= {"before": "base", "local": "own"}
     had = [view for view in views if any(facts["metrics"].get(view) for facts in record.clients.values())]
     rounds = "one shot" if record.kind == "aggregate" else f"{len(record.rounds)} rounds"
     title = f"{record.method}: {rounds}, {len(record.clients)} clients"
-    table = Table(title=title + ("; loss on each one's test data" if had else ""))
+    measured = "loss on the given data" if record.kind == "aggregate" else "loss on each one's test data"
+    table = Table(title=title + (f"; {measured}" if had else ""))
     table.add_column("client")
     table.add_column("verdict")
     table.add_column("weight", justify="right")

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -23,9 +24,7 @@ def quiet_map(
 
     key: the cache's, of everything that the result depends on; None for data in memory, which has no cache.
     """
-    shown = datasets.utils.is_progress_bar_enabled()
-    datasets.utils.disable_progress_bars()
-    try:
+    with quiet():
         return dataset.map(
             function,
             batched=True,
@@ -34,6 +33,15 @@ def quiet_map(
             new_fingerprint=key or generate_random_fingerprint(),
             **more,
         )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the bars of `datasets`, one a client, for what takes no time."""
+    shown = datasets.utils.is_progress_bar_enabled()
+    datasets.utils.disable_progress_bars()
+    try:
+        yield
     finally:
         if shown:
             datasets.utils.enable_progress_bars()

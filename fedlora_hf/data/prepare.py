@@ -11,6 +11,7 @@ import datasets
 from fedlora_hf.data.clients import make_clients
 from fedlora_hf.data.contaminate import KINDS, contaminate_share
 from fedlora_hf.data.formats import load_examples
+from fedlora_hf.data.mapped import quiet
 from fedlora_hf.data.packing import PackedRows
 from fedlora_hf.data.rows import TokenRows
 from fedlora_hf.data.say import say
@@ -143,7 +144,8 @@ def _questions(test: Any, tokenizer: Any, args: "FederatedConfig", wording: Word
     if not len(questions) or tokenizer is None:
         return questions or None
     ids = question_ids(questions, tokenizer, max_length=args.max_length, wording=wording)
-    return questions.add_column("prompt_ids", ids)
+    with quiet():
+        return questions.add_column("prompt_ids", ids)
 
 
 def _splits(data: Any) -> dict[str, Any]:

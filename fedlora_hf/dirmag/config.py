@@ -39,6 +39,17 @@ class DirMagLoraConfig(Recipe, LoraConfig):
     The adapter is the identity at the start, as plain LoRA is: B's magnitudes are 0, its directions are not. From
     there only B's magnitudes have a gradient; a run that trains A's direction alone has to start from a trained B.
     ConfigError for a value that cannot be used or a LoRA option that is not combinable.
+
+    ```python
+    from peft import get_peft_model
+
+    from fedlora_hf import DirMagLoraConfig
+
+    config = DirMagLoraConfig(r=4, lora_alpha=8, target_modules=["q_proj"], trainable_parts=["B.magnitude"])
+    adapted = get_peft_model(model, config)
+    trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
+    assert trained and all("magnitude" in name for name in trained)
+    ```
     """
 
     def __post_init__(self) -> None:

@@ -93,6 +93,8 @@ def _check(args: FederatedConfig) -> None:
     for name in ("keep_optimizer", "load_best_model_at_end"):
         if getattr(args, name):
             raise ConfigError(f"{name} is set: not there on Flower, whose clients are elsewhere; leave it out")
+    if args.report_answers:
+        raise ConfigError(f"report_answers={args.report_answers}: clients' texts are not here; leave it out")
     if args.clusters != "1":
         raise ConfigError(f"clusters={args.clusters}: a Flower run has one global adapter for all; leave it out")
     if (args.resume_from or "").startswith("hub:"):

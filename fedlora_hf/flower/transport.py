@@ -43,8 +43,9 @@ from fedlora_hf.record import claims
 from fedlora_hf.record.record import RunRecord
 from fedlora_hf.record.standing import last_rounds
 from fedlora_hf.record.write import newcomer, opening
-from fedlora_hf.rounds.federation import SERVER, Federation, Run, Start
+from fedlora_hf.rounds.federation import SERVER, Federation, Run
 from fedlora_hf.rounds.judges import Functional
+from fedlora_hf.rounds.outcome import Start
 from fedlora_hf.rounds.output import ClientFolders
 from fedlora_hf.rounds.transport import Ask, Scores, Sent
 from fedlora_hf.training.client_trainer import ClientTrainer

@@ -79,6 +79,7 @@ def render_card(
         personal=[name for name in clients if unfit_reason(name) is None],
         results=tables.results(record),
         rejected=tables.rejected(record),
+        rehearsed=tables.rehearsed(record),
         cohort=tables.numbers(record.data.get("cohort")),
         claims=tables.claims(record),
         rounds=tables.rounds(record),

@@ -26,6 +26,9 @@ _REPORT_FILE = re.compile(r"[A-Za-z0-9][\w.-]*\.(?:png|html)", re.ASCII)
 # What a push owns in a repository, and therefore takes away when the run no longer has it.
 _OWNED = re.compile(rf"(?:clients|groups)/.+|report/{_REPORT_FILE.pattern}|{re.escape(SIDE_CAR)}", re.ASCII)
 
+# What a report shows of the clients' own texts, between marks that no text can hold, since it is escaped.
+_ANSWERS = re.compile(r"<!-- answers: begin -->.*?<!-- answers: end -->\n?", re.DOTALL)
+
 Plan = dict[str, Path | bytes]
 
 
@@ -130,7 +133,7 @@ def _tokenizer(root: Path) -> Plan:
 
 
 def _report(root: Path) -> Plan:
-    """The figures and pages of the report."""
+    """The figures and pages of the report, without the answers to clients' questions that a page may show."""
     if not (root / "report").is_dir():
         return {}
     names = sorted(path.name for path in (root / "report").iterdir() if _REPORT_FILE.fullmatch(path.name))
@@ -138,6 +141,9 @@ def _report(root: Path) -> Plan:
     for name in names:
         if name.endswith(".html"):
             _no_token(root / "report" / name)
+            text = read_regular(root / "report" / name).decode("utf-8", errors="replace")
+            if _ANSWERS.search(text):
+                plan[f"report/{name}"] = _ANSWERS.sub("", text).encode()
     return plan
 
 

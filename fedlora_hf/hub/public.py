@@ -61,6 +61,8 @@ def public_record(record: RunRecord, with_client_facts: bool = False) -> RunReco
         facts = ("clients", "rounds", "flagged", "quarantined", "modules", "diagnosis", "similarity")
         return RunRecord.from_dict(sent | {name: content[name] for name in facts})
     counts = {"clients": len(record.clients), "flagged": len(record.flagged), "quarantined": len(record.quarantined)}
+    if rehearsed := sum("contaminated" in facts for facts in record.clients.values()):
+        counts["rehearsed"] = rehearsed
     sent["data"] |= {"cohort": counts}
     sent["clients"] = {}
     sent["rounds"] = [_round(entry) for entry in content["rounds"]]

@@ -153,6 +153,14 @@ def load_run(
     """The record of a run, from its output folder or from the Hub repository it was pushed to; RecordError, one line.
 
     From the Hub run.json alone is fetched, its size looked at before.
+
+    ```python
+    from fedlora_hf import load_run
+
+    record = load_run("out")  # or "user/name", with revision="round-3"
+    print(record.method, record.flagged)
+    assert all(facts["weight"] >= 0 for facts in record.clients.values())
+    ```
     """
     text = os.fspath(folder_or_repo_id)
     if os.path.isdir(text):

@@ -137,6 +137,14 @@ def claims(record: RunRecord) -> list[tuple[str, str]]:
     return [(name, said) for name, said in found if isinstance(said, str) and said]
 
 
+def rehearsed(record: RunRecord) -> dict[str, Any]:
+    """{"count", "named": [(client, how)]} of clients contaminated on purpose; a public record has the count alone."""
+    named = [(name, mapping(client).get("contaminated")) for name, client in sorted(record.clients.items())]
+    found = [(name, how) for name, how in named if isinstance(how, str) and how]
+    known = numbers(record.data.get("cohort")).get("rehearsed", 0)
+    return {"count": len(found) or int(known), "named": found}
+
+
 def _evidence(value: object) -> str:
     """Each kind's score against its threshold, as inert Markdown."""
     evidence = mapping(value)

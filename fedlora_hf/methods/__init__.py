@@ -30,7 +30,20 @@ def method_named(name: str) -> Method:
 
 
 def register_method(method: Method) -> Method:
-    """Make a method of your own known by its name in this process; gives it back. See docs/own_method.md."""
+    """Make a method of your own known by its name in this process; gives it back. See docs/own_method.md.
+
+    ```python
+    from dataclasses import replace
+
+    from fedlora_hf import register_method
+    from fedlora_hf.aggregation import rule_of
+    from fedlora_hf.methods import METHODS, method_named
+
+    mean = METHODS["product_mean"]
+    register_method(replace(mean, name="my_mean", title="The exact mean, under my name", rule=rule_of(mean)))
+    assert method_named("my_mean").title.startswith("The exact mean")
+    ```
+    """
     if getattr(method, "name", None) in METHODS:
         raise ConfigError(f"method {method.name!r}: is one of ours; give yours another name")
     return own.register_method(method)

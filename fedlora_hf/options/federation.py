@@ -211,6 +211,14 @@ class EvaluationOptions:
         needs={"task": ("causal_lm",), "generation_examples": GIVEN},
         resumable=True,
     )
+    report_answers: int = option(
+        0,
+        "Show N test questions with their answers before and after in the report: clients' own text, never pushed.",
+        bound=at_least(0, "0 shows none"),
+        needs={"task": ("causal_lm",), "generation_examples": GIVEN},
+        resumable=True,
+        side="server",
+    )
     max_eval_examples: int | None = option(
         None,
         "At most so many test examples a client.",

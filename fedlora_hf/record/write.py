@@ -166,7 +166,8 @@ def mean_over_collaborative(record: RunRecord, per_client: Mapping[str, Mapping[
 def add_metrics(
     record: RunRecord, kind: str, per_client: Mapping[str, Mapping[str, float]], when: str = "after"
 ) -> None:
-    """Put clients' metrics of their "global" or "personalised" adapters into the record, and the means of them."""
+    """Put clients' metrics of one kind of adapter ("global", "personalised", "local": trained alone) into the record,
+    and the means of them."""
     for client_id, metrics in per_client.items():
         record.clients[client_id]["metrics"]["before" if when == "before" else kind] = metrics
     record.metrics.setdefault(when, {})[kind] = mean_over_collaborative(record, per_client)

@@ -51,8 +51,9 @@ FIGURES = (
     ReportFigure(
         "clients",
         "What each client gained",
-        "For every client's own test split: the base model (before), the global adapter, its personalised adapter and, "
-        "where it was measured, training alone (local). The grey bar joins the values of one client.",
+        "For every client's own test split (of an aggregation: the data that were given): the base model (before), the "
+        "global adapter, its personalised adapter and, where it was measured, training alone (local). The grey bar "
+        "joins the values of one client.",
         "No metrics per client were recorded.",
         client_figures.gains,
     ),

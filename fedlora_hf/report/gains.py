@@ -33,7 +33,8 @@ def _means(run: Run, metric: str) -> str:
     begun = "" if start is None else f"{figure_of(start, 3)} with the base model; it is "
     better = f"{'lower' if lower_is_better(metric) else 'higher'} is better"
     meaning = f"{METRICS[metric]}; {better}" if metric in METRICS else better
-    return f"Mean {shortened(metric)} ({meaning}) on the clients' own test data was {begun}{reached}."
+    where = "the data that were given" if run.record.kind == "aggregate" else "the clients' own test data"
+    return f"Mean {shortened(metric)} ({meaning}) on {where} was {begun}{reached}."
 
 
 def _compared(clients: list[Client], metric: str, rival: str) -> str:

@@ -3,11 +3,12 @@
 
 import base64
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from fedlora_hf.record.answers import Answered
 from fedlora_hf.report import words
 from fedlora_hf.report.diagnosis import diagnosis
 from fedlora_hf.report.figures import FIGURES, ReportFigure
@@ -15,6 +16,7 @@ from fedlora_hf.report.gains import gains
 from fedlora_hf.report.tables import SIGNS, mean_table, tables
 from fedlora_hf.report.view import FLAGGED, QUARANTINED, STATES, Run
 
+_LONGEST_TEXT = 1200  # of a question or an answer, in letters
 _KINDS_OF_RUN = {"train": "Training run", "demo": "Demo run", "aggregate": "One-shot aggregation"}
 
 
@@ -34,8 +36,9 @@ class Charge(NamedTuple):
     reason: str
 
 
-def render_page(run: Run, pictures: Mapping[str, Picture]) -> str:
-    """index.html. pictures: {figure name: its four PNG}; a figure not in it is named at the end of the page."""
+def render_page(run: Run, pictures: Mapping[str, Picture], answers: Sequence[Answered] = ()) -> str:
+    """index.html. pictures: {figure name: its four PNG}; a figure not in it is named at the end of the page. answers:
+    stand between two marks, by which `hub.plan` takes them out of what it sends."""
     environment = Environment(
         loader=PackageLoader("fedlora_hf.report", "."),
         autoescape=True,
@@ -43,7 +46,7 @@ def render_page(run: Run, pictures: Mapping[str, Picture]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(short=words.shortened)
+    environment.filters.update(short=words.shortened, long=lambda text: words.shortened(text, _LONGEST_TEXT))
     sentences, findings = diagnosis(run)
     beside = tables(run)
     shown = [figure for figure in FIGURES if figure.name in pictures or beside.get(figure.name)]
@@ -62,6 +65,8 @@ def render_page(run: Run, pictures: Mapping[str, Picture]) -> str:
         claims=[Charge(client.title, client.outlier_claim) for client in run.clients if client.outlier_claim],
         unseen=words.unseen(run),
         judging=words.judging(run),
+        rehearsal=words.rehearsal(run),
+        answers=[(answer.client, answer.question, _said(answer)) for answer in answers],
         gains=gains(run),
         means=mean_table(run),
         sentences=sentences,
@@ -72,6 +77,17 @@ def render_page(run: Run, pictures: Mapping[str, Picture]) -> str:
         origin=_origin(run),
         command=shlex.join(str(part) for part in run.record.command),
     )
+
+
+def _said(answer: Answered) -> list[tuple[str, str]]:
+    """[(whose answer, its text)]; one that a client has not is left out."""
+    given = [
+        ("expected", " / ".join(answer.expected)),
+        ("before", answer.before or "(nothing)"),
+        ("global adapter", answer.shared or "(nothing)"),
+        ("personal adapter", answer.own),
+    ]
+    return [(whose, text) for whose, text in given if text]
 
 
 def _missing(pictures: Mapping[str, Picture]) -> list[ReportFigure]:

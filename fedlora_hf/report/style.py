@@ -10,6 +10,7 @@ from typing import Any, cast
 import matplotlib
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
@@ -85,8 +86,10 @@ def draw_png(draw: Callable[[Run, Theme], Figure | None], run: Run, theme: Theme
         figure = draw(run, theme)
         if figure is None:
             return None
+        figure.set_dpi(DPI)
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+        # Not savefig, which goes over everything once more to lay it out before it draws.
+        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
         return buffer.getvalue()
 
 

@@ -105,6 +105,7 @@ class Client:
     metrics: dict[str, Values]
     name: str = ""
     group: str = ""
+    contaminated: str = ""  # how, where it was on purpose
 
     @property
     def title(self) -> str:
@@ -249,6 +250,7 @@ def _clients(record: RunRecord) -> list[Client]:
                 effect=effect(entry.get("effect")),
                 metrics={view: values(item) for view, item in mapping(entry.get("metrics")).items()},
                 name=str(names.get(str(client_id), "")),
+                contaminated=str(entry.get("contaminated") or ""),
             )
         )
     return sorted(found, key=lambda client: (STATES.index(client.state), natural(client.id), client.id))

@@ -39,6 +39,7 @@ METRICS = {
     "rouge_l": "how far generated answers agree with the right ones, 0 to 1",
 }
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+_MOST_REHEARSED = 6
 _LONGEST = 600  # characters of untrusted text worth showing
 
 
@@ -78,8 +79,22 @@ def counted(number_of: int, noun: str) -> str:
     return f"{number_of:,} {noun}" if number_of == 1 else f"{number_of:,} {noun}s"
 
 
-def shortened(text: str) -> str:
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+def shortened(text: str, longest: int = _LONGEST) -> str:
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def rehearsal(run: Run) -> str:
+    """A sentence where clients were contaminated on purpose (--contaminate): who, how, and what came of it."""
+    clients = [client for client in run.clients if client.contaminated]
+    if not clients:
+        return ""
+    named = ", ".join(f"{shortened(c.title)} ({c.contaminated}; {c.state})" for c in clients[:_MOST_REHEARSED])
+    more = len(clients) - _MOST_REHEARSED
+    were = "was" if len(clients) == 1 else "were"
+    return (
+        f"This is a rehearsal: {counted(len(clients), 'client')} {were} contaminated on purpose by "
+        f"--contaminate, {named}{f' and {more} more' if more > 0 else ''}."
+    )
 
 
 def verdict(run: Run) -> str:

@@ -82,12 +82,13 @@ class Scorer:
         asked = {client: own for client, own in questions.items() if own}
         if not asked or self.tokenizer is None:
             return {}
-        self.install(state)
-        prompts = [prompt for own in asked.values() for prompt in own["prompt_ids"][:]]
-        answers = iter(
-            generate_answers(self.slot.model, prompts, self.tokenizer, max_new_tokens=self.args.max_new_tokens)
-        )
+        answers = iter(self.texts(state, [prompt for own in asked.values() for prompt in own["prompt_ids"][:]]))
         return {
             client: {"rouge_l": rouge_l(list(islice(answers, len(own))), own["references"])}
             for client, own in asked.items()
         }
+
+    def texts(self, state: AdapterState, prompts: list[list[int]]) -> list[str]:
+        """Greedy answers to the ids of prompts."""
+        self.install(state)
+        return generate_answers(self.slot.model, prompts, self.tokenizer, max_new_tokens=self.args.max_new_tokens)

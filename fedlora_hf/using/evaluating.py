@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 
 from fedlora_hf.data.collate import Collator
+from fedlora_hf.data.mapped import quiet
 from fedlora_hf.data.say import say
 from fedlora_hf.data.several import load_several
 from fedlora_hf.data.tokenize import question_ids, tokenize_examples
@@ -23,10 +24,13 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """The examples as the model takes them (`tokens`) and, where answers are generated, the questions of some."""
+    """The examples as the model takes them (`tokens`) and, where answers are generated, the questions of some.
+
+    sources: whose each example is, where the data are several clients' or several sources."""
 
     tokens: datasets.Dataset
     questions: datasets.Dataset | None
+    sources: Sequence[str] | None = None
 
 
 def read(
@@ -65,11 +69,13 @@ def read(
     chosen = found.train if found.test is None else found.test
     chosen = chosen.select(range(min(len(chosen), examples or len(chosen))))
     tokens = tokenize_examples(chosen, loaded.tokenizer, max_length=loaded.max_length, task=args.task, wording=wording)
+    sources = chosen["client"][:] if "client" in chosen.column_names else None
     if not generate or run.task_type != "CAUSAL_LM":
-        return Held(tokens, None)
+        return Held(tokens, None, sources)
     questions = chosen.select(range(min(generate, len(chosen))))
     ids = question_ids(questions, loaded.tokenizer, max_length=loaded.max_length, wording=wording)
-    return Held(tokens, questions.add_column("prompt_ids", ids))
+    with quiet():
+        return Held(tokens, questions.add_column("prompt_ids", ids), sources)
 
 
 def evaluate(

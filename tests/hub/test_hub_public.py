@@ -9,7 +9,7 @@ import pytest
 from sample_record import sample_record
 from sample_run import write_run
 
-from fedlora_hf.hub import public
+from fedlora_hf.hub import public, render_card
 from fedlora_hf.hub.plan import make_plan
 from fedlora_hf.record.record import RunRecord
 
@@ -106,3 +106,15 @@ def test_how_examples_were_worded_goes_and_a_files_name_stays() -> None:
     assert public.public_record(record).data["wording"] == {"chat_template": "file", "instructions": "chat template"}
     record.data["wording"] = {}
     assert "wording" not in public.public_record(record).data
+
+
+def test_a_rehearsal_is_one_on_the_hub_too() -> None:
+    record = private_record()
+    assert "A rehearsal" not in render_card(record)
+    client = min(record.clients)
+    record.clients[client]["contaminated"] = "sign_flip"
+    assert f"contaminated on purpose: {client} (sign" in render_card(record).replace("\\", "")
+    sent = public.public_record(record)
+    assert sent.data["cohort"]["rehearsed"] == 1
+    assert "1 of the clients was contaminated on purpose." in render_card(sent)
+    assert client not in render_card(sent)

@@ -235,3 +235,15 @@ def test_a_malformed_effect_is_left_out(value):
     flagged = next(client for client in run.clients if client.id == "a")
     assert flagged.effect is None
     assert "raises the loss on other clients' validation data" in words.reason_of(run, flagged)
+
+
+def test_a_rehearsal_says_who_was_contaminated_on_purpose():
+    record = sample_record(4, 1, 1, 0)
+    assert words.rehearsal(Run.of(record)) == ""
+    first, second = sorted(record.clients)[:2]
+    record.clients[first]["contaminated"] = "sign_flip:2"
+    assert f"1 client was contaminated on purpose by --contaminate, {first} (sign_flip:2;" in words.rehearsal(
+        Run.of(record)
+    )
+    record.clients[second]["contaminated"] = "random_targets"
+    assert "2 clients were contaminated on purpose" in words.rehearsal(Run.of(record))

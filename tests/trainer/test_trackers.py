@@ -65,3 +65,17 @@ def test_trackio_has_the_numbers_of_every_round(tracked: Path) -> None:
         assert done.returncode == 0, done.stderr
         points = json.loads(done.stdout)["values"]
         assert [point["value"] for point in points][-len(expected) :] == pytest.approx(expected)
+
+
+def test_both_have_the_same_names(tracked: Path) -> None:
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    (events,) = (tracked / "out").glob("runs/*/events*")
+    tags = set(event_accumulator.EventAccumulator(str(events.parent)).Reload().Tags()["scalars"])
+    command = [sys.executable, "-m", "trackio.cli", "list", "metrics", "--project", "federation", "--run", "first"]
+    done = subprocess.run(
+        [*command, "--json"], env=environment(tracked), capture_output=True, text=True, timeout=120, check=True
+    )
+    names = set(json.loads(done.stdout)["metrics"])
+    # What Trainer's own callback for trackio adds, and nothing of ours.
+    assert names - tags <= {"train/global_step"}
+    assert tags <= names
