@@ -85,10 +85,9 @@ def aggregate_adapters(
     check_output(output_dir, "aggregate", [source.folder for source in sources.values() if source.folder is not None])
     counts = _weights(chosen, weights, sources)
     found = _collected(sources, counts, progress)
-    for line in check_bases(found.bases, require_same_base):
-        progress.say(line)
     cost = costs(found.updates)
-    for line in told(cost, partial_modules) if cost and partial_modules != "refuse" else []:
+    costing = told(cost, partial_modules) if cost and partial_modules != "refuse" else []
+    for line in [*check_bases(found.bases, require_same_base), *costing]:
         progress.say(line)
     zero = partial_modules == "zero"
     updates = filled(found.updates) if zero else found.updates

@@ -112,11 +112,11 @@ def add_round(
 ) -> None:
     """Append what a round did, and bring the verdict on every client up to date.
 
-    start: the adapter the round began with, None if there was none. message_bytes: what a client sends and is sent;
-    default the whole of what it sent. starts: {client: the adapter it began with} where these differ. functional,
-    effects, judging: what others' losses said of whom, and their cost.
+    start: the adapter the round began with, None if there was none; starts: {client: its own} where these differ.
+    message_bytes: what a client sends and is sent; default the whole. functional, effects, judging: see RunRecord.
     """
     norms, cosines = compared(updates, start, combined.state, starts)
+    down = start.nbytes() if start is not None and message_bytes is None else message_bytes
     record.rounds.append(
         {
             "round": number,
@@ -127,9 +127,7 @@ def add_round(
             "quarantined": dict(quarantined),
             "weights": dict(combined.weights),
             "influence": dict(combined.influence),
-            "suspicious": {
-                client: {"kind": kind, "of_line": share} for client, (kind, share) in combined.suspicious.items()
-            },
+            "suspicious": {c: {"kind": kind, "of_line": share} for c, (kind, share) in combined.suspicious.items()},
             "claimed_weights": dict(combined.claimed_weights),
             "outlier_claims": dict(combined.outlier_claims),
             "train_loss": {u.client_id: u.metrics["train_loss"] for u in updates if "train_loss" in u.metrics},
@@ -140,15 +138,13 @@ def add_round(
             "n_iter": combined.n_iter,
             "converged": combined.converged,
             "bytes_up": {u.client_id: u.state.nbytes() if message_bytes is None else message_bytes for u in updates},
-            "bytes_down": {}
-            if start is None
-            else dict.fromkeys(cohort, start.nbytes() if message_bytes is None else message_bytes),
+            "bytes_down": dict.fromkeys(cohort if start is not None else (), down),
             "changed": {} if start is None else component_changes(start, combined.state),
             "seconds": dict(seconds),
             "metrics": {},
             **({"effects": plain(effects), "judging": plain(judging or {})} if effects else {}),
+            **({"groups": plain_groups(combined.groups)} if combined.groups else {}),
         }
-        | ({"groups": plain_groups(combined.groups)} if combined.groups else {})
     )
     record.modules = plain(thinned_modules(combined.modules, len(updates)))
     record.diagnosis = plain(combined.diagnosis)

@@ -119,6 +119,6 @@ def mixture(mean: AdapterState, update: AdapterState) -> AdapterState:
     factors = {}
     for module, own in mean.items():
         both = own * (1 - MIXED) + update[module] * MIXED
-        factors[module] = both.truncated(own.rank, own.scale)[0]
+        factors[module] = both.truncated(own.rank, own.scale or 1.0)[0]  # no change at all may be written with scale 0
     extras = {name: tensor * (1 - MIXED) + update.extras[name] * MIXED for name, tensor in mean.extras.items()}
     return AdapterState(factors, extras)

@@ -23,7 +23,7 @@ def test_flagged_and_quarantined_clients_stand_first_with_the_evidence() -> None
     left_out = {*record.flagged, *record.quarantined} & set(record.clients)
     assert {row.split("│")[1].strip() for row in rows[: len(left_out)]} == left_out
     for row in rows:
-        name, verdict, weight, before, common, personal = (cell.strip() for cell in row.strip("│").split("│"))
+        name, verdict, weight, before, alone, common, personal = (cell.strip() for cell in row.strip("│").split("│"))
         facts = record.clients[name]
         if name in record.flagged:
             kind, score = verdict.removeprefix("flagged: ").split(" ")[:2]
@@ -31,8 +31,8 @@ def test_flagged_and_quarantined_clients_stand_first_with_the_evidence() -> None
         elif name not in record.quarantined:
             assert verdict == "collaborative"
             assert float(weight) > 0
-            expected = [facts["metrics"][view]["loss"] for view in ("before", "global", "personalised")]
-            assert [before, common, personal] == [f"{loss:.3f}" for loss in expected]
+            expected = [facts["metrics"][view]["loss"] for view in ("before", "local", "global", "personalised")]
+            assert [before, alone, common, personal] == [f"{loss:.3f}" for loss in expected]
 
 
 def test_many_clients_are_cut_off_and_the_flagged_are_not() -> None:
