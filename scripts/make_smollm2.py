@@ -73,6 +73,7 @@ def read(folder: Path, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerB
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
     rounded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.bfloat16)
     config = rounded.config
+    config.__dict__.pop("_model_name_or_path", None)  # the file's own note, which names no model anybody can load
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
@@ -91,7 +92,7 @@ def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, question:
 
 
 def check(folder: Path) -> str:
-    """Read the finished folder as anybody would; its answer to the known question. DataError when it is another model."""
+    """Read the finished folder as anybody would; its answer to the known question. DataError for another model."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     if model.num_parameters() != PARAMETERS:
         raise DataError(f"{folder}: {model.num_parameters():,} parameters, must be {PARAMETERS:,}; make it again")

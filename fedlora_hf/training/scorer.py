@@ -7,7 +7,8 @@ from torch import nn
 
 from fedlora_hf.adapter.slot import AdapterSlot, set_frozen
 from fedlora_hf.launch.processes import Processes
-from fedlora_hf.training.metrics import generate_answers, held_out_metrics, rouge_l
+from fedlora_hf.training.answers import answer_metrics
+from fedlora_hf.training.metrics import generate_answers, held_out_metrics
 from fedlora_hf.update import AdapterState
 
 if TYPE_CHECKING:
@@ -53,10 +54,10 @@ class Scorer:
         )
 
     def answers(self, state: AdapterState, questions: Any) -> dict[str, float]:
-        """{"rouge_l": ...} of greedy answers to raw examples; {} where there are none, or no tokenizer."""
+        """{"exact_match", "rouge_l"} of greedy answers to raw examples; {} where there are none, or no tokenizer."""
         if not questions or self.tokenizer is None:
             return {}
         self.install(state)
         prompts = questions["prompt_ids"][:]
         answers = generate_answers(self.slot.model, prompts, self.tokenizer, max_new_tokens=self.args.max_new_tokens)
-        return {"rouge_l": rouge_l(answers, questions["references"])}
+        return answer_metrics(answers, questions["references"][:])

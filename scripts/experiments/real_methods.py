@@ -130,7 +130,9 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=6, help="of a client in a round")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--max_length", type=int, default=96)
-    parser.add_argument("--examples", type=int, default=48, help="at most, a client: 0.5 train, 0.2 validation, 0.3 test")
+    parser.add_argument(
+        "--examples", type=int, default=48, help="at most, a client: 0.5 train, 0.2 validation, 0.3 test"
+    )
     parser.add_argument("--new_tokens", type=int, default=16, help="of a generated answer, at most")
     parser.add_argument("--no_generate", dest="generate", action="store_false", help="no exact match, no ROUGE-L")
     parser.add_argument("--report", action="store_true", help="only write the tables")

@@ -25,7 +25,6 @@ KEYS = ("data", "start", "between", "axis")
 
 
 def write_report(folder: Path, rows: Sequence[Row], environment: str) -> None:
-    write_csv(folder / "deltas.csv", rows)
     found = list(ratios(rows))
     write_csv(folder / "ratios.csv", found)
     parts = ["# Sensitivity of magnitudes and directions", f"Written by `sensitivity.py`. {environment}.", "## Ratios"]
