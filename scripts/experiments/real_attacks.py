@@ -27,7 +27,7 @@ from scripts.experiments.real_cells import INSTRUCTIONS, Clients, Row, Table, ad
 from scripts.experiments.update_attacks import UPDATE_ATTACKS, Knowledge
 
 KEY = ("base", "split", "seed", "attack", "rule")
-DATA_ATTACKS = {"random answers": "random", "shuffled answers": "shuffled", "constant answers": "constant"}
+DATA_ATTACKS = {"random answers": "random_outputs", "shuffled answers": "shuffled", "constant answers": "constant"}
 ATTACKS = ("none", *DATA_ATTACKS, "sign flip", "boost x10")
 RULES: dict[str, Mapping[str, Any]] = {"local": {}, "fedavg": {}, "multikrum": {}, "clair": {}}
 SPLITS = {"iid": "iid", "dirichlet": "dirichlet", "tasks": "task"}
