@@ -1,6 +1,6 @@
 """CLAIR's question on real bases: who is found, and what is it worth to the honest, one round of real updates.
 
-    python -m scripts.experiments.real_attacks --base base-7m --data DATA --output_dir docs/results/real_attacks
+    python -m scripts.experiments.real_attacks --base base-7m --data DATA --output_dir docs/results/real
 
 Clients with iid, Dirichlet or single-task shares of Natural Instructions, `--bad` of them contaminated. Every client
 trains once (contaminated ones once more on each kind of wrong answers); every rule combines the same updates. Losses
@@ -133,7 +133,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(given: Sequence[str] | None = None) -> None:
     args = arguments(given)
-    run(args, Table(args.output_dir / "cells.csv", KEY))
+    run(args, Table(args.output_dir / "attacks.csv", KEY))
 
 
 if __name__ == "__main__":

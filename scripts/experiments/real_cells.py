@@ -121,6 +121,13 @@ class Table:
     def has(self, **cell: Any) -> bool:
         return self._of(cell) in self.done
 
+    def take(self, other: Path) -> int:
+        """Add the cells of another csv of the same columns that are not here; how many rows."""
+        rows = [row for row in Table(other, self.key).rows if self._of(row) not in self.done]
+        if rows:
+            self.add(rows)
+        return len(rows)
+
     def add(self, rows: Sequence[Row]) -> None:
         """All rows of a finished cell at once."""
         fresh = not self.path.exists()

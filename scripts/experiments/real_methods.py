@@ -1,6 +1,6 @@
 """FedLoRA-Optimizer's question on real bases: its pipeline and its stages against averaging methods and clients alone.
 
-    python -m scripts.experiments.real_methods --base base-7m --data DATA --output_dir docs/results/real_methods
+    python -m scripts.experiments.real_methods --base base-7m --data DATA --output_dir docs/results/real
 
 Every method gives each client the same number of steps and has the same number of learning rates tried on seeds that
 are not reported; the rate with the least validation loss (of the global and the personal adapters together) runs on
@@ -135,7 +135,6 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--new_tokens", type=int, default=16, help="of a generated answer, at most")
     parser.add_argument("--no_generate", dest="generate", action="store_false", help="no exact match, no ROUGE-L")
-    parser.add_argument("--report", action="store_true", help="only write the tables")
     args, args.more = parser.parse_known_args(given)
     args.base_name = args.base_name or args.base.name
     return args
@@ -143,9 +142,8 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(given: Sequence[str] | None = None) -> None:
     args = arguments(given)
-    table = Table(args.output_dir / "cells.csv", KEY)
-    if not args.report:
-        run(args, table)
+    table = Table(args.output_dir / "methods.csv", KEY)
+    run(args, table)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """FlowerTune's general-NLP setting at our scale: loss against rounds and bytes, ours against Flower's own strategies.
 
-    python -m scripts.experiments.real_protocol --base base-7m --data DATA --output_dir docs/results/real_protocol
+    python -m scripts.experiments.real_protocol --base base-7m --data DATA --output_dir docs/results/real
 
 20 iid clients of Dolly (which stands for alpaca-gpt4), 10 % of them a round, 10 steps each, the rate falling along half
 a cosine from 5e-5 to 1e-6 over the rounds, r 32, alpha 64, at most 512 tokens. Clients, their order and their steps are
@@ -120,7 +120,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(given: Sequence[str] | None = None) -> None:
     args = arguments(given)
-    run(args, Table(args.output_dir / "rounds.csv", KEY))
+    run(args, Table(args.output_dir / "protocol.csv", KEY))
 
 
 if __name__ == "__main__":
