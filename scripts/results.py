@@ -181,7 +181,13 @@ STEPS = (
     Step("dirmag_1024", f"{_DIRMAG} --hidden 1024 --seq 128 --batch 4 --layers 1", 4, "direction_magnitude.md"),
     Step("dirmag_one", f"{_DIRMAG} --hidden 512 --seq 128 --batch 1", 1, "direction_magnitude.md"),
     Step("dirmag_short", f"{_DIRMAG} --hidden 512 --seq 32 --batch 1 --steps 8", 2, "direction_magnitude.md"),
-    Step("gpu", "python -m scripts.benchmarks.gpu --csv docs/benchmarks/gpu.csv", 10, "benchmarks.md", ("gpu",)),
+    Step(
+        "gpu",
+        "python -m scripts.benchmarks.gpu --cache {cache}/gpu --csv docs/benchmarks/gpu.csv",
+        8,
+        "benchmarks.md",
+        ("gpu",),
+    ),
     Step(
         "processes", "python -m scripts.benchmarks.processes --csv docs/benchmarks/processes.csv", 10, "benchmarks.md"
     ),

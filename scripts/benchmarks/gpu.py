@@ -1,184 +1,134 @@
-"""A 7B-shape Llama on one GPU: a client's local steps beside a bare PEFT loop, adapter swaps, and aggregation.
+"""Everything that needs one GPU, in parts that are bounded and kept: eight minutes at most, and it can be called again.
 
     python -m scripts.benchmarks.gpu --csv docs/benchmarks/gpu.csv
+    python -m scripts.benchmarks.gpu --parts client aggregation
     python -m scripts.benchmarks.gpu --tiny
 
-The model is made on the device in bfloat16 with random weights (no download): hidden 4096, 32 layers, r=16 on q_proj
-and v_proj, gradient checkpointing. Local steps are those of `FederatedTrainer`; the bare loop is forward (autocast),
-backward, clip, fused AdamW on the same model and batches, nothing else. Both take turns; ratios are medians of pairs.
-Aggregation: the updates of `--clients` clients, each of 64 modules of that shape, held on the CPU and on the device.
-`--tiny` runs the same code on a CPU in seconds and measures nothing worth keeping.
+Each part runs in a process of its own, is ended at twice the seconds it should take, and leaves its rows in `--cache`.
+A part that is there already, of the same card, versions and sizes, is not run again; one that would not fit into what
+is left of `--minutes` waits for the next call, which is said. The csv holds the parts that are done. `--tiny` runs the
+same code on a CPU, in this process, and measures nothing worth keeping. What the parts do: `gpu_parts`.
 """
 # SPDX-License-Identifier: Apache-2.0
 
 import argparse
-import statistics
-import tempfile
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from datasets import Dataset
-from peft import LoraConfig
-from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
-from fedlora_hf import FederatedConfig, FederatedTrainer, aggregate
-from fedlora_hf.adapter.slot import with_adapter
-from fedlora_hf.training.local import local_batches
-from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors
-from fedlora_hf.util.seeding import derive_seed
-from scripts import common
+from scripts import common, python_path
+from scripts.benchmarks import gpu_parts
 
-CLIENT = "client"
+
+class Part(NamedTuple):
+    """rows: (the sizes) -> rows of `gpu_parts.measured`. seconds: about how long on an H100, its imports included."""
+
+    rows: Callable[[argparse.Namespace], list[dict[str, Any]]]
+    seconds: int
+
+
+PARTS: dict[str, Part] = {
+    "client": Part(gpu_parts.client, 120),
+    "aggregation": Part(gpu_parts.aggregation, 100),
+}
 TINY = {"hidden": 32, "layers": 2, "heads": 2, "vocabulary": 64, "batch": 2, "tokens": 16, "steps": 2, "repeats": 2}
 TINY |= {"rank": 4, "clients": 8}
+SIZES = {"hidden": 4096, "layers": 32, "heads": 32, "vocabulary": 32000, "rank": 16, "batch": 4, "tokens": 512}
+SIZES |= {"steps": 10, "repeats": 5, "clients": 50}
 
 
-def random_llama(case: argparse.Namespace) -> LlamaForCausalLM:
-    """Random bfloat16 weights, made on the device: a 7B model is never in the host's memory."""
-    config = LlamaConfig(
-        hidden_size=case.hidden,
-        intermediate_size=case.hidden * 43 // 16,
-        num_hidden_layers=case.layers,
-        num_attention_heads=case.heads,
-        vocab_size=case.vocabulary,
-        max_position_embeddings=max(case.tokens, 128),
-    )
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
+def kept(case: argparse.Namespace, name: str) -> Path:
+    """Where a part's rows are kept."""
+    return Path(case.cache) / f"{name}.json"
+
+
+def stamp(case: argparse.Namespace) -> str:
+    """What rows are comparable by: the machine, the versions and the sizes, without the date."""
+    machine = common.environment(case.device).partition("; ")[2]
+    return "; ".join([machine, *(f"{name} {getattr(case, name)}" for name in SIZES)])
+
+
+def done(case: argparse.Namespace, name: str) -> dict[str, Any] | None:
+    """A part's rows from an earlier call; None where there are none of this machine and these sizes."""
     try:
-        with torch.device(case.device):
-            torch.manual_seed(0)
-            return LlamaForCausalLM(config)
-    finally:
-        torch.set_default_dtype(default)
+        found: dict[str, Any] = json.loads(kept(case, name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if found.get("stamp") == stamp(case) else None
 
 
-def federated(case: argparse.Namespace, folder: str) -> FederatedTrainer:
-    """The trainer with one client that has enough examples for one round's steps."""
-    config = LoraConfig(
-        r=case.rank, lora_alpha=2 * case.rank, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
-    )
-    model = with_adapter(random_llama(case), config, seed=0)
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, case.vocabulary, (case.batch * case.steps, case.tokens), generator=generator).tolist()
-    args = FederatedConfig(
-        output_dir=folder,
-        local_steps=case.steps,
-        per_device_train_batch_size=case.batch,
-        bf16=True,
-        activation_checkpointing=True,
-        aggregation="fedavg",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=case.device == "cpu",
-    )
-    return FederatedTrainer(model, args, {CLIENT: Dataset.from_dict({"input_ids": ids, "labels": ids})})
+def take(case: argparse.Namespace, name: str) -> None:
+    """Run a part in this process and keep its rows."""
+    content = {"stamp": stamp(case), "environment": common.environment(case.device), "rows": PARTS[name].rows(case)}
+    path = kept(case, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".new").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".new").replace(path)
 
 
-def bare_loop(trainer: FederatedTrainer, parameters: list[torch.nn.Parameter]) -> None:
-    """What a careful person writes by hand for the same steps, in the same precision."""
-    args, device = trainer.args, trainer.args.device
-    # Underneath the autocast that the accelerator has put around the model.
-    forward = getattr(trainer.model, "_original_forward", trainer.model)
-    batches = local_batches(trainer.clients[CLIENT].train, trainer.data_collator, args, derive_seed(0, CLIENT))
-    optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, weight_decay=0.0, fused=True)
-    trainer.model.train()
-    total = torch.zeros((), device=device)
-    for _ in range(args.local_steps or 0):
-        (batch,) = next(batches)
-        batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-        with torch.autocast(device.type, torch.bfloat16):
-            loss = forward(**batch).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        total += loss.detach()
-    total.item()
+def bounded(command: Sequence[str], seconds: float) -> str:
+    """Run a command for at most so long; "" when it ended well, else what happened, in a line."""
+    environment = {**os.environ, "PYTHONPATH": python_path()}
+    try:
+        code = subprocess.run(command, env=environment, timeout=seconds, check=False).returncode
+    except subprocess.TimeoutExpired:
+        return f"stopped after {seconds:g} s"
+    return f"failed with exit code {code}" if code else ""
 
 
-def local_steps(case: argparse.Namespace, trainer: FederatedTrainer) -> list[dict[str, Any]]:
-    """Tokens a second and peak device memory of the bare loop and of a client's local training; and swap times."""
-    trainer.slot.train_only(("A", "B"))
-    parameters = list(trainer.slot.parameters())
-    kinds = {
-        "bare PEFT loop": lambda _: bare_loop(trainer, parameters),
-        "FederatedTrainer.train_client": lambda _: trainer.train_client(CLIENT, 1),
-    }
-    peaks = {}
-    for kind, work in kinds.items():
-        work(CLIENT)
-        peaks[kind] = device_peak(case.device, lambda work=work: work(CLIENT))
-    times = common.in_turns(kinds, [CLIENT], case.repeats)
-    tokens = case.steps * case.batch * case.tokens
-    rows = []
-    for row in common.compared(times, "bare PEFT loop"):
-        speed = round(tokens / (float(str(row["ms"])) / 1e3), 1)
-        peak = peaks[str(row["kind"])]
-        rows.append(
-            measured(str(row["kind"]), row["ms"], tokens_s=speed, speed_ratio=round(1 / row["ratio"], 3), peak_GiB=peak)
-        )  # type: ignore[operator]
-    state = trainer.slot.read()
-    for kind, work in (
-        ("write an adapter into the model", lambda: trainer.slot.write(state)),
-        ("read it out", trainer.slot.read),
-    ):
-        seconds = statistics.median(common.timed(work).wall for _ in range(case.repeats))
-        rows.append(measured(kind, round(seconds * 1e3, 3)))
-    return rows
+def run(case: argparse.Namespace, names: Sequence[str]) -> dict[str, str]:
+    """Take the parts that are not there yet, while the time lasts; {part: why it is not there}."""
+    lacking: dict[str, str] = {}
+    end = time.monotonic() + 60 * case.minutes
+    for name in names:
+        left, seconds = end - time.monotonic(), PARTS[name].seconds
+        if done(case, name):
+            continue
+        if case.tiny:
+            take(case, name)
+        elif seconds > left:
+            lacking[name] = f"needs about {seconds} s of {max(left, 0):.0f} left: call again"
+        else:
+            sizes = [word for size in SIZES for word in (f"--{size}", str(getattr(case, size)))]
+            command = [sys.executable, "-m", "scripts.benchmarks.gpu", "--only", name, "--cache", str(case.cache)]
+            if reason := bounded([*command, *sizes], round(min(2 * seconds, left))):
+                lacking[name] = reason
+    return lacking
 
 
-def aggregation(case: argparse.Namespace) -> list[dict[str, Any]]:
-    """Time to aggregate the clients' updates, on the CPU and on the device, reading the global adapter only."""
-    rows = []
-    for device in dict.fromkeys(("cpu", case.device)):
-        updates = [random_update(case, number, device) for number in range(case.clients)]
-        for method in ("product_mean", "clair"):
-            seconds = common.timed(lambda updates=updates, method=method: aggregate(updates, method)).wall  # type: ignore[misc]
-            kind = f"{method}, {case.clients} clients x {2 * case.layers} modules on {device}"
-            rows.append(measured(kind, round(seconds * 1e3, 1)))
-    return rows
-
-
-def random_update(case: argparse.Namespace, number: int, device: str) -> ClientUpdate:
-    """A client that shares half of its directions with all others."""
-    state = {}
-    for module in range(2 * case.layers):
-        shared, own = (torch.Generator().manual_seed(derive_seed(0, module, who)) for who in ("all", number))
-        A = torch.cat([torch.randn(case.rank // 2, case.hidden, generator=g) for g in (shared, own)])
-        B = torch.cat([torch.randn(case.hidden, case.rank // 2, generator=g) for g in (shared, own)], dim=1)
-        state[f"module_{module:02d}"] = LoraFactors((A / case.hidden).to(device), B.to(device), 2.0)
-    return ClientUpdate(f"client-{number:02d}", AdapterState(state), 100)
-
-
-def device_peak(device: str, work: Any) -> float | str:
-    """Peak GiB that the device's allocator held during a call; nothing on a CPU."""
-    if device != "cuda":
-        work()
-        return ""
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    work()
-    return round(torch.cuda.max_memory_allocated() / 2**30, 2)
-
-
-def measured(
-    kind: str, ms: object, tokens_s: object = "", speed_ratio: object = "", peak_GiB: object = ""
-) -> dict[str, Any]:
-    return {"kind": kind, "ms": ms, "tokens_s": tokens_s, "speed_ratio": speed_ratio, "peak_GiB": peak_GiB}
+def report(case: argparse.Namespace, names: Sequence[str], lacking: Mapping[str, str]) -> str:
+    """Environment, sizes and table of what is done, and a line for each part that is not."""
+    found = {name: content for name in names if (content := done(case, name))}
+    rows = [{"part": name, **row} for name, content in found.items() for row in content["rows"]]
+    lines = [f"{name}: **not measured**, {reason}" for name, reason in lacking.items()]
+    if rows:
+        shape = f"hidden {case.hidden}, {case.layers} layers, r={case.rank}, batch {case.batch} x {case.tokens} tokens"
+        environments = dict.fromkeys(content["environment"] for content in found.values())
+        lines = [f"{'; '.join(environments)}; {shape}", "", common.markdown(rows), "", *lines]
+        if case.csv:
+            common.write_csv(case.csv, rows)
+    return "\n".join(lines).strip()
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sizes = {"hidden": 4096, "layers": 32, "heads": 32, "vocabulary": 32000, "rank": 16, "batch": 4, "tokens": 512}
-    sizes |= {"steps": 10, "repeats": 5, "clients": 50}
-    for name, default in sizes.items():
+    for name, default in SIZES.items():
         parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="default: all")
+    parser.add_argument("--minutes", type=float, default=8.0, help="at most so long (default: %(default)s)")
+    parser.add_argument("--cache", type=Path, default=Path("results_cache/gpu"), help="default: %(default)s")
     parser.add_argument("--tiny", action="store_true", help="a tiny model on the CPU: shows that everything runs")
     parser.add_argument("--csv", type=Path, help="write the rows there as well")
     parser.add_argument("--markdown", type=Path, help="append the environment and the table to this file")
+    parser.add_argument("--only", choices=list(PARTS), help=argparse.SUPPRESS)  # in a process of its own
     case = parser.parse_args(arguments)
     case.device = "cuda"
     if case.tiny:
@@ -188,23 +138,21 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return case
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> int:
+    """0 when all that was asked for is there, 1 when the next call has something left to do."""
     case = parse_arguments(arguments)
     logging.set_verbosity_error()
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = federated(case, folder)
-        rows = local_steps(case, trainer)
-    del trainer
-    rows += aggregation(case)
-    shape = f"hidden {case.hidden}, {case.layers} layers, r={case.rank}, batch {case.batch} x {case.tokens} tokens"
-    text = f"{common.environment(case.device)}; {shape}\n\n{common.markdown(rows)}\n"
+    if case.only:
+        take(case, case.only)
+        return 0
+    lacking = run(case, case.parts)
+    text = report(case, case.parts, lacking)
     print(text)
-    if case.csv:
-        common.write_csv(case.csv, rows)
     if case.markdown:
         with case.markdown.open("a", encoding="utf-8") as handle:
-            handle.write(f"\n{text}")
+            handle.write(f"\n{text}\n")
+    return int(bool(lacking))
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -1,20 +1,26 @@
-"""The GPU benchmark's code path, at a tiny size on the CPU."""
+"""The GPU benchmark's code path, at a tiny size on the CPU; and how its parts are bounded and kept."""
 # SPDX-License-Identifier: Apache-2.0
 
+import argparse
 import csv
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from scripts.benchmarks import gpu as bench
+from scripts.benchmarks import gpu_parts
 
 
 def test_the_whole_path_at_a_tiny_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bench.main(["--tiny", "--csv", str(tmp_path / "gpu.csv"), "--markdown", str(tmp_path / "notes.md")])
+    files = ["--csv", str(tmp_path / "gpu.csv"), "--markdown", str(tmp_path / "notes.md"), "--cache", str(tmp_path)]
+    assert bench.main(["--tiny", *files]) == 0
     assert torch.get_default_dtype() == torch.float32
     with (tmp_path / "gpu.csv").open(newline="") as handle:
         rows = {row["kind"]: row for row in csv.DictReader(handle)}
+    assert {row["part"] for row in rows.values()} == set(bench.PARTS)
     assert list(rows)[:2] == ["bare PEFT loop", "FederatedTrainer.train_client"]
     assert all(float(row["ms"]) > 0 for row in rows.values())
     assert float(rows["bare PEFT loop"]["tokens_s"]) > 0
@@ -24,8 +30,47 @@ def test_the_whole_path_at_a_tiny_size(tmp_path: Path, capsys: pytest.CaptureFix
     assert notes.strip() in printed
 
 
+def row_once(case: argparse.Namespace) -> list[dict[str, object]]:
+    """A part that counts how often it was taken."""
+    case.taken.append(case.hidden)
+    return [gpu_parts.measured("row", len(case.taken))]
+
+
+def test_a_part_that_is_there_is_not_taken_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "PARTS", {"one": bench.Part(row_once, 1)})
+    case = bench.parse_arguments(["--tiny", "--cache", str(tmp_path)])
+    case.taken = []
+    for _ in range(2):
+        assert bench.run(case, ["one"]) == {}
+    assert case.taken == [32]
+    case.hidden = 64  # other sizes are another measurement
+    assert bench.run(case, ["one"]) == {}
+    assert case.taken == [32, 64]
+
+
+def test_a_part_that_does_not_fit_waits_for_the_next_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "PARTS", {"long": bench.Part(row_once, 3600)})
+    case = bench.parse_arguments(["--tiny", "--cache", str(tmp_path)])
+    case.tiny = False
+    lacking = bench.run(case, ["long"])
+    assert "call again" in lacking["long"]
+    assert bench.report(case, ["long"], lacking) == f"long: **not measured**, {lacking['long']}"
+
+
+def test_a_command_is_ended_when_its_time_is_over() -> None:
+    began = time.monotonic()
+    assert bench.bounded([sys.executable, "-c", "import time; time.sleep(60)"], 0.5) == "stopped after 0.5 s"
+    assert time.monotonic() - began < 30
+    assert bench.bounded([sys.executable, "-c", "raise SystemExit(3)"], 60) == "failed with exit code 3"
+    assert bench.bounded([sys.executable, "-c", "pass"], 60) == ""
+
+
+def test_all_parts_fit_into_the_minutes() -> None:
+    assert sum(part.seconds for part in bench.PARTS.values()) <= 8 * 60
+
+
 def test_the_model_is_bfloat16_with_checkpointing_and_a_float32_adapter(tmp_path: Path) -> None:
-    trainer = bench.federated(bench.parse_arguments(["--tiny"]), str(tmp_path))
+    trainer = gpu_parts.federated(bench.parse_arguments(["--tiny"]), str(tmp_path))
     base = trainer.model.get_base_model()
     assert base.lm_head.weight.dtype == torch.bfloat16
     assert {parameter.dtype for parameter in trainer.slot.parameters()} == {torch.float32}
