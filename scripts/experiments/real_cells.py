@@ -112,7 +112,10 @@ class Table:
 
     def __init__(self, path: Path, key: Sequence[str]) -> None:
         self.path, self.key = path, tuple(key)
-        self.rows: list[Row] = list(csv.DictReader(path.open(newline="", encoding="utf-8"))) if path.exists() else []
+        self.rows: list[Row] = []
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as handle:
+                self.rows = list(csv.DictReader(handle))
         self.done = {self._of(row) for row in self.rows}
 
     def _of(self, row: Mapping[str, Any]) -> tuple[str, ...]:

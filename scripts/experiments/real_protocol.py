@@ -4,8 +4,9 @@
 
 20 iid clients of Dolly (which stands for alpaca-gpt4), 10 % of them a round, 10 steps each, the rate falling along half
 a cosine from 5e-5 to 1e-6 over the rounds, r 32, alpha 64, at most 512 tokens. Clients, their order and their steps are
-the same for all strategies; Flower's are called as flwr ships them on the factors of the adapters. A row a measured
-round; cells that are in the csv are not run again.
+the same for all strategies; Flower's are called as flwr ships them on the factors of the adapters. CLAIR is not among
+them: it judges three clients or more, and two take part in a round. A row a measured round; cells that are in the csv
+are not run again.
 """
 # SPDX-License-Identifier: Apache-2.0
 
@@ -57,7 +58,7 @@ STRATEGIES: dict[str, Combine] = {
     "flower FedMedian": flowers("FedMedian"),
     "flower Krum": flowers("Krum", num_malicious_nodes=0),
     "product_mean": ours("product_mean"),
-    "clair": ours("clair"),
+    "fedavg": ours("fedavg"),
 }
 
 
