@@ -30,6 +30,7 @@ GAINS = {
     "rouge_l": ("points of ROUGE-L", 100.0),
 }
 REFERENCE = "fedavg"
+KINDS = ("global", "local")
 # Whose loss is shown of a rule: of its global adapter, or of what it leaves each client.
 SHOWN = {"local": ("personal",), "clair": ("global", "personal")}
 
@@ -95,6 +96,20 @@ def methods_table(rows: Sequence[Row], kind: str) -> str:
     return markdown(lines)
 
 
+def tuning_table(rows: Sequence[Row]) -> str:
+    """One line a method, a column a rate: validation loss of the global and of the personal adapters, tuning seeds."""
+    rates = sorted({float(row["rate"]) for row in rows})
+    lines = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        line: dict[str, object] = {"method": method}
+        for rate in rates:
+            own = [row for row in rows if row["method"] == method and float(row["rate"]) == rate]
+            means = [f"{statistics.fmean(float(r[f'{k}_validation_loss']) for r in own):.3f}" for k in KINDS if own]
+            line[f"{rate:g}"] = ", ".join(means)
+        lines.append(line)
+    return markdown(lines)
+
+
 def attacks_table(rows: Sequence[Row]) -> str:
     """One line an attack: honest clients' loss under each rule, who was found and who was wrongly left out."""
     lines = []
@@ -144,8 +159,13 @@ def parts(tables: Mapping[str, Table]) -> list[str]:
     rows = tables["methods"].rows
     for base, data in dict.fromkeys((row["base"], row["data"]) for row in rows):
         own = reported(rows, base, data)
-        for kind in ("global", "local") if own else ():
-            found += [f"## {base}, {data}: {kind} adapters", methods_table(own, kind)]
+        for kind in KINDS if own else ():
+            title = "personal" if kind == "local" else kind
+            found += [f"## {base}, {data}: {title} adapters", methods_table(own, kind)]
+        tuned = [r for r in rows if r["base"] == base and r["data"] == data and int(r["tuning"])]
+        if tuned:
+            title = f"### {base}, {data}: validation loss on the tuning seeds, global and personal, by learning rate"
+            found += [title, tuning_table(tuned)]
     rows = tables["attacks"].rows
     for base, split in dict.fromkeys((row["base"], row["split"]) for row in rows):
         own = [row for row in rows if (row["base"], row["split"]) == (base, split)]
