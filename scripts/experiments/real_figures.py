@@ -16,20 +16,20 @@ DATA = {"tasks": "one task a client", "mixtures": "mixtures of tasks", "dolly": 
 PUBLISHED = {"global": 0.39, "local": 0.59}
 
 
-def draw_methods(rows: Sequence[Row], path: Path) -> None:
-    """Gain over FedAvg in % of its loss, global and personal adapters, with 95 % intervals; a mark a source."""
+def draw_methods(rows: Sequence[Row], path: Path, reference: str) -> None:
+    """Gain over the reference in % of its loss, global and personal adapters, 95 % intervals; a mark a source."""
     kept = [row for row in rows if not int(row["tuning"])]
     base = kept[0]["base"]
     kept = [row for row in kept if row["base"] == base]
     sources = list(dict.fromkeys(row["data"] for row in kept))
-    methods = [m for m in dict.fromkeys(row["method"] for row in kept) if m not in ("fedavg", "base")]
+    methods = [m for m in dict.fromkeys(row["method"] for row in kept) if m not in (reference, "base")]
     canvas = figure(10.5, 1.5 + 0.5 * len(methods))
     panels = canvas.subplots(1, 2, sharey=True)
     for axes, (kind, title) in zip(panels, (("global", "global"), ("local", "personal")), strict=True):
         for number, data in enumerate(sources):
             shift = (number - (len(sources) - 1) / 2) * 0.24
             for y, method in enumerate(methods):
-                values = _gains([row for row in kept if row["data"] == data], method, f"{kind}_loss")
+                values = _gains([row for row in kept if row["data"] == data], method, f"{kind}_loss", reference)
                 if not values or (method == "local" and kind == "global"):
                     continue
                 low, high = bootstrap(values, seed=0)
@@ -39,7 +39,7 @@ def draw_methods(rows: Sequence[Row], path: Path) -> None:
                 axes.plot(statistics.fmean(values), y + shift, MARKS[number], **style)
         axes.axvline(0, color=GREY, ls="--", lw=1)
         axes.axvline(PUBLISHED[kind], color="black", lw=1, ls=":")
-        axes.set_title(f"{title} adapters: gain over FedAvg, % of its loss", fontsize=10)
+        axes.set_title(f"{title} adapters: gain over {reference}, % of its loss", fontsize=10)
         axes.set_xlabel(f"right is better; dotted: the published +{PUBLISHED[kind]} % (of task scores)", fontsize=8)
         axes.grid(axis="x", alpha=0.25)
     panels[0].set_yticks(range(len(methods)), methods)
@@ -48,8 +48,8 @@ def draw_methods(rows: Sequence[Row], path: Path) -> None:
     save(canvas, path)
 
 
-def _gains(rows: Sequence[Row], method: str, column: str) -> list[float]:
-    reference = {(r["seed"], r["client"]): float(r[column]) for r in rows if r["method"] == "fedavg"}
+def _gains(rows: Sequence[Row], method: str, column: str, held: str) -> list[float]:
+    reference = {(r["seed"], r["client"]): float(r[column]) for r in rows if r["method"] == held}
     own = {(r["seed"], r["client"]): float(r[column]) for r in rows if r["method"] == method}
     both = [key for key in own if key in reference]
     if not both:
@@ -59,7 +59,7 @@ def _gains(rows: Sequence[Row], method: str, column: str) -> list[float]:
 
 
 def draw_attacks(rows: Sequence[Row], path: Path) -> None:
-    """Heat maps, one a kind of clients: honest clients' loss above that of FedAvg without contamination."""
+    """Heat maps of the honest clients' loss, one a kind of clients."""
     base = rows[0]["base"]
     splits = list(dict.fromkeys(row["split"] for row in rows if row["base"] == base))
     columns = {"alone": ("local", "personal_loss"), "FedAvg": ("fedavg", "global_loss")}
