@@ -9,6 +9,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from fedlora_hf.aggregation.attacks import ATTACKS
+from fedlora_hf.aggregation.device import checked_device
 from fedlora_hf.aggregation.server_optimizer import server_rule, space_of
 from fedlora_hf.aggregation.update_attacks import KINDS as UPDATE_KINDS
 from fedlora_hf.errors import ConfigError
@@ -29,6 +30,7 @@ from fedlora_hf.options import (
     RoundOptions,
 )
 from fedlora_hf.options.arguments import check_arguments, fill_in
+from fedlora_hf.options.at_once import check_at_once
 from fedlora_hf.options.facts import check_bounds, check_effects, facts_of
 from fedlora_hf.options.spelling import suggestion
 from fedlora_hf.privacy import Privacy
@@ -127,6 +129,8 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
         """ConfigError for values that do not go together."""
         self._check_server()
         self._check_limits()
+        checked_device(self.aggregation_device)
+        check_at_once(self)
         if self.scaffold:
             self._check_scaffold()
         if self.labels is not None and not 1 < len(self.labels) == len(set(self.labels)):

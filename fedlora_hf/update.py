@@ -129,10 +129,11 @@ class LoraFactors:
 
 class Outline(NamedTuple):
     """What is known of an adapter before any value is read. shapes: {module: (out, in), name of a tensor trained whole:
-    its shape}. ranks: {module: rank of its factors}."""
+    its shape}. ranks: {module: rank of its factors}. scales: {module: their scale}, where that is known."""
 
     shapes: Mapping[str, tuple[int, ...]]
     ranks: Mapping[str, int]
+    scales: Mapping[str, float] = {}
 
 
 class AdapterState(Mapping[str, LoraFactors]):
@@ -170,6 +171,15 @@ class AdapterState(Mapping[str, LoraFactors]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+    def rank(self, module: str) -> int:
+        """The rank of a module's factors; they are read only where no outline tells it."""
+        return self.outline.ranks[module] if self.outline is not None else self[module].rank
+
+    def scale(self, module: str) -> float:
+        """The scale of a module's factors; they are read only where no outline tells it."""
+        known = {} if self.outline is None else self.outline.scales
+        return known[module] if module in known else self[module].scale
 
     def __repr__(self) -> str:
         return f"AdapterState({len(self)} modules, {len(self.extras)} extras)"

@@ -189,6 +189,9 @@ STEPS = (
         "benchmarks.md",
         ("data", "base"),
     ),
+    Step("start", "python -m scripts.benchmarks.start --csv docs/benchmarks/start.csv", 2, "benchmarks.md"),
+    Step("scoring", "python -m scripts.benchmarks.scoring --csv docs/benchmarks/scoring.csv", 2, "benchmarks.md"),
+    Step("lockstep", "python -m scripts.benchmarks.lockstep --csv docs/benchmarks/lockstep.csv", 2, "benchmarks.md"),
     Step("engines", "python -m scripts.benchmarks.engines --csv docs/benchmarks/engines.csv", 10, "benchmarks.md"),
     Step(
         "deployment",

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -55,6 +56,18 @@ class AggregationOptions:
         "Of the server's step: adaptivity of adam, yogi and adagrad.",
         bound=Bound(lambda t: 0 < t < math.inf, "must be a finite number above 0", "1e-3 for instance"),
         needs={"server_optimizer": ("adam", "yogi", "adagrad")},
+        side="server",
+    )
+    aggregation_device: str = option(
+        "auto",
+        "Where updates are combined: cpu, cuda or cuda:n; auto is the training device when it is a GPU with room for "
+        "the clients' factors of one module. Flags are the same on both.",
+        bound=Bound(
+            lambda place: re.fullmatch(r"auto|cpu|cuda(:\d+)?", place) is not None,
+            "must be auto, cpu, cuda or cuda:n",
+            "choose one of these",
+        ),
+        resumable=True,
         side="server",
     )
     weight_by: Literal["examples", "uniform"] = option("examples", "Weights of the clients in a mean.")

@@ -33,7 +33,8 @@ class RunRecord:
         "weights", "influence", "suspicious", "claimed_weights", "outlier_claims" ({id: line} of those who claim far
         more than the others), "train_loss", "update_norm", "evidence", "diagnosis", "n_iter", "converged", "bytes_up",
         "bytes_down", "bytes_stored", "parts", "changed", "seconds", "metrics"}; per-client values are
-        {client id: value}. bytes_down: the round's result, sent back; bytes_stored: the parts a client trained itself.
+        {client id: value}. seconds: wall time by part, see `util.stopwatch.PARTS`; they add up to the round's.
+        bytes_down: the round's result, sent back; bytes_stored: the parts a client trained itself.
     flagged: sorted ids of clients whose updates were sound but judged contaminated; quarantined: {id: reason}.
     suspicious: {id: {"kind", "of_line"}}: near the line of a flag in its last round, or beyond it in that round alone.
     clients: {id: {"collaborative", "weight", "influence" (what is left of it, 0 to 1), "claimed_weight",
@@ -47,6 +48,8 @@ class RunRecord:
         whose clients add noise; see privacy.account.
     sha256: {"adapter": of the global adapter's weights file, "data": of the tokenised examples, "base": of the base
         model's weights (see `adapter.base_fingerprint`)}, as far as known.
+    scorings: {"taken", "reused"}: how often an adapter was scored on a client's split, and how often that was known
+        already, since the run was last started.
     diagnosis: what the last aggregation said of the whole cohort. similarity: {"ids", "cosine"} between the updates.
     """
 
@@ -72,6 +75,7 @@ class RunRecord:
     similarity: dict[str, Any] = field(default_factory=dict)
     privacy: dict[str, Any] = field(default_factory=dict)
     sha256: dict[str, str] = field(default_factory=dict)
+    scorings: dict[str, int] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> str:

@@ -4,7 +4,6 @@ It knows no model and no data, so it is the same whether clients are trained in 
 """
 # SPDX-License-Identifier: Apache-2.0
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
@@ -72,7 +71,6 @@ class Outcome:
     combined: Aggregate
     usable: Sequence[ClientUpdate]
     quarantined: Mapping[str, str]
-    seconds: float
     memory: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -174,6 +172,7 @@ class Federation:
         return split(state, self.initial)[0] if self.method.residual else state
 
     def _aggregated(self, updates: Sequence[ClientUpdate], number: int, **more: Any) -> Aggregate:
+        place = self.args.aggregation_device
         combined = aggregate(
             updates,
             self.args.aggregation,
@@ -182,6 +181,7 @@ class Federation:
             target_rank=None if self.method.restarts or self.method.residual else self.rank,
             reference=self._reference(number),
             server=self.store.server_update(number),
+            device="cpu" if self.args.use_cpu and place == "auto" else place,
             **more,
             **cast(dict[str, Any], self.args.aggregation_options),
         )
@@ -192,7 +192,6 @@ class Federation:
     def outcome(self, run: Run, number: int, cohort: Sequence[str]) -> Outcome:
         """What the open round's updates come to; RoundError when too few of them can be used, StoppedError
         when more are suspect than `max_suspects`."""
-        began = time.perf_counter()
         combined = self.combined(run.record, number, cohort)
         failures = {client: reason for client in cohort if (reason := self.store.failure(number, client))}
         quarantined = dict(sorted({**failures, **combined.quarantined}.items()))
@@ -213,7 +212,7 @@ class Federation:
                 state = compressed(state_sum(run.state, combined.state))
         elif self.method.residual:
             start, state = split(run.state, self.initial)[0], grown(run.state, combined.state, self.initial)
-        return Outcome(state, start, combined, usable, quarantined, time.perf_counter() - began, memory)
+        return Outcome(state, start, combined, usable, quarantined, memory)
 
     def _stepped(self, run: Run, number: int, combined: Aggregate) -> tuple[Aggregate, Mapping[str, Tensor]]:
         """The aggregate after the server optimizer's step, and the optimizer's state; in federated rounds alone."""
@@ -254,13 +253,13 @@ class Federation:
         cohort: Sequence[str],
         outcome: Outcome,
         *,
-        seconds: float,
+        seconds: Mapping[str, float],
         message_bytes: int | None,
         facts: Mapping[str, Any],
     ) -> None:
         """Write the round's entry into the record and commit the round.
 
-        seconds: that training took. message_bytes: what a client sends and is sent. facts: more for the round's entry.
+        seconds: of the round's parts so far. message_bytes: what a client sends and is sent. facts: for its entry.
         """
         add_round(
             run.record,
@@ -270,7 +269,7 @@ class Federation:
             outcome.combined,
             outcome.quarantined,
             outcome.start,
-            {"train": seconds, "aggregate": outcome.seconds},
+            seconds,
             stage=self.stage(number).name,
             message_bytes=message_bytes,
             functional=self.store.functional(number),
@@ -283,15 +282,15 @@ class Federation:
         self.store.prune(self.args.keep_rounds, needed, bases)
 
     def commit_on_server(
-        self, run: Run, number: int, update: ClientUpdate, *, seconds: float, facts: Mapping[str, Any]
+        self, run: Run, number: int, update: ClientUpdate, *, seconds: Mapping[str, float], facts: Mapping[str, Any]
     ) -> None:
         """Commit a round that was trained on the server's own data: the update is the new global adapter.
 
         seconds, facts: as for `commit`.
         """
         combined = Aggregate(update.state, modules=run.record.modules, diagnosis=run.record.diagnosis)
-        name, times = self.stage(number).name, {"train": seconds}
-        add_round(run.record, number, [], [update], combined, {}, run.state, times, stage=name)
+        name = self.stage(number).name
+        add_round(run.record, number, [], [update], combined, {}, run.state, seconds, stage=name)
         run.record.rounds[-1] |= {"bytes_up": {}, **facts}
         self.store.open(number)
         self.store.commit(number, update.state, run.record)

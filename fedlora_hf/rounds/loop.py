@@ -7,7 +7,6 @@ it is used: after each commit the loop goes on from what it reads back.
 # SPDX-License-Identifier: Apache-2.0
 
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -28,6 +27,7 @@ from fedlora_hf.training.stages import total_rounds
 from fedlora_hf.util.disk import sweep
 from fedlora_hf.util.lock import one_writer
 from fedlora_hf.util.progress import Progress
+from fedlora_hf.util.stopwatch import Stopwatch, part, timed
 
 logger = logging.getLogger(__name__)
 
@@ -126,19 +126,23 @@ class RoundLoop:
 
     def round(self, number: int) -> None:
         """One round: train the cohort, look at the updates, aggregate, commit."""
-        began, federation = time.perf_counter(), self.federation
+        with timed() as watch:
+            self._round(number, watch)
+
+    def _round(self, number: int, watch: Stopwatch) -> None:
+        federation = self.federation
         self.watcher.round_begins(number)
         present = self.transport.present(self.run, number)
         ask = Ask(number, federation.stage(number), federation.cohort(number, present), self.run)
         if ask.stage.on_server:
-            self._server_round(ask, began)
-        elif not self._client_round(ask, began):
+            self._server_round(ask, watch)
+        elif not self._client_round(ask, watch):
             self.progress.say(f"stopped in round {number}: it is not committed, and --resume_from last goes on with it")
             return
         self.run = Run(number, self.store.state(number), self.store.record(number))
-        self._after(number)
+        self._after(number, watch)
 
-    def _client_round(self, ask: Ask, began: float) -> bool:
+    def _client_round(self, ask: Ask, watch: Stopwatch) -> bool:
         """A round on the clients' data: nothing is changed before all that can be refused has been looked at.
 
         False when the run was stopped in the middle of it.
@@ -151,16 +155,20 @@ class RoundLoop:
             return False
         with self.processes.all_or_none():
             if self.args.functional_judges and not self.store.functional(number):
-                self._judge(ask)
+                with part("screen"):
+                    self._judge(ask)
             if federation.method.needs_server:
-                self._train_server(ask)
+                with part("train"):
+                    self._train_server(ask)
             if self.processes.first:
-                seconds = time.perf_counter() - began
-                outcome = federation.outcome(run, number, cohort)
+                with part("aggregate"):
+                    outcome = federation.outcome(run, number, cohort)
                 facts = {**sent.facts, **federation.stage_facts(number, cohort, self.transport.message_bytes)}
-                federation.commit(
-                    run, number, cohort, outcome, seconds=seconds, message_bytes=sent.message_bytes, facts=facts
-                )
+                seconds = watch.read()
+                with part("write"):
+                    federation.commit(
+                        run, number, cohort, outcome, seconds=seconds, message_bytes=sent.message_bytes, facts=facts
+                    )
         return True
 
     def _judge(self, ask: Ask) -> None:
@@ -178,38 +186,46 @@ class RoundLoop:
             if self.processes.first:
                 self.store.save_server(ask.number, update)
 
-    def _server_round(self, ask: Ask, began: float) -> None:
+    def _server_round(self, ask: Ask, watch: Stopwatch) -> None:
         """A round of the global stage on the server's own data: its result is the new global adapter."""
         with self.processes.all_or_none():
             if self.processes.first or self.processes.together:
-                update, facts = self.transport.train_on_server(ask)
+                with part("train"):
+                    update, facts = self.transport.train_on_server(ask)
                 facts = {**facts, **self.federation.stage_facts(ask.number, [], self.transport.message_bytes)}
                 if self.processes.first:
-                    seconds = time.perf_counter() - began
-                    self.federation.commit_on_server(ask.run, ask.number, update, seconds=seconds, facts=facts)
+                    seconds = watch.read()
+                    with part("write"):
+                        self.federation.commit_on_server(ask.run, ask.number, update, seconds=seconds, facts=facts)
 
-    def _after(self, number: int) -> None:
+    def _after(self, number: int, watch: Stopwatch) -> None:
         """What follows a committed round: its metrics, a push, a word to whoever watches."""
         entry = self.run.record.rounds[-1]
         if self.watcher.wants_scores(number):
             self.score_round()
         with self.processes.all_or_none():
             if self.processes.first and self.publisher.pushes_rounds:
-                self.write(str(self.args.output_dir), report=False)
-                self.publisher.round(number)
+                with part("write"):
+                    self.write(str(self.args.output_dir), report=False)
+                    self.publisher.round(number)
+        entry["seconds"] = watch.read()
         self.watcher.round_ended(entry)
+        entry["seconds"] = watch.read()  # with what the watcher asked for; on disk with the next round
 
     def score_round(self) -> None:
         """Put the metrics of the global adapter after the last round into that round's entry, on disk too."""
         run = self.run
-        run.record.rounds[-1]["metrics"] = {"global": mean_over_collaborative(run.record, self.transport.score(run))}
+        with part("score"):
+            scores = self.transport.score(run)
+        run.record.rounds[-1]["metrics"] = {"global": mean_over_collaborative(run.record, scores)}
         self.amend()
 
     def amend(self) -> None:
         """Write the record of the last round again, with what was added to it."""
         with self.processes.all_or_none():
             if self.processes.first:
-                self.store.amend(self.run.round, self.run.record)
+                with part("write"):
+                    self.store.amend(self.run.round, self.run.record)
 
     # ---- the end -----------------------------------------------------------------------------------------------------
 
@@ -236,6 +252,7 @@ class RoundLoop:
             add_metrics(record, "global", {client: found for client, found in first.items() if found}, "before")
         for kind, scores in self.transport.final_scores(self.run).items():
             add_metrics(record, kind, scores)
+        record.scorings = dict(self.transport.scorings())
 
     def write(self, folder: str, *, report: bool = True) -> None:
         """Write the global adapter, run.json, the card and, unless told not to, the report.

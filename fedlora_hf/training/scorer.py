@@ -1,6 +1,8 @@
 """Scores any adapter on any split, in the one model there is."""
 # SPDX-License-Identifier: Apache-2.0
 
+from collections.abc import Mapping
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -55,9 +57,20 @@ class Scorer:
 
     def answers(self, state: AdapterState, questions: Any) -> dict[str, float]:
         """{"exact_match", "rouge_l"} of greedy answers to raw examples; {} where there are none, or no tokenizer."""
-        if not questions or self.tokenizer is None:
+        return self.answers_of(state, {"": questions}).get("", {})
+
+    def answers_of(self, state: AdapterState, questions: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+        """{client: {"exact_match", "rouge_l"}} of one adapter's greedy answers to several clients' questions, which
+        share batches; a client without any is left out, and all are without a tokenizer."""
+        asked = {client: own for client, own in questions.items() if own}
+        if not asked or self.tokenizer is None:
             return {}
         self.install(state)
-        prompts = questions["prompt_ids"][:]
-        answers = generate_answers(self.slot.model, prompts, self.tokenizer, max_new_tokens=self.args.max_new_tokens)
-        return answer_metrics(answers, questions["references"][:])
+        prompts = [prompt for own in asked.values() for prompt in own["prompt_ids"][:]]
+        answers = iter(
+            generate_answers(self.slot.model, prompts, self.tokenizer, max_new_tokens=self.args.max_new_tokens)
+        )
+        return {
+            client: answer_metrics(list(islice(answers, len(own))), own["references"][:])
+            for client, own in asked.items()
+        }

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedlora_hf.errors import AdapterError, ConfigError
 from fedlora_hf.hub.text import hub_id
+from fedlora_hf.launch.quiet import no_bars_in_logs
 from fedlora_hf.using.finished import Adapter, Finished
 from fedlora_hf.using.loaded import Loaded, base_name
 from fedlora_hf.util.disk import write_atomically
@@ -53,7 +54,8 @@ def merge(run: Finished, loaded: Loaded, adapter: Adapter, output_dir: str, dtyp
             "largest); the base may share the adapted weights between layers, use the adapter as it is"
         )
     merged = merged.to(getattr(torch, dtype))
-    merged.save_pretrained(output_dir)
+    with no_bars_in_logs():
+        merged.save_pretrained(output_dir)
     loaded.tokenizer.save_pretrained(output_dir)
     write_atomically(Path(output_dir) / "README.md", card(run, adapter, dtype).encode())
     return error
