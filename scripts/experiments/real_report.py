@@ -98,6 +98,15 @@ def methods_table(rows: Sequence[Row], kind: str) -> str:
     return markdown(lines)
 
 
+def whole(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the attack table's seeds that have every attack: losses of different seeds are not comparable."""
+    attacks: dict[tuple[str, ...], set[str]] = {}
+    for row in rows:
+        attacks.setdefault((row["base"], row["split"], row["seed"]), set()).add(row["attack"])
+    most = {key[:2]: max(len(v) for k, v in attacks.items() if k[:2] == key[:2]) for key in attacks}
+    return [r for r in rows if len(attacks[r["base"], r["split"], r["seed"]]) == most[r["base"], r["split"]]]
+
+
 def tuning_table(rows: Sequence[Row]) -> str:
     """One line a method, a column a rate: validation loss of the global and of the personal adapters, tuning seeds."""
     rates = sorted({float(row["rate"]) for row in rows})
@@ -168,7 +177,7 @@ def parts(tables: Mapping[str, Table]) -> list[str]:
         if tuned:
             title = f"### {base}, {data}: validation loss on the tuning seeds, global and personal, by learning rate"
             found += [title, tuning_table(tuned)]
-    rows = tables["attacks"].rows
+    rows = whole(tables["attacks"].rows)
     for base, split in dict.fromkeys((row["base"], row["split"]) for row in rows):
         own = [row for row in rows if (row["base"], row["split"]) == (base, split)]
         found += [f"## {base}: attacks, {split} clients", attacks_table(own)]
@@ -192,9 +201,10 @@ def main(given: Sequence[str] | None = None) -> None:
     rows = [row for row in tables["methods"].rows if not int(row["tuning"])]
     if rows:
         draw_methods(rows, args.results / "methods.png", reference_of(rows))
-    for draw, name in ((draw_attacks, "attacks"), (draw_protocol, "protocol")):
-        if tables[name].rows:
-            draw(tables[name].rows, args.results / f"{name}.png")
+    if tables["attacks"].rows:
+        draw_attacks(whole(tables["attacks"].rows), args.results / "attacks.png")
+    if tables["protocol"].rows:
+        draw_protocol(tables["protocol"].rows, args.results / "protocol.png")
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def _panels(rows: Sequence[Row], along: str, style: str, path: Path) -> None:
     """Three panels, a delta each: A and B by colour, `style` by the kind of line."""
     canvas = figure(11, 3.9)
     panels = canvas.subplots(1, 3, sharex=True)
-    kinds, places = distinct(rows, style), distinct(rows, along)
+    kinds, places = distinct(rows, style), sorted(distinct(rows, along), key=_in_order)
     for axes, (delta, title) in zip(panels, DELTAS.items(), strict=True):
         for factor, colour in FACTORS.items():
             for kind, line in zip(kinds, STYLES, strict=False):
@@ -96,6 +96,11 @@ def _panels(rows: Sequence[Row], along: str, style: str, path: Path) -> None:
     names = [*FACTORS, *(NAMES.get(kind, kind) + (" start" if style == "start" else "") for kind in kinds)]
     canvas.legend(marks, names, loc="outside lower center", ncols=len(names), frameon=False)
     save(canvas, path)
+
+
+def _in_order(place: str) -> tuple[str | int, ...]:
+    """Numbers as numbers: layer 2 before layer 10."""
+    return tuple(int(part) if part.isdigit() else part for part in place.split("."))
 
 
 def _name_places(axes: Axes, along: str, places: Sequence[str]) -> None:
