@@ -113,6 +113,7 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
 
     def _normalise(self) -> None:
         """One form for what may be written in several, and defaults that depend on other options."""
+        self.clusters = "auto" if self.clusters == "auto" else "1" if str(self.clusters) == "1" else self.clusters
         self.target_modules, self.labels = _names(self.target_modules), _names(self.labels)
         if self.partition_by is None and self.client_column is not None:
             self.partition_by = "client"
@@ -198,6 +199,11 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
         for client, how in self.contaminated.items():
             if how.kind in ATTACKS and how.strength is not None:
                 raise ConfigError(f"contaminate {client}={how}: {how.kind} has no strength; write {client}={how.kind}")
+            if how.kind in ATTACKS and self.clusters != "1":
+                raise ConfigError(
+                    f"contaminate {client}={how}: its rehearsal knows one start for all; leave clusters out, or choose "
+                    f"one of {', '.join(UPDATE_KINDS)}"
+                )
             if how.kind in ATTACKS and set(method_named(self.aggregation).trained(1)) != {"A", "B"}:
                 raise ConfigError(
                     f"contaminate {client}={how}: attacks both factors, aggregation {self.aggregation} freezes one; "

@@ -24,6 +24,7 @@ from fedlora_hf.hub.publishing import Publisher
 from fedlora_hf.loading import Job, args_of_run, facts_of_run, prepare_again
 from fedlora_hf.record.record import RunRecord
 from fedlora_hf.rounds.federation import SERVER, Federation, Run
+from fedlora_hf.rounds.groups import read_groups
 from fedlora_hf.rounds.limits import check_cohort
 from fedlora_hf.rounds.local_transport import LocalTransport
 from fedlora_hf.rounds.loop import RoundLoop
@@ -155,7 +156,8 @@ class FederatedTrainer(ClientTrainer):
         if reason := unlike(state, self.federation.initial):
             raise RecordError(f"{self.args.output_dir}: {reason}; its adapter is not of this model")
         folders = ClientFolders(str(self.args.output_dir), self.store.config)
-        self.loop.run = Run(len(record.rounds), state, record, folders.read(sorted(record.clients)))
+        personal, groups = folders.read(sorted(record.clients)), read_groups(str(self.args.output_dir))
+        self.loop.run = Run(len(record.rounds), state, record, personal, groups)
 
     @property
     def run(self) -> Run:

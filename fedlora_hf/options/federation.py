@@ -18,6 +18,21 @@ class AggregationOptions:
     aggregation_options: dict[str, Any] | str | None = option(
         None, "The method's own options: NAME=VALUE ..., or one JSON object; fedlora methods METHOD lists them."
     )
+    clusters: Literal["1", "auto"] = option(
+        "1",
+        "clair: 1 global adapter, or (auto) one for each group of clients that agree within and not between; clients "
+        "start from their group's. All clients take part in every round. See docs/clair.md.",
+        bound=Bound(lambda c: c in ("1", "auto"), "must be 1 or auto", "1 is one global adapter"),
+        needs={
+            "aggregation": ("clair",),
+            "pipeline": ("none",),
+            "server_optimizer": ("none",),
+            "clients_per_round": (None,),
+            "functional_judges": (0,),
+            "load_best_model_at_end": (False,),
+        },
+        side="server",
+    )
     functional_judges: int = option(
         0,
         "clair: number of other clients on whose validation data each update is evaluated (0 disables). Costs an "

@@ -14,6 +14,7 @@ from fedlora_hf.methods.method import SAID, Method
 from fedlora_hf.numerics.evidence import Evidence
 from fedlora_hf.record.changes import compared, component_changes
 from fedlora_hf.record.evidence import plain_evidence
+from fedlora_hf.record.groups import plain_groups
 from fedlora_hf.record.record import RunRecord, plain, versions
 from fedlora_hf.record.standing import collaborative, update_standing
 from fedlora_hf.record.thinning import thin, thinned_modules
@@ -104,13 +105,14 @@ def add_round(
     stage: StageName = StageName.FEDERATED,
     message_bytes: int | None = None,
     functional: Mapping[str, Evidence] | None = None,
+    starts: Mapping[str, AdapterState] | None = None,
 ) -> None:
     """Append what a round did, and bring the verdict on every client up to date.
 
     start: the adapter the round began with, None if there was none. message_bytes: what a client sends and is sent;
-    default the whole of what it sent.
+    default the whole of what it sent. starts: {client: the adapter it began with} where these differ.
     """
-    norms, cosines = compared(updates, start, combined.state)
+    norms, cosines = compared(updates, start, combined.state, starts)
     record.rounds.append(
         {
             "round": number,
@@ -141,6 +143,7 @@ def add_round(
             "seconds": dict(seconds),
             "metrics": {},
         }
+        | ({"groups": plain_groups(combined.groups)} if combined.groups else {})
     )
     record.modules = plain(thinned_modules(combined.modules, len(updates)))
     record.diagnosis = plain(combined.diagnosis)

@@ -75,19 +75,23 @@ def last_first(run: Run) -> list[Client]:
 def client_table(run: Run) -> Table:
     """State, weight, size and evidence of every client."""
     kept = any(client.influence is not None for client in run.clients)
+    several = len({client.group for client in run.clients}) > 1
     rows = []
     for client in last_first(run):
         state = Cell(f"{SIGNS[client.state]} {client.state}", _TONES.get(client.state, "bad"))
         claimed = f" (claimed {figure_of(client.claimed_weight, 3)})" if client.outlier_claim else ""
-        row = [Cell(client.title), state, Cell(figure_of(client.weight, 3) + claimed)]
+        group = [Cell(shortened(client.group))] if several else []
+        row = [Cell(client.title), state, *group, Cell(figure_of(client.weight, 3) + claimed)]
         if kept:
             row.append(Cell("–" if client.influence is None else f"{100 * client.influence:.0f} %"))
         row.append(Cell(figure_of(client.num_examples)))
         rows.append([*row, *(_score(client, kind) for kind in run.kinds)])
     influence = ("influence kept",) if kept else ()
     kinds = [f"{shortened(kind)} (threshold)" for kind in run.kinds]
-    columns = ["client", "state", "weight", *influence, "examples", *kinds]
+    groups = ("group",) if several else ()
+    columns = ["client", "state", *groups, "weight", *influence, "examples", *kinds]
     about = "Weight is a client's share of the global adapter. A score above its threshold, marked ▲, flags a client."
+    about += " Each group has a global adapter of its own, and is judged by itself." if several else ""
     return Table("Every client in numbers", columns, rows, frozenset({0, 1}), about)
 
 

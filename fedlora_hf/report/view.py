@@ -103,6 +103,7 @@ class Client:
     evidence: dict[str, Score]
     metrics: dict[str, Values]
     name: str = ""
+    group: str = ""
 
     @property
     def title(self) -> str:
@@ -229,6 +230,7 @@ def _clients(record: RunRecord) -> list[Client]:
                 reason=str(record.quarantined.get(client_id, "")),
                 weight=number(entry.get("weight")),
                 influence=number(entry.get("influence")),
+                group=str(entry.get("group", "")),
                 suspicion=near if state == COLLABORATIVE else None,
                 num_examples=number(entry.get("num_examples")),
                 claimed_weight=number(entry.get("claimed_weight")),

@@ -3,6 +3,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -186,7 +187,7 @@ class LocalTransport:
         return self.score(run)
 
     def score(self, run: Run) -> Scores:
-        return self.trainer.test_metrics(dict.fromkeys(self.trainer.clients, run.state))
+        return self.trainer.test_metrics({client: run.global_of(client) for client in self.trainer.clients})
 
     def final_scores(self, run: Run) -> Mapping[str, Scores]:
         return {"global": self.score(run), "personalised": self.trainer.test_metrics(run.personalised)}
@@ -214,7 +215,7 @@ class LocalTransport:
         over, make = self.trainer.progress.over, self.trainer.personal_adapter
 
         def offered(client_id: str) -> Offered:
-            return Offered(run.state, self.federation.own(run.record, client_id), refined.get(client_id))
+            return Offered(run.global_of(client_id), self.federation.own(run.record, client_id), refined.get(client_id))
 
         if self.args.clients_at_once == 1 or not self.args.personal_steps:
             for client_id in over(self.trainer.claim(members), "personal adapter", len(members)):
@@ -230,6 +231,7 @@ class LocalTransport:
         self, folders: ClientFolders, run: Run, client_id: str, make: Callable[[], Personal]
     ) -> dict[str, Any]:
         """Write a client's personal adapter; what was chosen and why, or why there is none."""
+        run = replace(run, state=run.global_of(client_id))
         try:
             found = make()
         except RoundError:  # the processes differ: not this client's failure

@@ -106,7 +106,7 @@ class RoundLoop:
             state = self.store.state(number)
             if reason := unlike(state, self.federation.initial):
                 raise RecordError(f"{self.store.folder / str(number)}: {reason}; its adapter is not of this model")
-            self.run = Run(number, state, earlier)
+            self.run = Run(number, state, earlier, groups=self.store.groups(number))
         self._begun = True
 
     def _new_run(self) -> Run:
@@ -139,7 +139,8 @@ class RoundLoop:
         elif not self._client_round(ask, watch):
             self.progress.say(f"stopped in round {number}: it is not committed, and --resume_from last goes on with it")
             return
-        self.run = Run(number, self.store.state(number), self.store.record(number))
+        state, record, groups = self.store.state(number), self.store.record(number), self.store.groups(number)
+        self.run = Run(number, state, record, groups=groups)
         self._after(number, watch)
 
     def _client_round(self, ask: Ask, watch: Stopwatch) -> bool:
@@ -262,4 +263,4 @@ class RoundLoop:
         check_output(folder, self.run.record.kind)
         if not self._begun:
             check_no_less(folder, self.run.round)
-        write_run(folder, self.run.state, self.store.config, self.run.record, report=report)
+        write_run(folder, self.run.state, self.store.config, self.run.record, self.run.groups, report=report)

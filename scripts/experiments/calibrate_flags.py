@@ -85,6 +85,13 @@ def upper_bound(count: int, n: int, confidence: float = 0.95) -> float:
     return high
 
 
+def interval(count: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Two-sided Clopper-Pearson interval of a rate, count of n found."""
+    each = (1 + confidence) / 2
+    low = upper_bound(count - 1, n, 1 - each) if count else 0.0
+    return low, upper_bound(count, n, each) if count < n else 1.0
+
+
 def cell(where: str, name: str, kind: str, share: float, K: int, honest: int, seed: int) -> Row:
     """One family, contamination and K: enough cohorts for `honest` clean clients, half of it where some are bad."""
     bad = int(share * K)
@@ -102,6 +109,8 @@ def cell(where: str, name: str, kind: str, share: float, K: int, honest: int, se
     clean = cohorts * (K - bad)
     row: Row = {"set": where, "family": name, "contaminated": kind, "share": share, "K": K, "cohorts": cohorts}
     row |= {"clean clients": clean, "flagged clean": false, "false positives %": round(100 * false / clean, 2)}
+    low, high = interval(false, clean)
+    row |= {"95 % from": round(100 * low, 2), "95 % to": round(100 * high, 2)}
     row |= {"95 % bound": round(100 * upper_bound(false, clean), 2), "cohorts with one": touched}
     row |= {"contaminated clients": cohorts * bad, "found": found}
     row |= {"recall": round(found / (cohorts * bad), 3) if bad else ""}
@@ -138,6 +147,63 @@ def summary(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+<<<<<<< HEAD
+=======
+def named(rows: Sequence[Row], limit: float = 1.0) -> str:
+    """Markdown, a line for each cell with more than `limit` per cent of its clean clients flagged; "" for none."""
+    heads = ["family", "contaminated", "share", "K", "flagged", "rate", "95 % interval", "cohorts touched"]
+    lines = []
+    for row in sorted(rows, key=lambda row: -float(row["false positives %"])):
+        if float(row["false positives %"]) > limit:
+            cells = [str(row[name]) for name in ("family", "contaminated", "share", "K")]
+            cells += [f"{row['flagged clean']} of {row['clean clients']}", f"{row['false positives %']} %"]
+            cells += [f"{row['95 % from']} to {row['95 % to']} %", f"{row['cohorts with one']} of {row['cohorts']}"]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads), *lines, ""]) if lines else ""
+
+
+def figure(rows: Sequence[Row], path: Path) -> None:
+    """Worst false-positive rate, and recall at 40 % of each contamination, over family and K."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = list(dict.fromkeys(str(row["family"]) for row in rows))
+    sizes = sorted({int(row["K"]) for row in rows})
+    panels: list[tuple[str, Callable[[Row], bool], Callable[[list[float]], float], str]] = [
+        ("worst false positives, %", lambda row: True, max, "false positives %")
+    ]
+    panels += [
+        (
+            f"recall, {kind} 40 %",
+            lambda row, kind=kind: (row["contaminated"], row["share"]) == (kind, 0.4),
+            min,
+            "recall",
+        )
+        for kind in (RANDOM, "coherent", "sign flip")
+    ]
+    canvas, axes = plt.subplots(
+        1, len(panels), figsize=(11, 1.5 + 0.28 * len(names)), sharey=True, layout="constrained"
+    )
+    for axis, (title, chosen, pick, column) in zip(axes, panels, strict=True):
+        values = [
+            [pick([float(r[column]) for r in rows if r["family"] == n and r["K"] == K and chosen(r)]) for K in sizes]
+            for n in names
+        ]
+        rate = column == "recall"
+        axis.imshow(values, aspect="auto", cmap="viridis" if rate else "magma_r", vmin=0, vmax=1 if rate else 10)
+        for i, line in enumerate(values):
+            for j, value in enumerate(line):
+                dark = value < 0.5 if rate else value > 5
+                axis.text(j, i, f"{value:.2g}", ha="center", va="center", fontsize=7, color="w" if dark else "k")
+        axis.set(title=title, xlabel="K", xticks=range(len(sizes)), xticklabels=sizes)
+        axis.title.set_fontsize(9)
+    axes[0].set(yticks=range(len(names)), yticklabels=names)
+    canvas.savefig(path, dpi=130)
+
+
+>>>>>>> main
 def shorth_quantile(n: int, draws: int = 4000) -> float:
     """The 99.9 % point of the largest absolute robust z's share: of one client's |z| in a clean normal sample of n."""
     g = generator("shorth", n)
@@ -156,6 +222,7 @@ def main() -> None:
     parser.add_argument("--honest", type=int, default=300, help="clean clients in a cell without contamination")
     parser.add_argument("--families", nargs="+", help="some families only")
     parser.add_argument("--seed", type=int, default=0, help="first seed of every cell")
+    parser.add_argument("--name", help="of the files, default that of the set")
     default = PROJECT / "docs" / "results" / "flags"
     parser.add_argument("--output_dir", type=Path, default=default)
     args = parser.parse_args()
@@ -167,13 +234,20 @@ def main() -> None:
         for kind, share in GRID:
             rows += [cell(args.set, name, kind, share, K, args.honest, args.seed) for K in args.clients]
         print(f"{name}: {time.process_time() - started:.0f} s", flush=True)
-    stem = args.set.replace("-", "_")
+    stem = args.name or args.set.replace("-", "_")
     with open(args.output_dir / f"{stem}.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+<<<<<<< HEAD
     (args.output_dir / f"{stem}.md").write_text(summary(rows), encoding="utf-8")
     draw(rows, args.output_dir / f"{stem}.png")
+=======
+    above = named(rows)
+    told = f"\n{len(rows)} cells; above 1 %:\n\n{above}" if above else f"\n{len(rows)} cells; none above 1 %.\n"
+    (args.output_dir / f"{stem}.md").write_text(summary(rows) + told, encoding="utf-8")
+    figure(rows, args.output_dir / f"{stem}.png")
+>>>>>>> main
     print(f"{args.output_dir / stem}.md written; {time.process_time() - started:.0f} s")
 
 

@@ -107,9 +107,9 @@ def solve(
     """
     if len(shares) < LEAST_CLIENTS:
         raise UpdateError(f"{len(shares)} clients: clair needs at least {LEAST_CLIENTS}; use product_mean for fewer")
-    seen = _look(source, options, None)
+    seen = look(source, options, None)
     if options.center:
-        seen = _Seen(_look(source, options, _common(source, seen, options)).blocks, seen.inner, seen.null)
+        seen = _Seen(look(source, options, _common(source, seen, options)).blocks, seen.inner, seen.null)
     inner = torch.stack(seen.inner).sum(0)
     alive = _alive(inner)
     judgement, fit = _judged(seen, inner, alive, options)
@@ -145,7 +145,7 @@ def solve(
     return Solution(judgement, flagged, weights, counts.shares, counts.kept, scores, fits, fit.n_iter, fit.converged)
 
 
-def _look(source: Source, options: ClairOptions, common: Mapping[str, Pair] | None) -> _Seen:
+def look(source: Source, options: ClairOptions, common: Mapping[str, Pair] | None) -> _Seen:
     blocks, products, nulls = [], [], []
 
     def summary(module: str) -> tuple[Blocks, Tensor, Tensor]:
