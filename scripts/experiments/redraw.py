@@ -40,7 +40,7 @@ def attacks(folder: Path) -> None:
 
 
 def flags(folder: Path) -> None:
-    for stem in ("held_out", "tuning", "weak"):
+    for stem in ("held_out", "tuning", "weak", "dirichlet", "heavy_tails"):
         flag_figures.draw(read(folder / f"{stem}.csv"), folder / f"{stem}.png")
 
 
