@@ -18,6 +18,7 @@ DELTAS = {
 }
 FACTORS = {"A": COLOURS[0], "B": COLOURS[1]}
 STYLES = ("-", "--", ":")
+MANY = 20  # modules that are drawn one by one
 NAMES = {"dolly": "Dolly", "dolly, iid": "Dolly dealt at random", "natural_instructions": "Natural Instructions"}
 
 
@@ -63,11 +64,14 @@ def draw_ratios(found: Sequence[Row], ratios: dict[str, float], path: Path) -> N
 
 
 def draw_layers(rows: Sequence[Row], path: Path) -> None:
-    """Between clients from the first kind of start, module by module; a line style for each kind of data."""
+    """Between clients from the first kind of start, module by module (of a deep model layer by layer); a line style
+    for each kind of data."""
     last = max(int(row["step"]) for row in rows)
     keys = {"between": "clients", "axis": "row", "start": str(rows[0]["start"])}
     chosen = [row for row in rows if int(row["step"]) == last and all(row[k] == v for k, v in keys.items())]
-    _panels(chosen, "module", "data", path)
+    deep = len(distinct(chosen, "module")) > MANY
+    chosen = [{**row, "layer": _layer(str(row["module"]))} for row in chosen]
+    _panels(chosen, "layer" if deep else "module", "data", path)
 
 
 def draw_steps(rows: Sequence[Row], path: Path) -> None:
@@ -98,18 +102,21 @@ def _panels(rows: Sequence[Row], along: str, style: str, path: Path) -> None:
     save(canvas, path)
 
 
+def _layer(module: str) -> str:
+    return next((part for part in module.split(".") if part.isdigit()), module)
+
+
 def _in_order(place: str) -> tuple[str | int, ...]:
     """Numbers as numbers: layer 2 before layer 10."""
     return tuple(int(part) if part.isdigit() else part for part in place.split("."))
 
 
 def _name_places(axes: Axes, along: str, places: Sequence[str]) -> None:
-    if along == "step":
-        axes.set_xticks(range(len(places)), places)
-        axes.set_xlabel("step")
-        return
-    layers = [next((part for part in place.split(".") if part.isdigit()), "") for place in places]
-    names = [f"{layer} {place.split('.')[-1][0]}" for layer, place in zip(layers, places, strict=True)]
     every = max(1, len(places) // 10)
+    if along != "module":
+        axes.set_xticks(range(0, len(places), every), places[::every])
+        axes.set_xlabel(along)
+        return
+    names = [f"{_layer(place)} {place.split('.')[-1][0]}" for place in places]
     axes.set_xticks(range(0, len(places), every), names[::every], fontsize=8)
     axes.set_xlabel("layer and projection (q or v)")
