@@ -14,7 +14,7 @@ from fedlora_hf.methods.clair import LEAST_CLIENTS, ClairOptions
 from fedlora_hf.numerics import lowrank
 from fedlora_hf.numerics.clair import admm, refine
 from fedlora_hf.numerics.clair.blocks import Blocks, Grams, affinity, flat, summarise
-from fedlora_hf.numerics.clair.consensus import consensus, cosines, counted_once, independent
+from fedlora_hf.numerics.clair.consensus import consensus, cosines, counted_once, independent, pooled
 from fedlora_hf.numerics.clair.evidence import Judgement, judge, unjudged
 from fedlora_hf.numerics.clair.influence import influence
 from fedlora_hf.numerics.clair.refine import ModuleFit, Pair
@@ -110,7 +110,7 @@ def solve(
     seen = look(source, options, None)
     if options.center:
         seen = _Seen(look(source, options, _common(source, seen, options)).blocks, seen.inner, seen.null)
-    inner = torch.stack(seen.inner).sum(0)
+    inner = pooled(seen.inner)
     alive = _alive(inner)
     judgement, fit = _judged(seen, inner, alive, options)
     flagged = judgement.flagged if verdict is None else verdict(judgement)
@@ -181,7 +181,7 @@ def _less(B: Tensor, A: Tensor, common: Pair) -> Pair:
 
 def _common(source: Source, seen: _Seen, options: ClairOptions) -> dict[str, Pair]:
     """The common component of each module: the mean of the consensus core, cut to four times the clients' rank."""
-    agreed = consensus(cosines(torch.stack(seen.inner).sum(0)))
+    agreed = consensus(cosines(pooled(seen.inner)))
     shares = torch.zeros(len(seen.inner[0]), dtype=torch.float64).index_fill(0, agreed.core, 1 / len(agreed.core))
     means = {}
     for module in source.modules:

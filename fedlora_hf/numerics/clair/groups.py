@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedlora_hf.methods.clair import ClairOptions
-from fedlora_hf.numerics.clair.consensus import cosines, majority_size, typical
+from fedlora_hf.numerics.clair.consensus import cosines, majority_size, pooled, typical
 from fedlora_hf.numerics.clair.estimator import Source, look
 
 # Fewest clients that are a group: two that agree. One alone agrees with nobody.
@@ -34,7 +34,7 @@ class Group(NamedTuple):
 def similarities(source: Source, options: ClairOptions) -> tuple[Tensor, float]:
     """((K, K) cosines of the clients' changes, all modules together, the root mean square of those by chance)."""
     seen = look(source, options, None)
-    return cosines(torch.stack(seen.inner).sum(0)), typical(cosines(torch.stack(seen.null).sum(0)))
+    return cosines(pooled(seen.inner)), typical(cosines(pooled(seen.null)))
 
 
 def groups(similarity: Tensor, chance: float) -> list[Group]:

@@ -91,10 +91,12 @@ def leading_by_grams(B: Tensor, grams: Grams, weights: Tensor, start: Tensor, st
 
 
 def _whitened(Z: Tensor, gram: Tensor) -> Tensor:
-    """Columns of the same span, Z^T gram Z = 1; what is no more than rounding stays small."""
-    Z = Z / torch.linalg.vector_norm(Z, dim=0).clamp_min(1e-30)
-    values, vectors = eigh((Z.T @ (gram @ Z)).double())
-    return (Z.double() @ (vectors * values.clamp_min(1e-7 * float(values[-1].clamp_min(1e-30))).rsqrt())).to(gram)
+    """Columns of the same span with Z^T gram Z = 1: once to part directions, once more for the small ones."""
+    for _ in range(2):
+        Z = Z / torch.linalg.vector_norm(Z, dim=0).clamp_min(1e-30)
+        values, vectors = eigh((Z.T @ (gram @ Z)).double())
+        Z = (Z.double() @ (vectors * values.clamp_min(1e-7 * float(values[-1].clamp_min(1e-30))).rsqrt())).to(gram)
+    return Z
 
 
 def signed(U: Tensor) -> Tensor:
