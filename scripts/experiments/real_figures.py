@@ -87,12 +87,15 @@ def draw_protocol(rows: Sequence[Row], path: Path) -> None:
     """Loss against what was sent, one panel a first rate, one line a strategy."""
     base = rows[0]["base"]
     peaks = list(dict.fromkeys(row["peak"] for row in rows if row["base"] == base))
+    strategies = list(dict.fromkeys(row["strategy"] for row in rows if row["base"] == base))
     canvas = figure(1.5 + 4.4 * len(peaks), 3.8)
     panels = canvas.subplots(1, len(peaks), squeeze=False)[0]
     for axes, peak in zip(panels, peaks, strict=True):
         own = [row for row in rows if row["base"] == base and row["peak"] == peak]
-        for number, strategy in enumerate(dict.fromkeys(row["strategy"] for row in own)):
+        for number, strategy in enumerate(strategies):
             mine = [row for row in own if row["strategy"] == strategy]
+            if not mine:
+                continue
             xs = sorted({float(row["megabytes"]) for row in mine})
             ys = [statistics.fmean(float(r["loss"]) for r in mine if float(r["megabytes"]) == x) for x in xs]
             style = {"color": COLOURS[number], "marker": MARKS[number], "label": strategy, "ms": 4}
