@@ -3,11 +3,14 @@
     python scripts/results.py --list --data DATA                # what would run, how long it takes, what is done
     python scripts/results.py --data DATA --cache CACHE         # all of it; run again, it goes on where it was
     python scripts/results.py --data DATA --cache CACHE --only attacks flags
+    python scripts/results.py --data DATA --compare noise       # one step again, elsewhere: what would differ?
 
-DATA holds dolly/databricks-dolly-15k.jsonl and natural_instructions/. CACHE keeps the base model, trained updates and a
-note of every finished step; a step that changed its command, or whose note is deleted, runs again. Steps that need what
-is not there (a GPU, an encoder, two cores) are left out and said to be. Minutes are of one idle 2 GHz core, or of the
-GPU, and rough. Tables and figures are written in place, by the scripts; the words around them are a person's.
+DATA holds dolly/databricks-dolly-15k.jsonl and natural_instructions/, and base-7m/ where you have it. CACHE keeps the
+base model, trained updates and a note of every finished step; a step that changed its command, or whose note is
+deleted, runs again. Steps that need what is not there (a GPU, an encoder, two cores) are left out and said to be.
+Minutes are of one idle 2 GHz core, or of the GPU, and rough. Tables and figures are written in place, by the scripts;
+the words around them are a person's. --compare runs a step in a temporary copy, leaves docs/ alone, and says which
+numbers differ by more than --tolerance.
 """
 # SPDX-License-Identifier: Apache-2.0
 
@@ -16,286 +19,45 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
-SCRIPTS = Path(__file__).resolve().parent
-PROJECT = SCRIPTS.parent
-
-
-@dataclass(frozen=True)
-class Step:
-    """command: as typed in the project's folder, with {data}, {cache}, {base} and {encoder} to be filled in.
-    minutes: about how long. needs: of "data", "base", "encoder", "gpu". page: where the results stand in docs/."""
-
-    name: str
-    command: str
-    minutes: float
-    page: str
-    needs: tuple[str, ...] = ()
-
-
-_SYNTHETIC = "python -m scripts.experiments.{} --seed 0 --seeds 3"
-_ATTACKS = "python -m scripts.experiments.attacks --cache {cache}/attacks"
-_CLAIR = "python -m scripts.benchmarks.clair"
-_DIRMAG = "python -m scripts.benchmarks.dirmag --repeats 21"
-_REAL = (
-    "--model {base} --dolly {data}/dolly/databricks-dolly-15k.jsonl --natural_instructions {data}/natural_instructions"
-)
-STEPS = (
-    Step("recovery", _SYNTHETIC.format("recovery"), 1, "results/recovery/README.md"),
-    Step("noise", _SYNTHETIC.format("noise"), 1, "results/noise/README.md"),
-    Step("phase", _SYNTHETIC.format("phase"), 5, "results/phase/README.md"),
-    Step("oracle_gain", _SYNTHETIC.format("oracle_gain"), 1, "results/oracle_gain/README.md"),
-    Step(
-        "flags",
-        "python -m scripts.experiments.calibrate_flags --set held-out --honest 240",
-        4,
-        "results/flags/README.md",
-    ),
-    Step(
-        "flags_tuning",
-        "python -m scripts.experiments.calibrate_flags --set tuning --honest 100",
-        3,
-        "results/flags/README.md",
-    ),
-    Step(
-        "flags_heavy_tails",
-        'python -m scripts.experiments.calibrate_flags --set held-out --families "heavy-tailed norms" --honest 800 '
-        "--seed 20000 --name heavy_tails",
-        1,
-        "results/flags/README.md",
-    ),
-    Step(
-        "flags_dirichlet",
-        'python -m scripts.experiments.calibrate_flags --set tuning --families "Dirichlet 0.1" --clients 8 12 20 '
-        "--honest 800 --seed 20000 --name dirichlet",
-        1,
-        "results/flags/README.md",
-    ),
-    Step("attacks_tuning", f"{_ATTACKS} --tune", 2, "results/attacks/README.md"),
-    Step("attacks", _ATTACKS, 15, "results/attacks/README.md"),
-    Step(
-        "attack_evidence",
-        "python -m scripts.experiments.attack_evidence --cache {cache}/attacks",
-        2,
-        "results/attacks/README.md",
-    ),
-    Step("groups", "python -m scripts.experiments.groups --seed 0 --seeds 10", 3, "results/groups/README.md"),
-    Step(
-        "groups_trained",
-        "python -m scripts.experiments.groups_trained --base {base} --data {data} --seeds 3 "
-        '--settings natural_instructions dolly "natural_instructions, dirichlet"',
-        8,
-        "results/groups/README.md",
-        ("data", "base"),
-    ),
-    Step("influence_cost", _SYNTHETIC.format("influence_cost"), 1, "results/influence/README.md"),
-    Step(
-        "influence",
-        "python -m scripts.experiments.influence --cache {cache}/attacks",
-        30,
-        "results/influence/README.md",
-    ),
-    Step(
-        "influence_report",
-        "python -m scripts.experiments.influence --cache {cache}/attacks --report",
-        1,
-        "results/influence/README.md",
-    ),
-    Step("judges", "python -m scripts.experiments.judges --cache {cache}/attacks", 20, "results/judges/README.md"),
-    Step(
-        "judges_report",
-        "python -m scripts.experiments.judges --cache {cache}/attacks --report",
-        1,
-        "results/judges/README.md",
-    ),
-    Step(
-        "judges_rounds",
-        "python -m scripts.experiments.rounds --seed 10 --seeds 3 --regimes scarce --methods clair 'clair, functional' "
-        "--cache {cache}/attacks --output_dir docs/results/judges/rounds",
-        15,
-        "results/judges/README.md",
-    ),
-    Step(
-        "rounds",
-        "python -m scripts.experiments.rounds --seeds 4 --cache {cache}/attacks",
-        60,
-        "results/rounds/README.md",
-    ),
-    *(
-        Step(
-            f"demo_{seed}",
-            f"python -m fedlora_hf demo --seed {seed} --output_dir {{cache}}/demo_{seed}",
-            1,
-            "results.md",
-        )
-        for seed in range(3)
-    ),
-    Step(
-        "privacy_cost",
-        "python -m scripts.experiments.privacy_cost --output_dir docs/results/privacy --seeds 0 1 2",
-        15,
-        "results/privacy/README.md",
-    ),
-    Step(
-        "base",
-        "python scripts/make_base_model.py --data {data}/dolly/databricks-dolly-15k.jsonl "
-        "--data {data}/natural_instructions --hidden 128 --heads 4 --minutes 13 --holdout_fraction 0.5 "
-        "--output_dir {base}",
-        13,
-        "results/validity_map/README.md",
-        ("data",),
-    ),
-    Step(
-        "validity_map",
-        "python -m scripts.experiments.validity_map --base {base} --data {data} --cache {cache}/map "
-        "--encoder {encoder} --seeds 5 --judges 5 15",
-        120,
-        "results/validity_map/README.md",
-        ("data", "base", "encoder"),
-    ),
-    Step(
-        "sensitivity",
-        f"python -m scripts.experiments.sensitivity {_REAL} --held_out_half --cache {{cache}}/sensitivity "
-        "--output_dir docs/results/sensitivity",
-        60,
-        "results/sensitivity/README.md",
-        ("data", "base"),
-    ),
-    Step(
-        "pipeline_comparison",
-        f"python -m scripts.experiments.pipeline_comparison {_REAL} --held_out_half --cache {{cache}}/pipeline "
-        "--output_dir docs/results/pipeline",
-        180,
-        "results/pipeline/README.md",
-        ("data", "base"),
-    ),
-    Step(
-        "methods_table",
-        "python -m scripts.experiments.methods_table --base {base} --data {data}/natural_instructions/tasks --seeds 3",
-        30,
-        "results/methods/README.md",
-        ("data", "base"),
-    ),
-    Step(
-        "methods_rounds",
-        "python -m scripts.experiments.methods_rounds --base {base} --data {data}/natural_instructions/tasks --seeds 3",
-        30,
-        "results/methods/README.md",
-        ("data", "base"),
-    ),
-    Step(
-        "round",
-        "python -m scripts.benchmarks.round --hidden 256 --clients 5 --repeats 4 --rounds 1 "
-        "--csv docs/benchmarks/round_1_thread.csv",
-        3,
-        "benchmarks.md",
-    ),
-    Step(
-        "round_8x128",
-        "python -m scripts.benchmarks.round --hidden 256 --batch 8 --tokens 128 --clients 4 --repeats 4 --rounds 1 "
-        "--csv docs/benchmarks/round_8x128.csv",
-        5,
-        "benchmarks.md",
-    ),
-    Step(
-        "memory",
-        "python -m scripts.benchmarks.round --memory --hidden 256 --layers 8 --rank 16 --rounds 1 "
-        "--csv docs/benchmarks/memory.csv",
-        5,
-        "benchmarks.md",
-    ),
-    Step("clair", f"{_CLAIR} --modules 4 --repeats 3 --csv docs/bench_clair.csv", 1, "bench_clair.md"),
-    Step("clair_64", f"{_CLAIR} --modules 64 --csv docs/bench_clair_64.csv", 5, "bench_clair.md"),
-    Step("clair_many", f"{_CLAIR} --out_of_core 1000 --modules 64 --size 1024 --rank 8", 5, "bench_clair.md"),
-    Step(
-        "clair_disk",
-        f"{_CLAIR} --out_of_core 100 300 1000 3000 5000 10000 --modules 1 --size 1024 --rank 8 "
-        "--csv docs/bench_clair_disk.csv",
-        10,
-        "bench_clair.md",
-    ),
-    Step(
-        "clair_figure",
-        f"{_CLAIR} --tables docs/bench_clair_disk.csv --figure docs/figures/bench_clair_disk.png",
-        1,
-        "bench_clair.md",
-    ),
-    Step("dirmag_512", f"{_DIRMAG} --hidden 512 --seq 128 --batch 4", 3, "direction_magnitude.md"),
-    Step("dirmag_1024", f"{_DIRMAG} --hidden 1024 --seq 128 --batch 4 --layers 1", 4, "direction_magnitude.md"),
-    Step("dirmag_one", f"{_DIRMAG} --hidden 512 --seq 128 --batch 1", 1, "direction_magnitude.md"),
-    Step("dirmag_short", f"{_DIRMAG} --hidden 512 --seq 32 --batch 1 --steps 8", 2, "direction_magnitude.md"),
-    Step(
-        "gpu",
-        "python -m scripts.benchmarks.gpu --cache {cache}/gpu --csv docs/benchmarks/gpu.csv",
-        8,
-        "benchmarks.md",
-        ("gpu",),
-    ),
-    Step(
-        "processes", "python -m scripts.benchmarks.processes --csv docs/benchmarks/processes.csv", 10, "benchmarks.md"
-    ),
-    Step("scaling", "python -m scripts.benchmarks.scaling --csv docs/benchmarks/scaling.csv", 15, "benchmarks.md"),
-    Step("data_records", "python -m scripts.benchmarks.data records", 3, "benchmarks.md"),
-    Step(
-        "data_packing",
-        "python -m scripts.benchmarks.data packing --model {base} --data {data}/dolly/databricks-dolly-15k.jsonl",
-        3,
-        "benchmarks.md",
-        ("data", "base"),
-    ),
-    Step("start", "python -m scripts.benchmarks.start --csv docs/benchmarks/start.csv", 2, "benchmarks.md"),
-    Step("scoring", "python -m scripts.benchmarks.scoring --csv docs/benchmarks/scoring.csv", 2, "benchmarks.md"),
-    Step("lockstep", "python -m scripts.benchmarks.lockstep --csv docs/benchmarks/lockstep.csv", 2, "benchmarks.md"),
-    Step("engines", "python -m scripts.benchmarks.engines --csv docs/benchmarks/engines.csv", 10, "benchmarks.md"),
-    Step(
-        "wire_dtypes",
-        "python -m scripts.experiments.wire_dtypes --seeds 0 1 2 --csv docs/results/wire/wire.csv",
-        5,
-        "flower.md",
-    ),
-    Step(
-        "deployment",
-        "python -m scripts.checks.deployment_check --model_name_or_path {base} --markdown docs/deployment_check.md",
-        10,
-        "deployment_check.md",
-        ("base",),
-    ),
-    Step("chaos", "python -m scripts.checks.chaos --kills 30 --seed 0 --output_dir {cache}/chaos", 20, "results.md"),
-    Step("recordings", "python scripts/record_terminal.py", 5, "recordings/README.md"),
-    Step(
-        "long_run",
-        "python -m scripts.checks.long_run --rounds 200 --clients 8 --csv docs/long_run.csv "
-        "--output_dir {cache}/long_run",
-        20,
-        "results.md",
-    ),
-    Step(
-        "many_clients",
-        "python -m scripts.checks.long_run --rounds 2 --clients 1000 --csv docs/many_clients.csv "
-        "--output_dir {cache}/many_clients",
-        20,
-        "results.md",
-    ),
-)
+PROJECT = Path(__file__).resolve().parents[1]
+if not __package__:  # run as a file: what is beside it is found through the project's folder
+    sys.path.insert(0, str(PROJECT))
+from scripts.comparing import compared  # noqa: E402
+from scripts.steps import STEPS, Step  # noqa: E402
 
 
 def filled(step: Step, args: argparse.Namespace) -> str:
     """The command with this machine's folders in it."""
-    base = args.base or args.cache / "base"
-    return step.command.format(data=args.data or "DATA", cache=args.cache, base=base, encoder=args.encoder or "ENCODER")
+    places = {"data": args.data or "DATA", "cache": args.cache, "encoder": args.encoder or "ENCODER"}
+    return step.command.format(**places, base=_base(args), base_7m=_base_7m(args), smollm2=_smollm2(args))
+
+
+def _base(args: argparse.Namespace) -> Path:
+    return Path(args.base or args.cache / "base")
+
+
+def _base_7m(args: argparse.Namespace) -> Path:
+    return Path(args.base_7m or (args.data or Path("DATA")) / "base-7m")
+
+
+def _smollm2(args: argparse.Namespace) -> Path:
+    return Path(args.smollm2 or args.cache / "smollm2")
 
 
 def missing(step: Step, args: argparse.Namespace) -> str | None:
     """What a step needs and cannot have, in words; None when it can run."""
     here: dict[str, Callable[[], bool]] = {
         "data": lambda: args.data is not None and (args.data / "dolly").is_dir(),
-        "base": lambda: (
-            (args.base or args.cache / "base").is_dir() or args.data is not None
-        ),  # the step `base` makes it
+        "base": lambda: _base(args).is_dir() or args.data is not None,  # the step `base` makes it
+        "base_7m": lambda: _base_7m(args).is_dir(),
+        "smollm2": lambda: _smollm2(args).is_dir() or find_spec("gguf") is not None,  # the step `smollm2` makes it
+        "gguf": lambda: find_spec("gguf") is not None,
         "encoder": lambda: args.encoder is not None and args.encoder.is_dir(),
         "gpu": _has_gpu,
     }
@@ -317,18 +79,38 @@ def state(step: Step, args: argparse.Namespace) -> str:
     return missing(step, args) or "to do"
 
 
+def executed(command: str, folder: Path) -> int:
+    """Run a command in `folder`, whose packages it imports; its exit code."""
+    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    environment["PYTHONPATH"] = os.pathsep.join([str(folder), environment.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    words = [sys.executable if word == "python" else word for word in shlex.split(command)]
+    return subprocess.run(words, cwd=folder, env=environment, check=False).returncode
+
+
 def run(step: Step, args: argparse.Namespace) -> int:
     """Run one step in the project's folder; noted when it ends well. Its exit code."""
     command = filled(step, args)
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    environment["PYTHONPATH"] = os.pathsep.join([str(PROJECT), environment.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    words = [sys.executable if word == "python" else word for word in shlex.split(command)]
-    code = subprocess.run(words, cwd=PROJECT, env=environment, check=False).returncode
+    code = executed(command, PROJECT)
     if code == 0:
         note = args.cache / "done" / step.name
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(command)
     return code
+
+
+def compare(step: Step, args: argparse.Namespace) -> int:
+    """Run one step in a temporary copy, with a cache of its own, and print what differs; 1 when something does."""
+    if lack := missing(step, args):
+        print(f"{step.name}: {lack}")
+        return 1
+    args.base, args.smollm2 = _base(args), _smollm2(args)  # bases are not made again
+    with tempfile.TemporaryDirectory() as place:
+        args.cache = Path(place) / "cache"
+        command = filled(step, args)
+        print(f"== {step.name}: {command}", flush=True)
+        found = compared(PROJECT, Path(place) / "project", lambda copy: executed(command, copy), args.tolerance)
+    print("\n".join(found) if found else f"{step.name}: the same within {args.tolerance:g}")
+    return 1 if found else 0
 
 
 def main(arguments: Sequence[str] | None = None, steps: Sequence[Step] = STEPS) -> int:
@@ -339,10 +121,16 @@ def main(arguments: Sequence[str] | None = None, steps: Sequence[Step] = STEPS) 
     parser.add_argument("--data", type=Path, help="folder of the published datasets")
     parser.add_argument("--encoder", type=Path, help="folder with all-MiniLM-L6-v2")
     parser.add_argument("--base", type=Path, help="a base model made before (default: made in the cache)")
+    parser.add_argument("--base_7m", type=Path, help="folder of base-7m (default: DATA/base-7m)")
+    parser.add_argument("--smollm2", type=Path, help="folder of SmolLM2-135M-Instruct (default: made in the cache)")
     parser.add_argument("--cache", type=Path, default=Path("results_cache"), help="default: %(default)s")
+    parser.add_argument("--compare", choices=[step.name for step in steps], help="run this step elsewhere and compare")
+    parser.add_argument("--tolerance", type=float, default=0.01, help="relative, of --compare; default: %(default)s")
     args = parser.parse_args(arguments)
-    for name in ("data", "encoder", "base", "cache"):
+    for name in ("data", "encoder", "base", "base_7m", "smollm2", "cache"):
         setattr(args, name, getattr(args, name) and getattr(args, name).resolve())
+    if args.compare:
+        return compare(next(step for step in steps if step.name == args.compare), args)
     chosen = [step for step in steps if not args.only or step.name in args.only]
     states = {step.name: state(step, args) for step in chosen}
     for step in chosen:

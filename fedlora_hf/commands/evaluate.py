@@ -66,12 +66,20 @@ def evaluate_run(
 
 
 def table(found: Mapping[str, Mapping[str, float]], examples: int) -> Table:
-    """A row an adapter, a column a metric that some adapter has."""
-    names = [name for name in dict.fromkeys(n for metrics in found.values() for n in metrics) if name != "num_items"]
+    """A row an adapter, a column a metric that some adapter has, with its interval where that is known."""
+    every = list(dict.fromkeys(n for metrics in found.values() for n in metrics))
+    names = [name for name in every if name != "num_items" and not name.endswith(("_low", "_high"))]
     shown = Table(title=f"{examples} examples")
     shown.add_column("adapter")
     for name in names:
-        shown.add_column(name, justify="right")
+        shown.add_column(f"{name} (95 %)" if f"{name}_low" in every else name, justify="right")
     for adapter, metrics in found.items():
-        shown.add_row(Text(adapter), *(f"{metrics[name]:.4f}" if name in metrics else "-" for name in names))
+        shown.add_row(Text(adapter), *(_cell(metrics, name) for name in names))
     return shown
+
+
+def _cell(metrics: Mapping[str, float], name: str) -> str:
+    if name not in metrics:
+        return "-"
+    ends = [metrics[f"{name}_{end}"] for end in ("low", "high") if f"{name}_{end}" in metrics]
+    return f"{metrics[name]:.4f}" + (f" ({ends[0]:.3f}-{ends[1]:.3f})" if ends else "")

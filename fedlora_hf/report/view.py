@@ -14,7 +14,7 @@ VIEWS = ("before", "global", "personalised", "local")
 COLLABORATIVE, LEFT_OUT, FLAGGED, QUARANTINED = "collaborative", "left out", "flagged", "quarantined"
 STATES = (COLLABORATIVE, LEFT_OUT, FLAGGED, QUARANTINED)
 # What people look at first; any other metric follows in alphabetical order.
-_METRIC_ORDER = ("loss", "accuracy", "token_accuracy", "rouge_l", "perplexity")
+_METRIC_ORDER = ("loss", "accuracy", "token_accuracy", "exact_match", "rouge_l", "perplexity")
 _NOT_METRICS = {"num_items"}  # counts, which evaluation returns beside its metrics
 # Key of a number that was recorded for the whole cohort and not client by client.
 COHORT = ""

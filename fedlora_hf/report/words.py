@@ -36,6 +36,7 @@ METRICS = {
     "perplexity": "among how many words the model hesitates",
     "accuracy": "the share of right answers",
     "token_accuracy": "the share of the answers' words and word parts that the model has right",
+    "exact_match": "the share of generated answers that are an accepted one, but for case and punctuation",
     "rouge_l": "how far generated answers agree with the right ones, 0 to 1",
 }
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")

@@ -1,9 +1,8 @@
-"""How good an adapter is on one client's held-out examples: loss, perplexity, token accuracy, ROUGE-L, accuracy."""
+"""How good an adapter is on one client's held-out examples: loss, perplexity, token accuracy, accuracy."""
 # SPDX-License-Identifier: Apache-2.0
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -149,40 +148,6 @@ def generate_answers(
         answers |= zip(places, texts, strict=True)
     model.train(was_training)
     return [answers[place] for place in range(len(prompts))]
-
-
-def rouge_l(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Mean ROUGE-L F1 (Lin 2004, by rouge_score), the best of the accepted answers counting for each prediction."""
-    return float(_rouge_metric().compute(predictions=list(predictions), references=list(references))["rouge_l"])
-
-
-@cache
-def _rouge_metric() -> Any:
-    """The metric as an `evaluate.Metric` of our own, because `evaluate.load("rouge")` fetches a script when it runs."""
-    import datasets
-    import evaluate
-    from rouge_score.rouge_scorer import RougeScorer
-
-    class RougeL(evaluate.Metric):
-        def _info(self) -> evaluate.MetricInfo:
-            text = datasets.Value("string")
-            features = datasets.Features({"predictions": text, "references": datasets.Sequence(text)})
-            return evaluate.MetricInfo(
-                description="ROUGE-L F1 against the best reference",
-                citation="Lin 2004",
-                inputs_description="",
-                features=features,
-            )
-
-        def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
-            scorer = RougeScorer(["rougeL"])
-            scores = [
-                scorer.score_multi(accepted, prediction)["rougeL"].fmeasure
-                for prediction, accepted in zip(predictions, references, strict=True)
-            ]
-            return {"rouge_l": sum(scores) / len(scores)}
-
-    return RougeL(keep_in_memory=True)
 
 
 def mean_metrics(per_client: Iterable[Mapping[str, float]]) -> dict[str, float]:

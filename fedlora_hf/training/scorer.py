@@ -10,7 +10,8 @@ from torch import nn
 
 from fedlora_hf.adapter.slot import AdapterSlot, set_frozen
 from fedlora_hf.launch.processes import Processes
-from fedlora_hf.training.metrics import generate_answers, held_out_metrics, rouge_l, row_scores
+from fedlora_hf.training.answers import answer_metrics
+from fedlora_hf.training.metrics import generate_answers, held_out_metrics, row_scores
 from fedlora_hf.update import AdapterState
 
 if TYPE_CHECKING:
@@ -73,18 +74,18 @@ class Scorer:
         return {owner: nats / items if items else math.nan for owner, (nats, items) in sums.items()}
 
     def answers(self, state: AdapterState, questions: Any) -> dict[str, float]:
-        """{"rouge_l": ...} of greedy answers to raw examples; {} where there are none, or no tokenizer."""
+        """{"exact_match", "rouge_l"} of greedy answers to raw examples; {} where there are none, or no tokenizer."""
         return self.answers_of(state, {"": questions}).get("", {})
 
     def answers_of(self, state: AdapterState, questions: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-        """{client: {"rouge_l": ...}} of one adapter's greedy answers to several clients' questions, which share
-        batches; a client without any is left out, and all are without a tokenizer."""
+        """{client: {"exact_match", "rouge_l"}} of one adapter's greedy answers to several clients' questions, which
+        share batches; a client without any is left out, and all are without a tokenizer."""
         asked = {client: own for client, own in questions.items() if own}
         if not asked or self.tokenizer is None:
             return {}
         answers = iter(self.texts(state, [prompt for own in asked.values() for prompt in own["prompt_ids"][:]]))
         return {
-            client: {"rouge_l": rouge_l(list(islice(answers, len(own))), own["references"])}
+            client: answer_metrics(list(islice(answers, len(own))), own["references"][:])
             for client, own in asked.items()
         }
 

@@ -14,7 +14,9 @@ from fedlora_hf.data.several import load_several
 from fedlora_hf.data.tokenize import question_ids, tokenize_examples
 from fedlora_hf.data.wording import Wording
 from fedlora_hf.errors import ConfigError
-from fedlora_hf.training.metrics import generate_answers, held_out_metrics, rouge_l
+from fedlora_hf.numerics.intervals import bootstrap
+from fedlora_hf.training.answers import exact_matches, rouge_ls
+from fedlora_hf.training.metrics import generate_answers, held_out_metrics
 from fedlora_hf.using.asking import wording_of_run
 from fedlora_hf.using.finished import Adapter, Finished
 from fedlora_hf.using.loaded import Loaded
@@ -46,7 +48,7 @@ def read(
     """Examples of `dataset`, whatever `fedlora train` reads (a source with test examples gives those).
 
     split: of a source that has several. examples: at most so many, the first. generate: so many questions are answered
-    for ROUGE-L. labels: the classes in the order of their numbers, where the run did not record them.
+    for exact match and ROUGE-L. labels: the classes in the order of their numbers, where the run did not record them.
     """
     if run.task_type not in ("CAUSAL_LM", "SEQ_CLS"):
         raise ConfigError(
@@ -81,8 +83,9 @@ def read(
 def evaluate(
     loaded: Loaded, adapters: Sequence[Adapter], held: Held, *, batch_size: int = 8, max_new_tokens: int = 64
 ) -> Mapping[str, Metrics]:
-    """{adapter's name: metrics}: those of training, see `training.metrics.held_out_metrics`, and "rouge_l" where
-    answers are generated."""
+    """{adapter's name: metrics}: those of training, see `training.metrics.held_out_metrics`, and where answers are
+    generated "exact_match" and "rouge_l", each with the ends of its 95 % interval over the answered examples
+    ("..._low", "..._high"; `numerics.intervals.bootstrap`, the same draws for every adapter)."""
     pad = loaded.tokenizer.pad_token_id
     collate, task = Collator(int(pad) if isinstance(pad, int) else 0), loaded.args.task
     found: dict[str, Metrics] = {}
@@ -92,6 +95,17 @@ def evaluate(
             if held.questions is not None:
                 prompts = held.questions["prompt_ids"][:]
                 answers = generate_answers(model, prompts, loaded.tokenizer, max_new_tokens=max_new_tokens)
-                metrics["rouge_l"] = rouge_l(answers, held.questions["references"])
+                metrics |= _scored(answers, held.questions["references"][:])
             found[adapter.name] = metrics
+    return found
+
+
+def _scored(answers: Sequence[str], references: Sequence[Sequence[str]]) -> Metrics:
+    found: Metrics = {}
+    for name, scores in (
+        ("exact_match", exact_matches(answers, references)),
+        ("rouge_l", rouge_ls(answers, references)),
+    ):
+        found[name] = sum(scores) / len(scores)
+        found[f"{name}_low"], found[f"{name}_high"] = bootstrap(scores, seed=0)
     return found

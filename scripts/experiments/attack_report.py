@@ -6,18 +6,11 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
-
-from scripts.experiments.tables import COLOURS
+from scripts.experiments.attack_figures import WORST, draw_global, draw_personal
 
 Row = dict[str, str | int | float]
 DETECTORS = ("clair hard", "multikrum", "flower Krum", "flower MultiKrum", "flower Bulyan")
 REFINED = ("clair hard", "clair soft")
-# Loss that is as bad as any: above it, cells look alike.
-WORST = 10.0
 
 
 class Table:
@@ -33,7 +26,7 @@ class Table:
         self.clients = int(rows[0]["clients"])
         self._values: dict[tuple[object, ...], list[Row]] = {}
         for row in rows:
-            key = (row["regime"], row["attack"], row["contaminated"], row["rule"])
+            key = (row["regime"], row["attack"], int(row["contaminated"]), row["rule"])
             self._values.setdefault(key, []).append(row)
 
     def values(self, regime: str, cell: tuple[str, int], rule: str, column: str) -> list[float]:
@@ -158,67 +151,6 @@ def _excesses(
 
 def _share(excesses: Sequence[float]) -> str:
     return f"{sum(excess <= 0 for excess in excesses)} of {len(excesses)}"
-
-
-def draw_global(table: Table, file: Path) -> None:
-    """Heat map: loss of every rule's global adapter under every attack, where a third is contaminated."""
-    count = table.counts[-2] if len(table.counts) > 2 else table.counts[-1]
-    cells, rules = table.at(count), list(table.combining)
-    figure, axes = plt.subplots(
-        1, len(table.regimes), figsize=(2 + 5.6 * len(table.regimes), 1.6 + 0.32 * len(rules)), squeeze=False
-    )
-    for axis, regime in zip(axes[0], table.regimes, strict=True):
-        values = np.array([[table.mean(regime, c, r, "global_loss") for c in cells] for r in rules])
-        axis.imshow(values, cmap="cividis_r", norm=LogNorm(0.5, 7.0, clip=True), aspect="auto")
-        for (i, j), value in np.ndenumerate(values):
-            text = f"{value:.2f}" if value < WORST else f"{value:.0f}"
-            axis.text(j, i, text, ha="center", va="center", fontsize=7, color="white" if value > 1.9 else "black")
-        axis.set_xticks(range(len(cells)), [cell[0] for cell in cells], rotation=40, ha="right", fontsize=8)
-        axis.set_yticks(range(len(rules)), list(table.combining.values()) if axis is axes[0][0] else [], fontsize=8)
-        axis.set_title(f"{regime} data, {count} of {table.clients} contaminated", fontsize=9)
-    figure.suptitle("Benign clients' loss under each rule's global adapter (nats per letter)", fontsize=10)
-    figure.tight_layout()
-    figure.savefig(file, dpi=130)
-    plt.close(figure)
-
-
-def draw_personal(table: Table, file: Path) -> None:
-    """What benign clients end up with under every attack at the largest share: alone, FedAvg, CLAIR."""
-    series = {
-        "alone": ("local", "personal_loss"),
-        "FedAvg": ("fedavg", "global_loss"),
-        "CLAIR, global": ("clair hard", "global_loss"),
-        "CLAIR hard": ("clair hard", "personal_loss"),
-        "CLAIR soft": ("clair soft", "personal_loss"),
-        "CLAIR hard, chosen": ("clair hard", "chosen_loss"),
-        "CLAIR soft, chosen": ("clair soft", "chosen_loss"),
-    }
-    count = table.counts[-1]
-    cells = table.at(count)
-    figure, axes = plt.subplots(
-        len(table.regimes), 1, figsize=(9, 0.8 + 2.9 * len(table.regimes)), squeeze=False, sharex=True
-    )
-    for axis, regime in zip(axes[:, 0], table.regimes, strict=True):
-        for number, (title, (rule, column)) in enumerate(series.items()):
-            values = [table.values(regime, cell, rule, column) for cell in cells]
-            _dots(axis, values, (number - 3) * 0.11, COLOURS[number], "osv^<>D"[number], title)
-        axis.set(yscale="log", ylabel="loss, nats per letter")
-        axis.set_title(f"{regime} data, {count} of {table.clients} contaminated", fontsize=9)
-        for boundary in range(1, len(cells)):
-            axis.axvline(boundary - 0.5, color="0.85", linewidth=0.8, zorder=0)
-    axes[-1, 0].set_xticks(range(len(cells)), [cell[0] for cell in cells], rotation=30, ha="right", fontsize=8)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8)
-    figure.savefig(file, dpi=130, bbox_inches="tight")
-    plt.close(figure)
-
-
-def _dots(axis: Axes, values: Sequence[Sequence[float]], shift: float, colour: str, mark: str, label: str) -> None:
-    """Means, and bars from the smallest to the largest of the seeds."""
-    means = [statistics.fmean(v) for v in values]
-    below = [mean - min(v) for mean, v in zip(means, values, strict=True)]
-    above = [max(v) - mean for mean, v in zip(means, values, strict=True)]
-    places = np.arange(len(values)) + shift
-    axis.errorbar(places, means, [below, above], fmt=mark, color=colour, markersize=4.5, linewidth=1, label=label)
 
 
 def _distinct(rows: Sequence[Row], column: str) -> list[str]:

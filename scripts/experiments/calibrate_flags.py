@@ -13,7 +13,7 @@ import argparse
 import csv
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors
 from scripts import PROJECT
 from scripts.experiments.cohorts import CONTAMINATIONS, IN, OUT, generator, noise, normal, unit
 from scripts.experiments.families import HELD_OUT, TUNING, WEAK, Cohort, Family
+from scripts.experiments.flag_figures import draw
 
 Row = dict[str, str | int | float]
 RANDOM, SHARES = "own subspace", (0.2, 0.4, 0.45)
@@ -159,47 +160,6 @@ def named(rows: Sequence[Row], limit: float = 1.0) -> str:
     return "\n".join(["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads), *lines, ""]) if lines else ""
 
 
-def figure(rows: Sequence[Row], path: Path) -> None:
-    """Worst false-positive rate, and recall at 40 % of each contamination, over family and K."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    names = list(dict.fromkeys(str(row["family"]) for row in rows))
-    sizes = sorted({int(row["K"]) for row in rows})
-    panels: list[tuple[str, Callable[[Row], bool], Callable[[list[float]], float], str]] = [
-        ("worst false positives, %", lambda row: True, max, "false positives %")
-    ]
-    panels += [
-        (
-            f"recall, {kind} 40 %",
-            lambda row, kind=kind: (row["contaminated"], row["share"]) == (kind, 0.4),
-            min,
-            "recall",
-        )
-        for kind in (RANDOM, "coherent", "sign flip")
-    ]
-    canvas, axes = plt.subplots(
-        1, len(panels), figsize=(11, 1.5 + 0.28 * len(names)), sharey=True, layout="constrained"
-    )
-    for axis, (title, chosen, pick, column) in zip(axes, panels, strict=True):
-        values = [
-            [pick([float(r[column]) for r in rows if r["family"] == n and r["K"] == K and chosen(r)]) for K in sizes]
-            for n in names
-        ]
-        rate = column == "recall"
-        axis.imshow(values, aspect="auto", cmap="viridis" if rate else "magma_r", vmin=0, vmax=1 if rate else 10)
-        for i, line in enumerate(values):
-            for j, value in enumerate(line):
-                dark = value < 0.5 if rate else value > 5
-                axis.text(j, i, f"{value:.2g}", ha="center", va="center", fontsize=7, color="w" if dark else "k")
-        axis.set(title=title, xlabel="K", xticks=range(len(sizes)), xticklabels=sizes)
-        axis.title.set_fontsize(9)
-    axes[0].set(yticks=range(len(names)), yticklabels=names)
-    canvas.savefig(path, dpi=130)
-
-
 def shorth_quantile(n: int, draws: int = 4000) -> float:
     """The 99.9 % point of the largest absolute robust z's share: of one client's |z| in a clean normal sample of n."""
     g = generator("shorth", n)
@@ -238,7 +198,7 @@ def main() -> None:
     above = named(rows)
     told = f"\n{len(rows)} cells; above 1 %:\n\n{above}" if above else f"\n{len(rows)} cells; none above 1 %.\n"
     (args.output_dir / f"{stem}.md").write_text(summary(rows) + told, encoding="utf-8")
-    figure(rows, args.output_dir / f"{stem}.png")
+    draw(rows, args.output_dir / f"{stem}.png")
     print(f"{args.output_dir / stem}.md written; {time.process_time() - started:.0f} s")
 
 

@@ -2,16 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-import matplotlib.pyplot as plt
 import torch
-from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
 from fedlora_hf.numerics.clair import Clair
 from fedlora_hf.numerics.lowrank import subspace_distance
 from scripts.experiments.cohorts import IN, OUT, RANK, generator, normal, unit
-from scripts.experiments.tables import COLOURS, arguments, write
+from scripts.experiments.drawing import COLOURS, MARKS, figure, log_axis, save
+from scripts.experiments.tables import arguments, write
 
 K, BAD = 20, 6
 
@@ -84,16 +86,31 @@ def main() -> None:
         f"(-0.5 expected, steeper near n = {IN} where least squares itself is unstable). "
         "`local`, `fedavg` (over all clients), `clair`: root mean square error of the benign clients' coefficients.",
     )
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained", sharey=True)
-    for axis, part, name in zip(axes, (by_noise, by_size), ("sigma", "samples"), strict=True):
-        for series, colour, mark in zip(("subspace error", "local", "fedavg", "clair"), COLOURS, "osv^", strict=False):
-            axis.loglog([r[name] for r in part], [r[series] for r in part], color=colour, marker=mark, label=series)
-        axis.set(xlabel={"sigma": "noise of the responses", "samples": "samples per client"}[name])
-    axes[1].xaxis.set_minor_formatter(NullFormatter())
-    axes[0].set(ylabel="error", title=f"slope {in_noise:.2f}")
-    axes[1].set(title=f"slope {in_size:.2f}")
-    axes[1].legend(fontsize=8)
-    figure.savefig(args.output_dir / "noise.png", dpi=130)
+    draw(rows, args.output_dir / "noise.png")
+
+
+def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Error against noise, and against samples, on logarithmic axes."""
+    canvas = figure(9, 3.6)
+    panels = canvas.subplots(1, 2, sharey=True)
+    names = {"subspace error": "subspace (sine of the angle)", "clair": "CLAIR", "local": "alone", "fedavg": "FedAvg"}
+    titles = {"noise": ("sigma", "noise of the responses"), "samples": ("samples", "samples per client")}
+    for axes, (sweep, (column, label)) in zip(panels, titles.items(), strict=True):
+        part = [row for row in rows if row["sweep"] == sweep]
+        xs = [float(row[column]) for row in part]
+        for number, (series, name) in enumerate(names.items()):
+            ys = [float(row[series]) for row in part]
+            axes.plot(xs, ys, color=COLOURS[number], marker=MARKS[number], label=name)
+        log_axis(axes.xaxis)
+        axes.set_xticks(xs, [f"{x:g}" for x in xs])
+        fitted = slope(xs, [float(row["subspace error"]) for row in part])
+        axes.set_title(f"subspace error: slope {fitted:.2f}", fontsize=10)
+        axes.set_xlabel(label)
+        axes.grid(alpha=0.25)
+    log_axis(panels[0].yaxis, (1.0,))
+    panels[0].set_ylabel("error of the honest clients")
+    canvas.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    save(canvas, path)
 
 
 if __name__ == "__main__":

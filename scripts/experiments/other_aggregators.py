@@ -54,7 +54,7 @@ def _flower() -> dict[str, Rule]:
 
     def rule(make: Callable[[int, int], Any], selects: bool = False) -> Rule:
         """The rule of `make`(contaminated, clients), a Flower strategy."""
-        return lambda vectors, start, bad: _by_strategy(make(bad, len(vectors)), vectors, selects)
+        return lambda vectors, start, bad: by_strategy(make(bad, len(vectors)), vectors, selects)
 
     who = {"train_metrics_aggr_fn": _who}
     return {
@@ -74,7 +74,7 @@ def _share(bad: int, K: int) -> float:
     return (bad + 0.5) / K if bad else 0.0
 
 
-def _by_strategy(strategy: Any, vectors: Vector, selects: bool) -> Chosen:
+def by_strategy(strategy: Any, vectors: Vector, selects: bool) -> Chosen:
     from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
     replies = []

@@ -20,8 +20,9 @@ from scripts.experiments.map_clients import HELD_OUT, held_out
 
 @dataclass(frozen=True)
 class Source:
-    """One dataset and how it becomes clients. groups: so many of its groups, drawn by the seed (None: all). unseen_of:
-    the sources that make_base_model.py made the base of; only what it held out of them is used (empty: everything)."""
+    """One dataset and how it becomes clients. names: only these of its groups (empty: all); groups: so many of them,
+    drawn by the seed (None: all). unseen_of: the sources that make_base_model.py made the base of; only what it held
+    out of them is used (empty: everything)."""
 
     name: str
     path: str
@@ -29,6 +30,7 @@ class Source:
     groups: int | None = None
     num_clients: int | None = None
     unseen_of: tuple[Path, ...] = ()
+    names: tuple[str, ...] = ()
 
     def clients(self, args: FederatedConfig, seed: int) -> Mapping[str, Any]:
         """{client id: splits}; the sizes of the splits are those of `args`."""
@@ -40,6 +42,9 @@ def _clients(
     source: Source, validation_fraction: float, test_fraction: float, most: int | None, seed: int
 ) -> Mapping[str, Any]:
     examples = _examples(source.path, source.unseen_of)
+    if source.names:
+        places = [row for row, group in enumerate(examples["group"][:]) if group in source.names]
+        examples = examples.select(places)
     if source.groups is not None:
         names = np.unique(examples["group"][:])
         rng = np.random.default_rng(derive_seed(seed, "groups"))
@@ -70,6 +75,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     """--model, --dolly, --natural_instructions, --groups, --held_out_half."""
     parser.add_argument("--model", required=True, help="base model: a folder or a Hub id")
     parser.add_argument("--dolly", help="the .jsonl, or databricks/databricks-dolly-15k; left out: no Dolly")
+    parser.add_argument("--categories", nargs="+", default=[], help="only these of Dolly (default: drawn)")
     parser.add_argument("--natural_instructions", help="folder of task files; left out: none")
     parser.add_argument(
         "--groups", type=int, default=8, help="categories, and tasks, drawn by the seed: one client each (default 8)"
@@ -88,7 +94,8 @@ def sources(args: argparse.Namespace) -> list[Source]:
     unseen_of = tuple(Path(path) for path in given) if args.held_out_half else ()
     found = []
     if args.dolly:
-        found.append(Source("dolly", args.dolly, "category", args.groups, unseen_of=unseen_of))
+        names = tuple(args.categories)
+        found.append(Source("dolly", args.dolly, "category", args.groups, unseen_of=unseen_of, names=names))
     if args.natural_instructions:
         path = args.natural_instructions
         found.append(Source("natural_instructions", path, "task", args.groups, unseen_of=unseen_of))

@@ -4,7 +4,8 @@
         --natural_instructions FOLDER --held_out_half --cache CACHE --output_dir docs/results/sensitivity
 
 Every client trains plain LoRA for --steps from a start (--starts); snapshots are compared with those of other clients
-and with its own first one. Further flags are those of `fedlora train` (--learning_rate, --max_length, --bf16 ...).
+and with its own first one; seeds that are in deltas.csv are not run again. Further flags are those of `fedlora train`
+(--learning_rate, --max_length, --bf16 ...).
 
 For two matrices with rows (or columns) of norm m_i, m_i' and direction d_i, d_i':
 
@@ -40,6 +41,7 @@ from fedlora_hf.util.seeding import derive_seed
 from scripts.common import environment
 from scripts.experiments.pipeline_comparison import Measured
 from scripts.experiments.pipeline_comparison_data import Source, add_data_flags, sources
+from scripts.experiments.real_cells import Table
 from scripts.experiments.sensitivity_report import Row, write_report
 
 # Where clients start: from one fresh adapter, each from a fresh one of its own, from one that is federated already.
@@ -175,13 +177,14 @@ def arguments(given: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
 def main(given: Sequence[str] | None = None) -> None:
     args, rest = arguments(given)
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    rows: list[Row] = []
+    table = Table(args.output_dir / "deltas.csv", ("data", "seed"))
     for seed in range(args.seed, args.seed + args.seeds):
         for source in settings(args):
-            rows += study(source, config(args, rest, seed), args)
-            print(f"seed {seed}, {source.name}: done", flush=True)
-            gc.collect()  # a trainer and its model refer to each other
-    write_report(args.output_dir, rows, environment())
+            if not table.has(data=source.name, seed=seed):
+                table.add(list(study(source, config(args, rest, seed), args)))
+                print(f"seed {seed}, {source.name}: done", flush=True)
+                gc.collect()  # a trainer and its model refer to each other
+    write_report(args.output_dir, [{**row, "step": int(row["step"])} for row in table.rows], environment())
 
 
 if __name__ == "__main__":

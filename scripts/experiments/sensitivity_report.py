@@ -1,4 +1,4 @@
-"""The sensitivity study as files: deltas.csv, ratios.csv, tables.md and three figures."""
+"""The sensitivity study as files beside deltas.csv: ratios.csv, tables.md and three figures."""
 # SPDX-License-Identifier: Apache-2.0
 
 import itertools
@@ -6,12 +6,8 @@ import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, NullFormatter
-
 from scripts.common import markdown, write_csv
-from scripts.experiments.tables import COLOURS
+from scripts.experiments.sensitivity_figures import draw_layers, draw_ratios, draw_steps
 
 Row = dict[str, str | int | float]
 # {ratio: (numerator, denominator, delta, the published number)}; published for LLaMA2-7B on tasks of Dolly.
@@ -25,7 +21,6 @@ KEYS = ("data", "start", "between", "axis")
 
 
 def write_report(folder: Path, rows: Sequence[Row], environment: str) -> None:
-    write_csv(folder / "deltas.csv", rows)
     found = list(ratios(rows))
     write_csv(folder / "ratios.csv", found)
     parts = ["# Sensitivity of magnitudes and directions", f"Written by `sensitivity.py`. {environment}.", "## Ratios"]
@@ -34,7 +29,7 @@ def write_report(folder: Path, rows: Sequence[Row], environment: str) -> None:
     for data in dict.fromkeys(str(row["data"]) for row in rows):
         parts += [f"## Layers: {data}, between clients, start: {start}", markdown(layer_table(rows, data, start))]
     (folder / "tables.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    draw_ratios(found, folder / "ratios.png")
+    draw_ratios(found, {name: entry[3] for name, entry in RATIOS.items()}, folder / "ratios.png")
     draw_layers(rows, folder / "layers.png")
     draw_steps(rows, folder / "steps.png")
 
@@ -117,91 +112,3 @@ def _grouped(rows: Sequence[Row], keys: Sequence[str]) -> list[tuple[tuple[str, 
     for row in rows:
         groups.setdefault(tuple(str(row[key]) for key in keys), []).append(row)
     return list(groups.items())
-
-
-def draw_ratios(found: Sequence[Row], path: Path) -> None:
-    """One panel a ratio; a dot a seed, a bar their mean; dashed: 1; solid: the published number. Rows as axis."""
-    groups = _grouped([row for row in found if row["axis"] == "row"], ("data", "between", "start"))
-    figure, panels = plt.subplots(1, 3, figsize=(12, 1.6 + 0.26 * len(groups)), sharey=True, layout="constrained")
-    datasets = list(dict.fromkeys(key[0] for key, _ in groups))
-    for axes, (name, (_, _, _, published)) in zip(panels, RATIOS.items(), strict=True):
-        for y, (key, group) in enumerate(groups):
-            values, colour = [float(row[name]) for row in group], COLOURS[datasets.index(key[0])]
-            axes.scatter(values, [y] * len(values), s=16, color=colour, alpha=0.7)
-            axes.scatter([statistics.fmean(values)], [y], marker="|", s=160, color=colour)
-        axes.axvline(1, color="#666666", ls="--", lw=1)
-        axes.axvline(published, color="#000000", lw=1)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(FixedLocator([0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100]))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_title(f"{name} (published: {published:g})", fontsize=10)
-        axes.grid(axis="x", alpha=0.25)
-    names = [f"{data}, between {between}, {start}" for (data, between, start), _ in groups]
-    panels[0].set_yticks(range(len(groups)), names, fontsize=8)
-    panels[0].invert_yaxis()
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-
-
-def draw_layers(rows: Sequence[Row], path: Path) -> None:
-    """Between clients from the first kind of start, layer by layer: one line a factor, a band over the seeds."""
-    chosen = _chosen(rows, between="clients", axis="row", start=str(rows[0]["start"]), step=_last(rows))
-    groups = _grouped(chosen, ("data",))
-    figure, panels = plt.subplots(
-        len(groups), 3, figsize=(12, 0.8 + 2.3 * len(groups)), sharex=True, squeeze=False, layout="constrained"
-    )
-    for line, ((data,), group) in zip(panels, groups, strict=True):
-        for axes, delta in zip(line, DELTAS, strict=True):
-            modules = _lines(axes, group, delta, "module")
-            axes.set_xticks(range(len(modules)), [_short_name(module) for module in modules], rotation=60, fontsize=7)
-            axes.set_title(f"{data}: {_title(delta)}", fontsize=9)
-    panels[0][0].legend(fontsize=8)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-
-
-def draw_steps(rows: Sequence[Row], path: Path) -> None:
-    """Each client against its own first snapshot, over training; from a fresh adapter and from a federated one."""
-    chosen = [row for row in _chosen(rows, between="steps", axis="row") if row["start"] != "fresh, own"]
-    groups = _grouped(chosen, ("data", "start"))
-    figure, panels = plt.subplots(
-        len(groups), 3, figsize=(12, 0.8 + 1.9 * len(groups)), sharex=True, squeeze=False, layout="constrained"
-    )
-    for line, ((data, start), group) in zip(panels, groups, strict=True):
-        for axes, delta in zip(line, DELTAS, strict=True):
-            steps = _lines(axes, group, delta, "step")
-            axes.set_xticks(range(len(steps)), steps)
-            axes.set_title(f"{data}, {start}: {_title(delta)}", fontsize=9)
-    for axes in panels[-1]:
-        axes.set_xlabel("step")
-    panels[0][0].legend(fontsize=8)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-
-
-def _lines(axes: Axes, rows: Sequence[Row], delta: str, along: str) -> list[str]:
-    """Draw A and B along a key, means over everything else, and the seeds' range; the values of the key."""
-    places = [key for (key,), _ in _grouped(rows, (along,))]
-    for factor, colour, marker in (("A", COLOURS[0], "o"), ("B", COLOURS[1], "s")):
-        own = [row for row in rows if row["factor"] == factor]
-        each = [
-            [statistics.fmean(float(row[delta]) for row in group) for _, group in _grouped(at, ("seed",))]
-            for at in ([row for row in own if str(row[along]) == place] for place in places)
-        ]
-        axes.plot(range(len(places)), [statistics.fmean(v) for v in each], marker=marker, color=colour, label=factor)
-        low, high = [min(values) for values in each], [max(values) for values in each]
-        axes.fill_between(range(len(places)), low, high, color=colour, alpha=0.2, lw=0)
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.25)
-    return places
-
-
-def _title(delta: str) -> str:
-    return {"direction": "1 - cos", "magnitude": "change of magnitude", "relative": "the same, relative"}[delta]
-
-
-def _short_name(module: str) -> str:
-    parts = module.split(".")
-    layer = next((part for part in parts if part.isdigit()), "")
-    return f"{layer} {parts[-1]}".strip()

@@ -145,4 +145,5 @@ def test_answers_of_several_clients_share_batches_and_are_each_ones_own(
     found = trainer.test_metrics(dict.fromkeys(trainer.clients, trainer.initial))
     assert calls == [6]
     for client, data in trainer.clients.items():
-        assert {"rouge_l": found[client]["rouge_l"]} == trainer.scorer.answers(trainer.initial, data.questions)
+        own = {name: found[client][name] for name in ("exact_match", "rouge_l")}
+        assert own == trainer.scorer.answers(trainer.initial, data.questions)

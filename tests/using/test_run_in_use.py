@@ -250,7 +250,11 @@ def test_metrics_on_other_data_are_those_of_training(plain_out: Path, data: Path
     shown = capsys.readouterr().out
     found = json.loads(numbers.read_text())
     assert list(found["metrics"]) == ["base", client, "global"]
-    assert {"loss", "perplexity", "token_accuracy", "rouge_l"} < set(found["metrics"]["global"])
+    measured = found["metrics"]["global"]
+    assert {"loss", "perplexity", "token_accuracy", "exact_match", "rouge_l"} < set(measured)
+    assert measured["rouge_l_low"] <= measured["rouge_l"] <= measured["rouge_l_high"]
+    assert "rouge_l (95 %)" in shown
+    assert "rouge_l_low" not in shown
     assert f"{found['metrics']['global']['loss']:.4f}" in shown
     assert found["metrics"]["global"]["loss"] < found["metrics"]["base"]["loss"]
     assert cli.main(["evaluate", str(plain_out), "--dataset", str(data), "--use_cpu", "--max_eval_examples", "0"]) == 2
