@@ -7,6 +7,8 @@ Importing this package is instant: a public name loads its module, and torch wit
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fedlora_hf.launch.quiet import silence
+
 __version__ = "0.1.0"
 
 _HOME = {
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from fedlora_hf.hub import load_run
     from fedlora_hf.methods import register_method
     from fedlora_hf.trainer import FederatedTrainer
+
+silence()
 
 
 def __getattr__(name: str) -> Any:

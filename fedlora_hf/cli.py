@@ -104,6 +104,12 @@ def _add_aggregate(commands: Any) -> None:
         help="clients that adapt other modules than most: leave them out, use only the modules all have, count what is "
         "missing as no change, or stop; what each costs is told (default: %(default)s)",
     )
+    combine.add_argument(
+        "--aggregation_device",
+        default="auto",
+        metavar="DEVICE",
+        help="cpu, cuda or cuda:n; auto: a CUDA device with room, if there is one (default: %(default)s)",
+    )
     combine.add_argument("--weights", nargs="+", metavar="ID=NUMBER", help="how much each counts; or a file of them")
     combine.add_argument("--require_same_base", action="store_true", help="stop if the adapters name different bases")
     combine.set_defaults(run=_aggregate)
@@ -160,7 +166,12 @@ def _demo(output_dir: str, seed: int) -> None:
 
 
 def _aggregate(
-    method: str, aggregation_options: list[str] | None, side: str | None, rank: str | None, **more: Any
+    method: str,
+    aggregation_options: list[str] | None,
+    side: str | None,
+    rank: str | None,
+    aggregation_device: str,
+    **more: Any,
 ) -> None:
     from fedlora_hf.methods import method_named
     from fedlora_hf.methods.settings import read_options
@@ -173,7 +184,7 @@ def _aggregate(
 
     from fedlora_hf.commands.aggregate import aggregate_adapters
 
-    aggregate_adapters(**more, method=method, options={**named, **short})
+    aggregate_adapters(**more, method=method, options={**named, **short}, device=aggregation_device)
 
 
 def _methods(name: str | None) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from fedlora_hf.aggregation.attacks import ATTACKS
+from fedlora_hf.aggregation.device import checked_device
 from fedlora_hf.aggregation.server_optimizer import server_rule, space_of
 from fedlora_hf.aggregation.update_attacks import KINDS as UPDATE_KINDS
 from fedlora_hf.errors import ConfigError
@@ -29,6 +30,7 @@ from fedlora_hf.options import (
     RoundOptions,
 )
 from fedlora_hf.options.arguments import check_arguments, fill_in
+from fedlora_hf.options.at_once import check_at_once
 from fedlora_hf.options.facts import check_bounds, check_effects, facts_of
 from fedlora_hf.options.spelling import suggestion
 from fedlora_hf.privacy import Privacy
@@ -111,6 +113,7 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
 
     def _normalise(self) -> None:
         """One form for what may be written in several, and defaults that depend on other options."""
+        self.clusters = "auto" if self.clusters == "auto" else "1" if str(self.clusters) == "1" else self.clusters
         self.target_modules, self.labels = _names(self.target_modules), _names(self.labels)
         if self.partition_by is None and self.client_column is not None:
             self.partition_by = "client"
@@ -131,6 +134,8 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
         """ConfigError for values that do not go together."""
         self._check_server()
         self._check_limits()
+        checked_device(self.aggregation_device)
+        check_at_once(self)
         if self.scaffold:
             self._check_scaffold()
         if self.labels is not None and not 1 < len(self.labels) == len(set(self.labels)):
@@ -198,6 +203,11 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
         for client, how in self.contaminated.items():
             if how.kind in ATTACKS and how.strength is not None:
                 raise ConfigError(f"contaminate {client}={how}: {how.kind} has no strength; write {client}={how.kind}")
+            if how.kind in ATTACKS and self.clusters != "1":
+                raise ConfigError(
+                    f"contaminate {client}={how}: its rehearsal knows one start for all; leave clusters out, or choose "
+                    f"one of {', '.join(UPDATE_KINDS)}"
+                )
             if how.kind in ATTACKS and set(method_named(self.aggregation).trained(1)) != {"A", "B"}:
                 raise ConfigError(
                     f"contaminate {client}={how}: attacks both factors, aggregation {self.aggregation} freezes one; "
@@ -216,7 +226,8 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
     @property
     def judged(self) -> bool:
         """Whether others' losses may be looked at: by default where clair is told of them and no noise must cover."""
-        return self.functional_judges != 0 and self.aggregation == "clair" and self.dp_clip is None
+        alone = self.dp_clip is None and self.clusters == "1"
+        return alone and self.functional_judges != 0 and self.aggregation == "clair"
 
     @property
     def contaminated(self) -> dict[str, Contamination]:

@@ -3,7 +3,7 @@
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -24,6 +24,7 @@ from fedlora_hf.hub.publishing import Publisher
 from fedlora_hf.loading import Job, args_of_run, facts_of_run, prepare_again
 from fedlora_hf.record.record import RunRecord
 from fedlora_hf.rounds.federation import SERVER, Federation, Run
+from fedlora_hf.rounds.groups import read_groups
 from fedlora_hf.rounds.limits import check_cohort
 from fedlora_hf.rounds.local_transport import LocalTransport
 from fedlora_hf.rounds.loop import RoundLoop
@@ -31,6 +32,7 @@ from fedlora_hf.rounds.output import ClientFolders, check_untrained, has_finishe
 from fedlora_hf.rounds.store import RoundStore, unlike
 from fedlora_hf.rounds.watching import TrainerWatcher
 from fedlora_hf.training.client_trainer import ClientTrainer
+from fedlora_hf.training.together import Entry, Told, train_round_together
 from fedlora_hf.update import ClientUpdate
 from fedlora_hf.util.rehearsal import check_clients
 
@@ -75,6 +77,7 @@ class FederatedTrainer(ClientTrainer):
             if kwargs.get("processing_class") is None:
                 kwargs["processing_class"] = base.tokenizer
         super().__init__(model, args, client_datasets, **kwargs)
+        self._check_own_training()
         if (server_dataset is None) != (args.server_dataset is None):
             raise ConfigError("server_dataset: the data and args.server_dataset go together; pass both or neither")
         tokenizer = self.processing_class
@@ -90,7 +93,12 @@ class FederatedTrainer(ClientTrainer):
         facts = with_data_facts(known, names, wording_facts(args, tokenizer, self.clients.values()))
         # Looked up when it is called, so that a subclass's `train_client` counts.
         transport = LocalTransport(
-            self, self.federation, lambda client, number: self.train_client(client, number), server, facts
+            self,
+            self.federation,
+            lambda client, number: self.train_client(client, number),
+            lambda clients, number, told: self.train_clients(clients, number, told),
+            server,
+            facts,
         )
         self.watcher = TrainerWatcher(self, self._steps_of, self._score_dataset)
         self.loop = RoundLoop(self.federation, transport, self.watcher, self.publisher, self.progress)
@@ -148,7 +156,8 @@ class FederatedTrainer(ClientTrainer):
         if reason := unlike(state, self.federation.initial):
             raise RecordError(f"{self.args.output_dir}: {reason}; its adapter is not of this model")
         folders = ClientFolders(str(self.args.output_dir), self.store.config)
-        self.loop.run = Run(len(record.rounds), state, record, folders.read(sorted(record.clients)))
+        personal, groups = folders.read(sorted(record.clients)), read_groups(str(self.args.output_dir))
+        self.loop.run = Run(len(record.rounds), state, record, personal, groups)
 
     @property
     def run(self) -> Run:
@@ -179,6 +188,30 @@ class FederatedTrainer(ClientTrainer):
         moments = self.federation.moments(self.run.record, client_id) if self.args.keep_optimizer else b""
         controls = self.federation.controls(self.run, client_id)
         return self.train_round(client_id, start.state, start.frozen, number, controls, moments)
+
+    def _check_own_training(self) -> None:
+        own, count = type(self), self.args.clients_at_once
+        mixed = own.train_client is not FederatedTrainer.train_client
+        if count > 1 and mixed and own.train_clients is FederatedTrainer.train_clients:
+            raise ConfigError(
+                f"clients_at_once={count}: {own.__name__}.train_client is a subclass's own, for one client; give it a "
+                "train_clients too, or leave clients_at_once out"
+            )
+
+    def train_clients(self, client_ids: Sequence[str], number: int, told: Told) -> None:
+        """The same of several clients, in lockstep; see `train_round_together`."""
+        entries = []
+        for client_id in client_ids:
+            try:
+                start = self.federation.start(self.run, client_id)
+                moments = self.federation.moments(self.run.record, client_id) if self.args.keep_optimizer else b""
+                controls = self.federation.controls(self.run, client_id)
+            except Exception as error:  # what is left of its last round cannot be read: its own failure
+                told(client_id, error, b"")
+            else:
+                entries.append(Entry(client_id, start.state, start.frozen, controls, moments))
+        if entries:
+            train_round_together(self, entries, number, told)
 
     def _steps_of(self, number: int) -> int:
         """Optimizer steps of all who train in a round; too few of them, and Trainer would end the run early."""

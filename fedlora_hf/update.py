@@ -129,10 +129,11 @@ class LoraFactors:
 
 class Outline(NamedTuple):
     """What is known of an adapter before any value is read. shapes: {module: (out, in), name of a tensor trained whole:
-    its shape}. ranks: {module: rank of its factors}."""
+    its shape}. ranks: {module: rank of its factors}. scales: {module: their scale}, where that is known."""
 
     shapes: Mapping[str, tuple[int, ...]]
     ranks: Mapping[str, int]
+    scales: Mapping[str, float] = {}
 
 
 class AdapterState(Mapping[str, LoraFactors]):
@@ -170,6 +171,15 @@ class AdapterState(Mapping[str, LoraFactors]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+    def rank(self, module: str) -> int:
+        """The rank of a module's factors; they are read only where no outline tells it."""
+        return self.outline.ranks[module] if self.outline is not None else self[module].rank
+
+    def scale(self, module: str) -> float:
+        """The scale of a module's factors; they are read only where no outline tells it."""
+        known = {} if self.outline is None else self.outline.scales
+        return known[module] if module in known else self[module].scale
 
     def __repr__(self) -> str:
         return f"AdapterState({len(self)} modules, {len(self.extras)} extras)"
@@ -241,6 +251,19 @@ class ClientUpdate:
 
 
 @dataclass(frozen=True, eq=False)
+class Group:
+    """Clients that have a global adapter of their own. state: it. clients: who starts from it and is judged in it,
+    sorted. since: the round the group was found in, 0 from the start. within: mean cosine of two of its clients'
+    changes in this round, as far as they came; between: the largest mean cosine to a group that it parted from now."""
+
+    state: AdapterState
+    clients: tuple[str, ...]
+    since: int = 0
+    within: float | None = None
+    between: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Aggregate:
     """What a round's aggregation gives back.
 
@@ -258,6 +281,7 @@ class Aggregate:
     this_round: the same of this round alone, where `evidence` combines several; empty where it does not.
     modules: {module: {"rank", "spectrum", "discarded_energy", ...}}, plain numbers.
     diagnosis: what the method has to say about the whole cohort (identifiability, agreement), plain values.
+    groups: {name: Group} where clients are aggregated group by group; `state` is then the first group's.
     """
 
     state: AdapterState
@@ -273,6 +297,7 @@ class Aggregate:
     this_round: Mapping[str, Mapping[str, Evidence]] = field(default_factory=dict)
     modules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     diagnosis: Mapping[str, Any] = field(default_factory=dict)
+    groups: Mapping[str, Group] = field(default_factory=dict)
     n_iter: int = 1
     converged: bool = True
 

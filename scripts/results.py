@@ -39,6 +39,7 @@ class Step:
 
 _SYNTHETIC = "python -m scripts.experiments.{} --seed 0 --seeds 3"
 _ATTACKS = "python -m scripts.experiments.attacks --cache {cache}/attacks"
+_CLAIR = "python -m scripts.benchmarks.clair"
 _DIRMAG = "python -m scripts.benchmarks.dirmag --repeats 21"
 _REAL = (
     "--model {base} --dolly {data}/dolly/databricks-dolly-15k.jsonl --natural_instructions {data}/natural_instructions"
@@ -60,6 +61,20 @@ STEPS = (
         3,
         "results/flags/README.md",
     ),
+    Step(
+        "flags_heavy_tails",
+        'python -m scripts.experiments.calibrate_flags --set held-out --families "heavy-tailed norms" --honest 800 '
+        "--seed 20000 --name heavy_tails",
+        1,
+        "results/flags/README.md",
+    ),
+    Step(
+        "flags_dirichlet",
+        'python -m scripts.experiments.calibrate_flags --set tuning --families "Dirichlet 0.1" --clients 8 12 20 '
+        "--honest 800 --seed 20000 --name dirichlet",
+        1,
+        "results/flags/README.md",
+    ),
     Step("attacks_tuning", f"{_ATTACKS} --tune", 2, "results/attacks/README.md"),
     Step("attacks", _ATTACKS, 15, "results/attacks/README.md"),
     Step(
@@ -67,6 +82,15 @@ STEPS = (
         "python -m scripts.experiments.attack_evidence --cache {cache}/attacks",
         2,
         "results/attacks/README.md",
+    ),
+    Step("groups", "python -m scripts.experiments.groups --seed 0 --seeds 10", 3, "results/groups/README.md"),
+    Step(
+        "groups_trained",
+        "python -m scripts.experiments.groups_trained --base {base} --data {data} --seeds 3 "
+        '--settings natural_instructions dolly "natural_instructions, dirichlet"',
+        8,
+        "results/groups/README.md",
+        ("data", "base"),
     ),
     Step("influence_cost", _SYNTHETIC.format("influence_cost"), 1, "results/influence/README.md"),
     Step(
@@ -184,11 +208,20 @@ STEPS = (
         5,
         "benchmarks.md",
     ),
-    Step("clair", "python -m scripts.benchmarks.clair --modules 64 --csv docs/bench_clair.csv", 5, "bench_clair.md"),
+    Step("clair", f"{_CLAIR} --modules 4 --repeats 3 --csv docs/bench_clair.csv", 1, "bench_clair.md"),
+    Step("clair_64", f"{_CLAIR} --modules 64 --csv docs/bench_clair_64.csv", 5, "bench_clair.md"),
+    Step("clair_many", f"{_CLAIR} --out_of_core 1000 --modules 64 --size 1024 --rank 8", 5, "bench_clair.md"),
     Step(
         "clair_disk",
-        "python -m scripts.benchmarks.clair --out_of_core 50 200 1000 --modules 1 --csv docs/bench_clair_disk.csv",
-        20,
+        f"{_CLAIR} --out_of_core 100 300 1000 3000 10000 --modules 1 --size 1024 --rank 8 "
+        "--csv docs/bench_clair_disk.csv",
+        10,
+        "bench_clair.md",
+    ),
+    Step(
+        "clair_figure",
+        f"{_CLAIR} --tables docs/bench_clair_disk.csv --figure docs/figures/bench_clair_disk.png",
+        1,
         "bench_clair.md",
     ),
     Step("dirmag_512", f"{_DIRMAG} --hidden 512 --seq 128 --batch 4", 3, "direction_magnitude.md"),
@@ -214,6 +247,9 @@ STEPS = (
         "benchmarks.md",
         ("data", "base"),
     ),
+    Step("start", "python -m scripts.benchmarks.start --csv docs/benchmarks/start.csv", 2, "benchmarks.md"),
+    Step("scoring", "python -m scripts.benchmarks.scoring --csv docs/benchmarks/scoring.csv", 2, "benchmarks.md"),
+    Step("lockstep", "python -m scripts.benchmarks.lockstep --csv docs/benchmarks/lockstep.csv", 2, "benchmarks.md"),
     Step("engines", "python -m scripts.benchmarks.engines --csv docs/benchmarks/engines.csv", 10, "benchmarks.md"),
     Step(
         "deployment",

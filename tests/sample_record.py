@@ -134,9 +134,9 @@ def _round(
         "bytes_up": dict.fromkeys(ids, 393216),
         "bytes_down": dict.fromkeys(ids, 393216),
         "seconds": {
-            "training": rng.uniform(4, 6),
-            "aggregation": rng.uniform(0.3, 0.6),
-            "evaluation": rng.uniform(1, 2),
+            "train": rng.uniform(4, 6),
+            "aggregate": rng.uniform(0.3, 0.6),
+            "score": rng.uniform(1, 2),
         },
         "metrics": {
             "global": {c: _view(rng, loss + 0.3) for c in ids},

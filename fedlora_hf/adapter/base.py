@@ -26,6 +26,7 @@ from fedlora_hf.adapter.slot import check_config, own_adapter, peft_config, with
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.launch.quantisation import bits, loading
+from fedlora_hf.launch.quiet import no_bars_in_logs
 from fedlora_hf.util.seeding import derive_seed
 
 
@@ -85,9 +86,10 @@ def longest_sequence(args: FederatedConfig) -> int | None:
 
 @contextmanager
 def refused(name: str) -> Iterator[None]:
-    """What cannot be loaded is refused in one line."""
+    """What cannot be loaded is refused in one line; loading draws no bars into a log."""
     try:
-        yield
+        with no_bars_in_logs():
+            yield
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ConfigError(f"model_name_or_path={name!r}: {reason}; give a folder or a Hub id of a model") from None

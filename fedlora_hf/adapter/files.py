@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from fedlora_hf.adapter.contract import refusal
-from fedlora_hf.adapter.header import read_header
+from fedlora_hf.adapter.stored import StoredFile
 from fedlora_hf.errors import AdapterError, one_line
 from fedlora_hf.update import AdapterState, LoraFactors, Outline
 from fedlora_hf.util.disk import read_json, write_atomically
@@ -46,17 +45,16 @@ _REFUSED = {
     "lora_A.bias": "a LoRA bias",
     "lora_B.bias": "a LoRA bias",
 }
-FLOATS = ("F16", "BF16", "F32", "F64")  # safetensors' names of the dtypes an adapter may have
 
 
 class StoredFactors(Mapping[str, LoraFactors]):
     """{module: LoraFactors} of one safetensors file; a module is read when it is asked for, and not kept."""
 
-    def __init__(self, path: Path, keys: Mapping[str, tuple[str, str]], scales: Mapping[str, float]) -> None:
-        self._path, self._keys, self._scales = path, keys, scales
+    def __init__(self, file: StoredFile, keys: Mapping[str, tuple[str, str]], scales: Mapping[str, float]) -> None:
+        self._file, self._keys, self._scales = file, keys, scales
 
     def __getitem__(self, module: str) -> LoraFactors:
-        A, B = _tensors(self._path, *self._keys[module])
+        A, B = _tensors(self._file, *self._keys[module])
         return LoraFactors(A, B, self._scales[module])
 
     def __iter__(self) -> Iterator[str]:
@@ -69,11 +67,11 @@ class StoredFactors(Mapping[str, LoraFactors]):
 class StoredTensors(Mapping[str, Tensor]):
     """{name: tensor} of one safetensors file, read when asked for."""
 
-    def __init__(self, path: Path, keys: Mapping[str, str]) -> None:
-        self._path, self._keys = path, keys
+    def __init__(self, file: StoredFile, keys: Mapping[str, str]) -> None:
+        self._file, self._keys = file, keys
 
     def __getitem__(self, name: str) -> Tensor:
-        return _tensors(self._path, self._keys[name])[0]
+        return _tensors(self._file, self._keys[name])[0]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._keys)
@@ -82,13 +80,11 @@ class StoredTensors(Mapping[str, Tensor]):
         return len(self._keys)
 
 
-def _tensors(path: Path, *keys: str) -> list[Tensor]:
-    """The tensors of those keys; the file is open only meanwhile, so that a thousand clients need no thousand files."""
+def _tensors(file: StoredFile, *keys: str) -> list[Tensor]:
     try:
-        with safe_open(path, framework="pt") as file:
-            return [file.get_tensor(key) for key in keys]
-    except (OSError, SafetensorError) as error:
-        raise AdapterError(f"{path}: {_first_line(error)}; the file is damaged, copy it again") from None
+        return file.tensors(*keys)
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{file.path}: {_first_line(error)}; the file is damaged, copy it again") from None
 
 
 def read_adapter(folder: str | os.PathLike[str]) -> tuple[AdapterState, dict[str, Any]]:
@@ -108,16 +104,14 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[AdapterState, dict[str
             )
         raise AdapterError(f"{path}: no such file; give a folder written by save_pretrained of a LoRA adapter")
     try:
-        header = read_header(path)
-        odd = [(name, entry.dtype) for name, entry in header.items() if entry.dtype not in FLOATS]
-        if odd:
-            raise ValueError(f"{odd[0][0]} has dtype {odd[0][1]}, not one of {', '.join(FLOATS)}")
+        file = StoredFile(path)
     except (OSError, ValueError) as error:
         raise AdapterError(f"{path}: {_first_line(error)}; the file is damaged, copy it again") from None
-    return _state(path, {name: entry.shape for name, entry in header.items()}, config), config
+    return _state(file, config), config
 
 
-def _state(path: Path, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> AdapterState:
+def _state(file: StoredFile, config: Mapping[str, Any]) -> AdapterState:
+    path, shapes = file.path, {name: entry.shape for name, entry in file.entries.items()}
     factors: dict[str, dict[str, str]] = {}
     extras: dict[str, str] = {}
     for name in shapes:
@@ -147,8 +141,8 @@ def _state(path: Path, shapes: Mapping[str, tuple[int, ...]], config: Mapping[st
     if not keys:
         raise AdapterError(f"{path}: no lora_A / lora_B weights; give a folder written by save_pretrained of LoRA")
     scales = module_scales(config, ranks, str(path))
-    outline = Outline({**sizes, **{name: shapes[key] for name, key in extras.items()}}, ranks)
-    return AdapterState(StoredFactors(path, keys, scales), StoredTensors(path, extras), outline)
+    outline = Outline({**sizes, **{name: shapes[key] for name, key in extras.items()}}, ranks, scales)
+    return AdapterState(StoredFactors(file, keys, scales), StoredTensors(file, extras), outline)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -23,10 +23,12 @@ _BYTES = {
 
 
 class Stored(NamedTuple):
-    """One tensor as its file's header tells it: dtype is safetensors' name of it ("F32", "BF16" ...)."""
+    """One tensor as its file's header tells it: dtype is safetensors' name of it ("F32", "BF16" ...); first: the byte
+    of the file that it begins at."""
 
     dtype: str
     shape: tuple[int, ...]
+    first: int = 0
 
 
 def read_header(path: Path) -> dict[str, Stored]:
@@ -58,7 +60,7 @@ def read_header(path: Path) -> dict[str, Stored]:
         end = stop
     if end != size - 8 - length:
         raise ValueError("its tensors do not fill the file")
-    return found
+    return {name: entry._replace(first=8 + length + places[name][0]) for name, entry in found.items()}
 
 
 def _entry(name: str, entry: Any) -> tuple[Stored, tuple[int, int]]:

@@ -135,8 +135,12 @@ class AdapterSlot:
 
     def modules(self) -> list[nn.Module]:
         """The modules that hold the slot's parameters, and nothing else."""
-        factors = [factors[self.name] for layer in self.layers.values() for factors in (layer.lora_A, layer.lora_B)]
-        return [*factors, *(wrapper.modules_to_save[self.name] for wrapper in self.wrappers.values())]
+        return [place[self.name] for place in self.places()]
+
+    def places(self) -> list[nn.ModuleDict]:
+        """Where these modules stand, each under the slot's name: A and B of every layer, then what is trained whole."""
+        factors = [factors for layer in self.layers.values() for factors in (layer.lora_A, layer.lora_B)]
+        return [*factors, *(wrapper.modules_to_save for wrapper in self.wrappers.values())]
 
     def checksum(self) -> str:
         """A hash of the adapter's values, to the bit."""

@@ -12,6 +12,7 @@ import torch
 from fedlora_hf.aggregation.cohort import Cohort, PastRound, client_weights
 from fedlora_hf.aggregation.counts import WEIGHT_CAP, Counts, believed
 from fedlora_hf.aggregation.coverage import check_alike, filled
+from fedlora_hf.aggregation.device import chosen_device, moved, placed
 from fedlora_hf.aggregation.screening import PartialModules, Screened, checked_server, screen
 from fedlora_hf.errors import ConfigError, UpdateError
 from fedlora_hf.methods import method_named
@@ -19,6 +20,7 @@ from fedlora_hf.methods.method import Method
 from fedlora_hf.methods.settings import method_options
 from fedlora_hf.numerics.evidence import Evidence
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate
+from fedlora_hf.util.stopwatch import part
 
 
 def aggregate(
@@ -33,6 +35,7 @@ def aggregate(
     past: Sequence[PastRound] = (),
     functional: Mapping[str, Evidence] | None = None,
     server: AdapterState | None = None,
+    device: str = "auto",
     **options: Any,
 ) -> Aggregate:
     """Combine clients' updates into one global adapter and, where the method refines, personalised ones.
@@ -53,6 +56,8 @@ def aggregate(
     past: what earlier rounds found, oldest first; clair combines their evidence with this round's.
     functional: {client: evidence} of this round from other clients' losses, where it was taken; clair counts it too.
     server: an adapter trained on the server's own data from the same start; fltrust compares with it.
+    device: where this is computed: "cpu", "cuda", "cuda:n", or "auto", a CUDA device that has room for the largest
+        module, if there is one. Flags are the same on all; the result is where the first client's factors are.
 
     Raises ConfigError for a bad argument, UpdateError when no usable update is left or ids repeat.
     """
@@ -62,14 +67,14 @@ def aggregate(
     _one_of("partial_modules", partial_modules, get_args(PartialModules))
     _check_numbers(weight_cap, target_rank)
     with torch.no_grad():
-        found = _screened(list(updates), reference, partial_modules)
+        with part("screen"):
+            found = _screened(list(updates), reference, partial_modules)
         trusted = None if server is None else checked_server(server, found.usable[0], found.modules)
         counts = _counted(found.usable, chosen, weight_by, weight_cap)
         usable = tuple(replace(u, num_examples=counts.used.get(u.client_id, u.num_examples)) for u in found.usable)
         limits = dict.fromkeys(counts.outliers, weight_cap) if chosen.counts == "capped" else {}
         start = (target_rank, reference, tuple(past), functional or {}, limits, trusted)
-        cohort = Cohort(usable, weight_by, found.modules, *start)
-        result = rule_of(chosen)(cohort, settings)
+        result = _worked(Cohort(usable, weight_by, found.modules, *start), chosen, settings, device)
     left_out = {"modules_left_out": list(found.left_out)} if found.left_out else {}
     quarantined = dict(sorted({**found.quarantined, **result.quarantined}.items()))
     return replace(
@@ -79,6 +84,15 @@ def aggregate(
         claimed_weights=client_weights(found.usable, weight_by),
         outlier_claims=counts.outliers,
     )
+
+
+def _worked(cohort: Cohort, method: Method, settings: Any, choice: str) -> Aggregate:
+    """The method's result on the device that is chosen, brought to where the first client's factors are."""
+    home, place = cohort.updates[0].state[cohort.modules[0]].A.device, chosen_device(choice, cohort.updates)
+    if place == home:
+        return rule_of(method)(cohort, settings)
+    result = rule_of(method)(replace(cohort, updates=placed(cohort.updates, place), device=place), settings)
+    return replace(result, state=moved(result.state, home))
 
 
 def _screened(

@@ -35,6 +35,10 @@ class CohortSource:
         """Whether the clients started from nothing, so that what they hold is what they learned."""
         return self.cohort.reference is None
 
+    @property
+    def large(self) -> bool:
+        return self.cohort.large
+
     def whole(self, module: str) -> Pair:
         """What the clients hold, stacked."""
         return self._stacked(module, None)
@@ -50,8 +54,10 @@ class CohortSource:
 
     def _stacked(self, module: str, less: LoraFactors | None, also: Sequence[AdapterState] = ()) -> Pair:
         states = [*(update.state for update in self.cohort.updates), *also]
-        rank = max(state[module].rank for state in states) + (less.rank if less is not None else 0)
-        factors = (state[module] for state in states)
+        rank = max(state.rank(module) for state in states) + (less.rank if less is not None else 0)
+        device = self.cohort.device
+        less = less if less is None or device is None else less.to(device)
+        factors = (state[module] if device is None else state[module].to(device) for state in states)
         pairs = ((f if less is None else f - less).pair() for f in factors)
         return stack(pairs, len(states), rank)
 

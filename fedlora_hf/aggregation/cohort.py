@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedlora_hf.numerics.evidence import Evidence
 from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors
+from fedlora_hf.util.side_by_side import LARGE
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Cohort:
         were not believed, for methods whose weights do not follow from the counts alone.
     functional: {client id: what its update does to others' losses}, of this round, where that was measured.
     server: an update trained on the server's own data from the same start, for methods that compare with it.
+    device: where modules are worked on; None: where their factors are.
     """
 
     updates: tuple[ClientUpdate, ...]
@@ -44,6 +46,7 @@ class Cohort:
     functional: Mapping[str, Evidence] = field(default_factory=dict)
     weight_limits: Mapping[str, float] = field(default_factory=dict)
     server: AdapterState | None = None
+    device: torch.device | None = None
 
     @cached_property
     def weights(self) -> Mapping[str, float]:
@@ -61,19 +64,27 @@ class Cohort:
 
     def factors(self, module: str) -> list[LoraFactors]:
         """Every client's factors of one module, in order: the only part of the cohort that is in memory at once."""
-        return [update.state[module] for update in self.updates]
+        factors = [update.state[module] for update in self.updates]
+        return factors if self.device is None else [f.to(self.device) for f in factors]
+
+    @property
+    def large(self) -> bool:
+        """Whether the modules are worth a thread each: on a CPU, by the first one."""
+        f = self.updates[0].state[self.modules[0]]
+        on_cpu = (self.device or f.A.device).type == "cpu"
+        return on_cpu and len(self.updates) * (f.A.numel() + f.B.numel()) > LARGE
 
     def rank(self, module: str) -> int:
         """The rank the global adapter has for this module."""
         if self.target_rank is not None:
             return self.target_rank
-        return max(update.state[module].rank for update in self.updates)
+        return max(update.state.rank(module) for update in self.updates)
 
     def scale(self, module: str) -> float:
         """The scale to write the result with: the reference's, else the clients' common one, else 1."""
         if self.reference is not None:
             return self.reference[module].scale
-        scales = {update.state[module].scale for update in self.updates}
+        scales = {update.state.scale(module) for update in self.updates}
         return scales.pop() if len(scales) == 1 else 1.0
 
     def subset(self, ids: Iterable[str]) -> "Cohort":

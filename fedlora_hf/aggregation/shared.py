@@ -10,6 +10,7 @@ from torch import Tensor
 from fedlora_hf.aggregation.cohort import Cohort
 from fedlora_hf.numerics import lowrank
 from fedlora_hf.update import AdapterState, LoraFactors
+from fedlora_hf.util.side_by_side import side_by_side
 
 # Singular values kept per module in the record.
 SPECTRUM = 32
@@ -21,7 +22,7 @@ ModuleInfo = dict[str, dict[str, Any]]
 
 def described(low: lowrank.LowRank, rank: int) -> dict[str, Any]:
     """One module's entry in `Aggregate.modules`, plain numbers: discarded energy is a share of the squared norm."""
-    return {"rank": rank, "spectrum": low.spectrum[:SPECTRUM].tolist(), "discarded_energy": low.discarded}
+    return {"rank": rank, "spectrum": low.spectrum[:SPECTRUM].cpu().tolist(), "discarded_energy": low.discarded}
 
 
 def fitted(factors: LoraFactors, target_rank: int | None) -> tuple[LoraFactors, dict[str, Any]]:
@@ -36,13 +37,16 @@ def fitted(factors: LoraFactors, target_rank: int | None) -> tuple[LoraFactors, 
 
 def weighted_products(cohort: Cohort, weights: Mapping[str, float]) -> tuple[AdapterState, ModuleInfo]:
     """sum_k weights[k] W_k, exactly, re-factored to the cohort's rank; modules_to_save tensors are averaged alike."""
-    state, info = {}, {}
-    for module in cohort.modules:
+
+    def mean(module: str) -> tuple[LoraFactors, dict[str, Any]]:
         rank, scale = cohort.rank(module), cohort.scale(module)
         kept = [(f, weights[k]) for k, f in zip(cohort.ids, cohort.factors(module), strict=True) if weights[k]]
         low = lowrank.mean_truncated([(f.B, f.A) for f, _ in kept], [weight * f.scale for f, weight in kept], rank)
-        state[module], info[module] = LoraFactors.from_low_rank(low, rank, scale), described(low, rank)
-    return AdapterState(state, cohort.mean_extras(weights)), info
+        return LoraFactors.from_low_rank(low, rank, scale), described(low, rank)
+
+    found = dict(zip(cohort.modules, side_by_side(mean, cohort.modules, cohort.large), strict=True))
+    state = AdapterState({module: factors for module, (factors, _) in found.items()}, cohort.mean_extras(weights))
+    return state, {module: info for module, (_, info) in found.items()}
 
 
 def coordinatewise(cohort: Cohort, statistic: Callable[[Tensor], Tensor]) -> tuple[AdapterState, ModuleInfo]:
@@ -54,7 +58,7 @@ def coordinatewise(cohort: Cohort, statistic: Callable[[Tensor], Tensor]) -> tup
     for module in cohort.modules:
         factors, rank, scale = cohort.factors(module), cohort.rank(module), cohort.scale(module)
         B, A = lowrank.stacked([(f.B, f.A) for f in factors])
-        B *= B.new_tensor([f.scale for f in factors])[:, None, None]
+        B *= torch.tensor([f.scale for f in factors], dtype=torch.float64).to(B)[:, None, None]
         rows = max(1, BLOCK // (len(factors) * A.shape[2]))
         W = torch.cat([statistic(block.mT @ A) for block in B.split(rows, dim=2)])
         low = lowrank.truncate_dense(W, rank)

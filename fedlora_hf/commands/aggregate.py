@@ -10,6 +10,7 @@ from typing import Any
 from fedlora_hf.adapter.files import plain_config, read_adapter
 from fedlora_hf.aggregation import aggregate
 from fedlora_hf.aggregation.coverage import costs, filled, told
+from fedlora_hf.aggregation.device import checked_device
 from fedlora_hf.aggregation.screening import PartialModules
 from fedlora_hf.commands.collection import bases_of, check_bases, named, read_weights
 from fedlora_hf.commands.summary import print_summary
@@ -58,6 +59,7 @@ def aggregate_adapters(
     require_same_base: bool = False,
     weights: Sequence[str] | None = None,
     options: dict[str, Any] | None = None,
+    device: str = "auto",
 ) -> None:
     """Read the adapters (lazily, module by module), aggregate them, and leave a full output folder.
 
@@ -68,6 +70,7 @@ def aggregate_adapters(
     be read.
     """
     options, chosen, progress = options or {}, method_named(method), Progress()
+    checked_device(device)
     sources = named(adapters)
     check_output(output_dir, "aggregate", [source.folder for source in sources.values() if source.folder is not None])
     counts = _weights(chosen, weights, sources)
@@ -86,6 +89,7 @@ def aggregate_adapters(
         weight_cap=math.inf,  # they are not the clients' claims but what whoever aggregates has chosen
         target_rank=target_rank,
         partial_modules="quarantine" if zero else partial_modules,
+        device=device,
         **options,
     )
     told_options = {**options, "target_rank": target_rank, "weights": counts or None}

@@ -15,6 +15,7 @@ def ask_run(
     question: str,
     *,
     client: Sequence[str] = (),
+    group: Sequence[str] = (),
     everything: bool = False,
     context: str = "",
     system: str = "",
@@ -23,9 +24,9 @@ def ask_run(
     use_cpu: bool = False,
     model_dtype: str | None = None,
 ) -> None:
-    """Print the answer of the global adapter, of the clients', or of all side by side; see `using.asking`."""
+    """Print the answer of the global adapter, of groups' and clients', or of all side by side; see `using.asking`."""
     run = Finished.read(folder)
-    adapters = run.adapters(client, everything)
+    adapters = run.adapters(client, everything, group)
     changes: dict[str, Any] = {"use_cpu": use_cpu} | ({"model_dtype": model_dtype} if model_dtype else {})
     loaded = load(run, base, **changes)
     asked = Question(question, context, system)

@@ -23,6 +23,7 @@ def evaluate_run(
     dataset: Sequence[str],
     *,
     client: Sequence[str] = (),
+    group: Sequence[str] = (),
     everything: bool = False,
     split: str | None = None,
     max_eval_examples: int | None = None,
@@ -47,7 +48,8 @@ def evaluate_run(
         if value is not None and value < least:
             raise ConfigError(f"{name}={value}: must be at least {least}; leave it out for the usual")
     run = Finished.read(folder)
-    adapters = run.adapters(client, everything=True) if client or everything else run.adapters((), True)[:2]
+    some = client or group or everything
+    adapters = run.adapters(client, True, group) if some else run.adapters((), True)[:2]
     loaded = load(run, base, use_cpu=use_cpu)
     source: Any = dataset[0] if len(dataset) == 1 else list(dataset)
     held = read(

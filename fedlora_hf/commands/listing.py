@@ -74,6 +74,8 @@ def _on_a_run(commands: Any, name: str, client: str, several: bool = True) -> ar
     parser.add_argument("folder", metavar="OUT", help="the output folder of train, demo or aggregate")
     more: dict[str, Any] = {"action": "append", "default": []} if several else {}
     parser.add_argument("--client", metavar="ID", help=client, **more)
+    group = "a group's global adapter, where the run found several groups (--clusters auto)"
+    parser.add_argument("--group", metavar="NAME", help=group, **more)
     parser.add_argument(
         "--model_name_or_path", dest="base", metavar="BASE", help="where the base model is, if not where it was"
     )

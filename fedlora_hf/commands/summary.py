@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedlora_hf.aggregation.groups import FIRST
 from fedlora_hf.hub.tables import privacy_told
 from fedlora_hf.numerics.evidence import Kind
 from fedlora_hf.record.record import RunRecord
@@ -34,6 +35,8 @@ def print_summary(record: RunRecord, folder: str, console: Console | None = None
     verdict = record.diagnosis.get("summary")
     if verdict:
         console.print(Text(verdict), soft_wrap=True)
+    if groups := record.diagnosis.get("groups"):
+        console.print(Text(f"groups: {groups}"), soft_wrap=True)
     run = Run.of(record)
     if run.suspicious:
         named = "; ".join(f"{client.title}: {suspicion_of(client)}" for client in run.suspicious[:MAX_SUSPICIOUS])
@@ -75,8 +78,9 @@ def _verdict(record: RunRecord, client: str) -> str:
     if client in record.quarantined:
         return f"quarantined: {record.quarantined[client]}"
     if client not in record.flagged:
-        kept = record.clients[client].get("influence")
-        return "collaborative" if kept is None or kept >= 0.995 else f"collaborative, kept {100 * kept:.0f} %"
+        kept, group = record.clients[client].get("influence"), record.clients[client].get("group", FIRST)
+        told = "collaborative" if group == FIRST else f"collaborative, group {group}"
+        return told if kept is None or kept >= 0.995 else f"{told}, kept {100 * kept:.0f} %"
     usable = {
         kind: item
         for kind, item in record.clients[client]["evidence"].items()

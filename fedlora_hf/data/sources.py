@@ -16,6 +16,7 @@ from fedlora_hf.data.files import SUFFIXES, Records, read_file, suffix_of
 from fedlora_hf.data.say import say
 from fedlora_hf.data.values import Record
 from fedlora_hf.errors import DataError, one_line
+from fedlora_hf.launch.quiet import no_bars_in_logs
 
 # Of a stream without an end in sight, so many records are taken (our choice).
 MAX_STREAMED = 100_000
@@ -129,7 +130,8 @@ def _read_folder(path: Path, split: str | None) -> Table:
 def _read_hub(source: str, split: str | None, revision: str | None) -> Table:
     name, _, configuration = source.partition(":")
     try:
-        loaded = datasets.load_dataset(name, configuration or None, split=split, revision=revision)
+        with no_bars_in_logs():
+            loaded = datasets.load_dataset(name, configuration or None, split=split, revision=revision)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
             f"dataset {source!r}: neither a file or folder here nor a dataset the Hub gives ({one_line(error, 200)}); "

@@ -93,5 +93,7 @@ def _check(args: FederatedConfig) -> None:
             raise ConfigError(f"{name} is set: not there on Flower, whose clients are elsewhere; leave it out")
     if args.functional_judges not in (0, "auto"):
         raise ConfigError(f"functional_judges={args.functional_judges}: clients' data are not here; leave it out")
+    if args.clusters != "1":
+        raise ConfigError(f"clusters={args.clusters}: a Flower run has one global adapter for all; leave it out")
     if (args.resume_from or "").startswith("hub:"):
         raise ConfigError(f"resume_from={args.resume_from!r}: a Flower run resumes from its output folder; use 'last'")

@@ -40,6 +40,7 @@ from fedlora_hf.training.personal import Choice
 from fedlora_hf.training.stages import FACTORS, personal_stage
 from fedlora_hf.update import AdapterState, ClientUpdate
 from fedlora_hf.util.seeding import derive_seed
+from fedlora_hf.util.stopwatch import part
 
 logger = logging.getLogger("flwr")
 
@@ -95,6 +96,7 @@ class FlowerTransport:
 
     # ---- a round -----------------------------------------------------------------------------------------------------
 
+    @part("train")  # the nodes train; the server waits for them
     def train(self, ask: Ask) -> Sent:
         answered = self._answered(ask.run, ask.number)
         asked = [client for client in ask.cohort if client not in answered]
@@ -142,7 +144,8 @@ class FlowerTransport:
                 control = take_tensors(reply.content, SCAFFOLD)
                 check_control(control, self.message_bytes(stage.parts))
                 update = replace(update, control=control)
-            self.store.save(ask.number, update)
+            with part("write"):
+                self.store.save(ask.number, update)
         except (FedLoraError, ValueError, OverflowError) as error:
             reason = one_line(error, 300)
             self.store.fail(ask.number, client, reason)
@@ -222,6 +225,9 @@ class FlowerTransport:
     def final_scores(self, run: Run) -> Mapping[str, Scores]:
         """As they came with the personal adapters: one message asks for both."""
         return {kind: {c: found for c, found in scores.items() if found} for kind, scores in self._final.items()}
+
+    def scorings(self) -> Mapping[str, int]:
+        return {}  # the nodes score
 
     def personalise(
         self, run: Run, members: Sequence[str], refined: Mapping[str, AdapterState], folders: ClientFolders

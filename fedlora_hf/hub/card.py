@@ -67,6 +67,7 @@ def render_card(
             "dataset": _dataset_name(record),
             "local": None,
         },
+        groups=tables.groups(record),
         names=tables.texts(record.data.get("names")),
         wording=tables.wording(record),
         options={name: value for name, value in record.options.items() if name not in ("output_dir", "dataset")},
@@ -94,13 +95,14 @@ def render_card(
 def write_card(folder: str | os.PathLike[str], repo_id: str | None = None) -> Path:
     """Render the card of the output folder `folder` from its run.json, in the place of PEFT's placeholder.
 
-    PEFT's own cards in clients/<id>/ are taken away: they hold nothing but "[More Information Needed]".
+    PEFT's own cards in clients/<id>/ and groups/<name>/ are taken away: they hold nothing but
+    "[More Information Needed]".
     """
     folder = Path(folder)
     record = RunRecord.load(folder)
     figures = sorted(f"report/{path.name}" for path in folder.glob("report/*.png"))
-    if not (folder / "clients").is_symlink():
-        for placeholder in folder.glob(f"clients/*/{NAME}"):
+    for inner in ("clients", "groups"):
+        for placeholder in () if (folder / inner).is_symlink() else folder.glob(f"{inner}/*/{NAME}"):
             if not placeholder.parent.is_symlink():
                 placeholder.unlink()
     path = folder / NAME

@@ -11,6 +11,7 @@ from fedlora_hf.errors import AdapterError, ConfigError
 from fedlora_hf.hub.card import render_card
 from fedlora_hf.hub.public import public_config, public_record
 from fedlora_hf.hub.text import one_line
+from fedlora_hf.record.groups import group_names
 from fedlora_hf.record.record import FILE_NAME, RunRecord
 from fedlora_hf.util.disk import read_regular
 from fedlora_hf.util.names import unfit_reason
@@ -23,7 +24,7 @@ TOKENIZER: tuple[str, ...] = ("tokenizer.json", "tokenizer_config.json", "specia
 TOKENIZER += ("chat_template.jinja", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model")
 _REPORT_FILE = re.compile(r"[A-Za-z0-9][\w.-]*\.(?:png|html)", re.ASCII)
 # What a push owns in a repository, and therefore takes away when the run no longer has it.
-_OWNED = re.compile(rf"clients/.+|report/{_REPORT_FILE.pattern}|{re.escape(SIDE_CAR)}", re.ASCII)
+_OWNED = re.compile(rf"(?:clients|groups)/.+|report/{_REPORT_FILE.pattern}|{re.escape(SIDE_CAR)}", re.ASCII)
 
 Plan = dict[str, Path | bytes]
 
@@ -33,8 +34,8 @@ def make_plan(
 ) -> Plan:
     """{path in the repository: file, or content} of the output folder `folder`.
 
-    The global adapter, the tokenizer, the public part of the record (`public.public_record`), a card rendered from it
-    for `repo_id`.
+    The global adapter and those of further groups of clients, the tokenizer, the public part of the record
+    (`public.public_record`), a card rendered from it for `repo_id`.
     with_clients: client adapters too, never one that was flagged or quarantined, whatever lies on the disk.
     with_client_facts: what the record says of each client, and the report, whose figures show it.
     Raises AdapterError or ConfigError for links, pickled weights, a missing adapter, or an access token inside a text
@@ -42,6 +43,8 @@ def make_plan(
     """
     root = folder.resolve()
     plan: Plan = dict(_adapter(root, PurePosixPath()))
+    for name in sendable_groups(root, record):
+        plan.update(_adapter(root, PurePosixPath("groups", name)))
     clients = sendable_clients(root, record) if with_clients else []
     for client_id in clients:
         plan.update(_adapter(root, PurePosixPath("clients", client_id)))
@@ -71,6 +74,11 @@ def sendable_clients(root: Path, record: RunRecord) -> list[str]:
         and unfit_reason(client_id) is None
         and (root / "clients" / client_id).is_dir()
     )
+
+
+def sendable_groups(root: Path, record: RunRecord) -> list[str]:
+    """The groups of the record besides the first whose adapters lie on disk."""
+    return [name for name in group_names(record) if (root / "groups" / name).is_dir()]
 
 
 def check_weights(path: Path, where: str = "") -> None:

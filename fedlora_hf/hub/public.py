@@ -14,7 +14,7 @@ from fedlora_hf.util.redaction import without_tokens
 # Fields that say nothing of a person, a path or a single client.
 _WHOLE = ("kind", "method", "seed", "method_info", "created", "versions", "adapter", "metrics", "privacy")
 # Of what the aggregation said of the cohort: numbers, and these texts. Lists there name clients.
-_SAID = ("summary",)
+_SAID = ("summary", "groups")
 # Of a module: numbers of the aggregate alone.
 _MODULE = ("rank", "spectrum", "discarded_energy")
 # Of a round, beside counts and means over its clients.
@@ -38,7 +38,7 @@ _WORDS = (
     *("adapter", "aggregation", "pipeline", "task", "partition_by", "weight_by", "client_parallel", "personalise"),
     "bnb_4bit_quant_type",
     *("optim", "lr_scheduler_type", "model_dtype", "target_modules", "lora_init", "chat_template"),
-    *("server_optimizer", "round_lr_scheduler", "activation_dtype", "aggregation_options"),
+    *("clusters", "server_optimizer", "round_lr_scheduler", "activation_dtype", "aggregation_options"),
 )
 _WORD = re.compile(r"[A-Za-z0-9][\w.-]{0,39}", re.ASCII)
 
@@ -113,6 +113,10 @@ def _round(entry: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("cohort", "flagged", "quarantined"):
         if isinstance(entry.get(name), list | Mapping):
             sent[name] = len(entry[name])
+    groups = entry.get("groups")
+    if isinstance(groups, Mapping):  # how many they are, under the names of their adapters' folders
+        told = {name: facts.get("clients") for name, facts in groups.items() if isinstance(facts, Mapping)}
+        sent["groups"] = {name: {"members": len(who)} for name, who in told.items() if isinstance(who, list)}
     for name in _ROUND_MEANS:
         values = entry.get(name)
         found = [value for value in values.values() if _is_number(value)] if isinstance(values, Mapping) else []

@@ -31,7 +31,7 @@ _SOURCE = re.compile(r"(?P<repo>[^@:\s]+)(?:@(?P<revision>[^:\s]+))?(?::(?P<subf
 # What of a run's repository is worth having: the rest stays where it is.
 _RUN_FILE = re.compile(
     rf"{re.escape(FILE_NAME)}"
-    rf"|(?:clients/[^/]+/)?(?:{re.escape(CONFIG)}|{re.escape(WEIGHTS)}|{re.escape(SIDE_CAR)})"
+    rf"|(?:(?:clients|groups)/[^/]+/)?(?:{re.escape(CONFIG)}|{re.escape(WEIGHTS)}|{re.escape(SIDE_CAR)})"
     r"|rounds/(?:[^/]+/)*[^/]+\.(?:json|safetensors)"
 )
 

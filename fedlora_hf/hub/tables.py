@@ -10,6 +10,7 @@ from typing import Any, TypeGuard
 
 from fedlora_hf.hub.text import markdown
 from fedlora_hf.numerics.evidence import Kind
+from fedlora_hf.record.groups import group_names
 from fedlora_hf.record.record import RunRecord
 
 MAX_ROWS = 50
@@ -91,6 +92,17 @@ def plain_items(value: object) -> list[tuple[str, str]]:
         text = ", ".join(number(item) if isinstance(item, float) else str(item) for item in items[:20])
         shown.append((name, text + (" ..." if len(items) > 20 else "")))
     return shown
+
+
+def groups(record: RunRecord) -> list[dict[str, Any]]:
+    """{"name", "clients": how many} of the groups besides the first after the last round, whoever is in them."""
+    told = mapping(record.rounds[-1].get("groups")) if record.rounds else {}
+    found = []
+    for name in group_names(record):
+        facts = mapping(told.get(name))
+        count = facts.get("members", len(sequence(facts.get("clients"))))
+        found.append({"name": name, "clients": count if is_number(count) else 0})
+    return found
 
 
 def results(record: RunRecord) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class Processes:
         """Whether what this process has made of a client is its to write: all have made the same, where together."""
         return self.first or not self.together
 
-    def taken(self, items: Sequence[str]) -> Iterator[str]:
+    def taken(self, items: Sequence[Value]) -> Iterator[Value]:
         """Those of `items`, in their order, that this process works on: each goes to whichever is free next.
 
         Called alike by every process. Where they work together, all items are for all.

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fedlora_hf.numerics import gram
+
 Pair = tuple[Tensor, Tensor]
 
 # Columns that one matrix product handles at a time: wide enough to be fast, narrow enough to stay small.
@@ -90,6 +92,19 @@ def truncate(B: Tensor, A: Tensor, rank: int) -> LowRank:
     return LowRank(*_signed(Q_out @ core.B, core.A @ Q_in.T), core.spectrum, core.discarded)
 
 
+def _truncate_many(B: Tensor, A: Tensor, rank: int) -> LowRank:
+    """`truncate` in float64; of more than FULL_SVD columns the leading part alone, by their Gram matrices where these
+    tell it to 1e-6 of W. The discarded energy is exact either way: all of W's less what was kept."""
+    found = None
+    if A.shape[0] > FULL_SVD and 4 * (rank + gram.SPARE) <= A.shape[0]:
+        found = gram.leading_part(B, A, rank)
+    if found is None:
+        return truncate(B, A, rank)
+    root = found.S.sqrt()
+    lost = max(found.total - float(found.S.square().sum()), 0.0) / found.total
+    return LowRank(*_signed(found.U * root, found.Vh * root[:, None]), found.S, lost)
+
+
 def truncate_dense(W: Tensor, rank: int) -> LowRank:
     """The best approximation of a matrix W (out, in) of at most `rank`; signs as in `truncate`.
 
@@ -107,29 +122,23 @@ def truncate_dense(W: Tensor, rank: int) -> LowRank:
 
 def concatenated(pairs: Sequence[Pair], weights: Sequence[float]) -> Pair:
     """(B, A) of rank n = sum r_k with B A = sum_k weights[k] W_k, float64, in the order of the pairs."""
-    (B, A), rank = pairs[0], sum(A.shape[0] for _, A in pairs)
-    all_B = torch.empty(B.shape[0], rank, dtype=torch.float64, device=A.device)
-    all_A = torch.empty(rank, A.shape[1], dtype=torch.float64, device=A.device)
-    end = 0
-    for (B, A), weight in zip(pairs, weights, strict=True):
-        start, end = end, end + A.shape[0]
-        all_B[:, start:end] = B
-        all_B[:, start:end] *= weight
-        all_A[start:end] = A
-    return all_B, all_A
+    ranks = torch.tensor([A.shape[0] for _, A in pairs])
+    factors = torch.tensor(weights, dtype=torch.float64).repeat_interleave(ranks)
+    B, A = (torch.cat([pair[side] for pair in pairs], dim=1 - side).to(torch.float64) for side in (0, 1))
+    return B.mul_(factors.to(B)), A
 
 
 def mean_truncated(pairs: Sequence[Pair], weights: Sequence[float], rank: int) -> LowRank:
     """sum_k weights[k] W_k, exactly, cut to the best approximation of at most `rank`; float64 inside and out.
 
-    Works on whichever is smaller: the concatenated factors (QR and a small SVD), or, once the total rank n makes
-    them hold more numbers than W itself, n (out + in) > out * in, the sum W. Either is held once, whatever the number
-    of pairs. The order of the pairs is the order of the sum.
+    Works on whichever is smaller: the concatenated factors (QR and a small SVD, or their Gram matrices where n is above
+    FULL_SVD), or, once the total rank n makes them hold more numbers than W itself, n (out + in) > out * in, the sum W.
+    Either is held once, whatever the number of pairs. The order of the pairs is the order of the sum.
     """
     (B, A), ranks = pairs[0], [A.shape[0] for _, A in pairs]
     out, width = B.shape[0], A.shape[1]
     if sum(ranks) * (out + width) <= out * width:
-        return truncate(*concatenated(pairs, weights), rank)
+        return _truncate_many(*concatenated(pairs, weights), rank)
     W = torch.zeros(out, width, dtype=torch.float64, device=A.device)
     step = max(1, CHUNK // max(*ranks, 1))
     for start in range(0, len(pairs), step):

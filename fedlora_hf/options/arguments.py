@@ -109,7 +109,9 @@ LOGGING = {
     **_refused("skip_memory_metrics", "memory is not measured; leave it out"),
 }
 EVALUATION = {
-    **_followed("per_device_eval_batch_size", "of every split that is scored"),
+    **_followed(
+        "per_device_eval_batch_size", "of every split that is scored, for its longest examples; more of shorter ones"
+    ),
     **_followed(
         "eval_strategy eval_steps eval_delay eval_on_start", "counted in rounds: steps and epoch both mean those"
     ),

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +17,21 @@ class AggregationOptions:
     # With `str` in the union a flag's text arrives as it is; `Any` would be called on it, and fail.
     aggregation_options: dict[str, Any] | str | None = option(
         None, "The method's own options: NAME=VALUE ..., or one JSON object; fedlora methods METHOD lists them."
+    )
+    clusters: Literal["1", "auto"] = option(
+        "1",
+        "clair: 1 global adapter, or (auto) one for each group of clients that agree within and not between; clients "
+        "start from their group's. All clients take part in every round. See docs/clair.md.",
+        bound=Bound(lambda c: c in ("1", "auto"), "must be 1 or auto", "1 is one global adapter"),
+        needs={
+            "aggregation": ("clair",),
+            "pipeline": ("none",),
+            "server_optimizer": ("none",),
+            "clients_per_round": (None,),
+            "functional_judges": ("auto", 0),
+            "load_best_model_at_end": (False,),
+        },
+        side="server",
     )
     functional_judges: int | str | None = option(
         "auto",
@@ -60,6 +76,18 @@ class AggregationOptions:
         "Of the server's step: adaptivity of adam, yogi and adagrad.",
         bound=Bound(lambda t: 0 < t < math.inf, "must be a finite number above 0", "1e-3 for instance"),
         needs={"server_optimizer": ("adam", "yogi", "adagrad")},
+        side="server",
+    )
+    aggregation_device: str = option(
+        "auto",
+        "Where updates are combined: cpu, cuda or cuda:n; auto is the training device when it is a GPU with room for "
+        "the clients' factors of one module. Flags are the same on both.",
+        bound=Bound(
+            lambda place: re.fullmatch(r"auto|cpu|cuda(:\d+)?", place) is not None,
+            "must be auto, cpu, cuda or cuda:n",
+            "choose one of these",
+        ),
+        resumable=True,
         side="server",
     )
     weight_by: Literal["examples", "uniform"] = option("examples", "Weights of the clients in a mean.")

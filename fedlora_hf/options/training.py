@@ -205,6 +205,14 @@ class RoundOptions:
         "What several processes share out: the clients of a round, or the batches of each client (data-parallel: a "
         "step has per_device_train_batch_size x gradient_accumulation_steps x processes examples; needed for FSDP).",
     )
+    clients_at_once: int = option(
+        1,
+        "Clients of a round that are trained side by side in one pass over the base, each with an adapter and an "
+        "optimizer of its own; adapters to be compared are scored so too. Worth it on a GPU with a small base.",
+        bound=at_least(1, "1 trains one client after the other"),
+        needs={"client_parallel": ("clients",)},
+        resumable=True,
+    )
     resume_from: str | None = option(
         None,
         "'last' or a round number of output_dir, or hub:user/repo@round-3: go on from that committed round.",

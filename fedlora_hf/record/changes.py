@@ -1,7 +1,7 @@
 """How far clients and the global adapter moved in a round, and how alike the clients' changes are."""
 # SPDX-License-Identifier: Apache-2.0
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,14 +28,17 @@ def component_changes(start: AdapterState, end: AdapterState) -> dict[str, float
 
 
 def compared(
-    updates: Sequence[ClientUpdate], start: AdapterState | None, modules: Iterable[str]
+    updates: Sequence[ClientUpdate],
+    start: AdapterState | None,
+    modules: Iterable[str],
+    starts: Mapping[str, AdapterState] | None = None,
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """({client: norm of its change}, cosines between the changes as the record has them: {} above MAX_SIMILARITY), the
-    modules together."""
-    ids = [u.client_id for u in updates]
+    modules together. starts: {client: what it started from} where that is not `start`."""
+    ids, begun = [u.client_id for u in updates], starts or {}
     if not 1 < len(updates) <= MAX_SIMILARITY:
-        return {u.client_id: change_norm(u, start, modules) for u in updates}, {}
-    products = sum_of_products(updates, start, modules)
+        return {u.client_id: change_norm(u, begun.get(u.client_id, start), modules) for u in updates}, {}
+    products = sum_of_products(updates, start, modules, begun)
     norm = products.diagonal().clamp_min(0).sqrt()
     unit = norm.clamp_min(1e-150)
     cosine = products / (unit[:, None] * unit)
@@ -44,17 +47,24 @@ def compared(
 
 
 def sum_of_products(
-    updates: Sequence[ClientUpdate], start: AdapterState | None, modules: Iterable[str]
+    updates: Sequence[ClientUpdate],
+    start: AdapterState | None,
+    modules: Iterable[str],
+    starts: Mapping[str, AdapterState] | None = None,
 ) -> torch.Tensor:
     """(K, K) inner products of the changes W_k - W_start, from those of the W themselves, which have half the rank."""
-    total = torch.zeros(len(updates), len(updates), dtype=torch.float64)
+    K = len(updates)
+    total = torch.zeros(K, K, dtype=torch.float64)
+    begun = [(starts or {}).get(u.client_id, start) for u in updates]
+    several = list({id(state): state for state in begun if state is not None}.values())
+    place = [K + next((i for i, state in enumerate(several) if state is own), 0) for own in begun]
     for module in modules:
         pairs = [u.state[module].pair() for u in updates]
         if start is None:
             total += lowrank.inner_products(pairs).cpu()
             continue
-        G = lowrank.inner_products([*pairs, start[module].pair()]).cpu()
-        total += G[:-1, :-1] - G[:-1, -1:] - G[-1:, :-1] + G[-1, -1]
+        G = lowrank.inner_products([*pairs, *(state[module].pair() for state in several)]).cpu()
+        total += G[:K, :K] - G[:K, place] - G[place, :K] + G[place][:, place]
     return total
 
 

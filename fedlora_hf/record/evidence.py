@@ -25,8 +25,8 @@ def plain_evidence(
     return plain
 
 
-def past_rounds(record: RunRecord, before: int) -> list[PastRound]:
-    """What the rounds before round `before` found, oldest first, as `aggregate` takes it."""
+def past_rounds(record: RunRecord, before: int, since: int = 0) -> list[PastRound]:
+    """What the rounds from `since` to the one before `before` found, oldest first, as `aggregate` takes it."""
     return [
         PastRound(
             {
@@ -40,5 +40,5 @@ def past_rounds(record: RunRecord, before: int) -> list[PastRound]:
             frozenset(entry["flagged"]),
         )
         for entry in record.rounds
-        if entry["round"] < before and not entry.get("thinned")
+        if since <= entry["round"] < before and not entry.get("thinned")
     ]

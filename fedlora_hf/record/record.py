@@ -35,13 +35,17 @@ class RunRecord:
         "bytes_down", "bytes_stored", "parts", "changed", "seconds", "metrics"}; per-client values are
         {client id: value}; of a round whose updates others judged also "effects" ({id: {"raised", "judges", "change"}}:
         whose loss they raise, of how many, by which share, the median) and "judging" {"judges": {id: examples},
-        "weights", "cost"}. bytes_down: the round's result, sent back; bytes_stored: the parts a client trained itself.
+        "weights", "cost"}; and "groups": {name: {"clients", "since", "within", "between"}} where clients have a
+        global adapter by group; "1" is the first one, whose adapter is the run's. seconds: wall time by part, see
+        `util.stopwatch.PARTS`; they add up to the round's. bytes_down: the round's result, sent back; bytes_stored: the
+        parts a client trained itself.
     flagged: sorted ids of clients whose updates were sound but judged contaminated; quarantined: {id: reason}.
     suspicious: {id: {"kind", "of_line"}}: near the line of a flag in its last round, or beyond it in that round alone.
     clients: {id: {"collaborative", "weight", "influence" (what is left of it, 0 to 1), "claimed_weight",
         "outlier_claim" ("" or the line of the last round), "num_examples", "evidence": {kind: {"score", "threshold"}},
         "metrics": {"before" | "global" | "personalised" | "local": {metric: value}}}}; also "effect", the last
-        round's of "effects", and "contaminated": "kind:strength" of a client that the run contaminated on purpose.
+        round's of "effects", "contaminated": "kind:strength" of a client that the run contaminated on purpose, and
+        "group": the group whose global adapter it starts from.
     modules: {name: {"rank", "spectrum", "discarded_energy"}}.
     metrics: {"before": {"global": {...}}, "after": {"global": {...}, "personalised": {...}}}, means over the
         collaborative clients.
@@ -49,6 +53,8 @@ class RunRecord:
         whose clients add noise; see privacy.account.
     sha256: {"adapter": of the global adapter's weights file, "data": of the tokenised examples, "base": of the base
         model's weights (see `adapter.base_fingerprint`)}, as far as known.
+    scorings: {"taken", "reused"}: how often an adapter was scored on a client's split, and how often that was known
+        already, since the run was last started.
     diagnosis: what the last aggregation said of the whole cohort. similarity: {"ids", "cosine"} between the updates.
     """
 
@@ -74,6 +80,7 @@ class RunRecord:
     similarity: dict[str, Any] = field(default_factory=dict)
     privacy: dict[str, Any] = field(default_factory=dict)
     sha256: dict[str, str] = field(default_factory=dict)
+    scorings: dict[str, int] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> str:
@@ -135,7 +142,7 @@ class RunRecord:
 # What going on from a round reads of its entry, and of a client's.
 _ROUND = {"cohort": list, "flagged": list, "quarantined": dict, "weights": dict, "train_loss": dict, "metrics": dict}
 _ROUND |= {"evidence": dict, "combined_evidence": dict, "seconds": dict}
-_LATER = {"claimed_weights": dict, "outlier_claims": dict, "effects": dict}  # what records had not always
+_LATER = {"claimed_weights": dict, "outlier_claims": dict, "groups": dict, "effects": dict}  # not always there
 _CLIENT = {"collaborative": bool, "evidence": dict, "metrics": dict}
 
 
@@ -159,6 +166,8 @@ def check_complete(record: RunRecord, number: int, where: str) -> None:
         named = [*entry["cohort"], *entry["flagged"], *entry["quarantined"], *entry["weights"], *entry["train_loss"]]
         if not set(map(str, named)) <= set(record.clients):
             raise refuse(f"round {entry['round']}: names clients that the run does not have")
+        if not all(_is_group(name, facts, record.clients) for name, facts in (entry.get("groups") or {}).items()):
+            raise refuse(f"round {entry['round']}: holds groups that are none")
         scores = [item for kind in ("evidence", "combined_evidence") for item in entry[kind].values()]
         values = [*entry["weights"].values(), *entry["train_loss"].values(), *entry["seconds"].values()]
         if not (all(map(_is_evidence, scores)) and all(map(_is_number, values))):
@@ -168,6 +177,14 @@ def check_complete(record: RunRecord, number: int, where: str) -> None:
     for client, facts in record.clients.items():
         if not all(map(_is_metrics, facts["metrics"].values())):
             raise refuse(f"client {client}: metrics that are no numbers, or without a loss")
+
+
+def _is_group(name: str, facts: object, clients: Mapping[str, Any]) -> bool:
+    """A number: {"clients": some of the run's, "since": a round}."""
+    if not (name.isascii() and name.isdecimal() and isinstance(facts, dict) and type(facts.get("since")) is int):
+        return False
+    members = facts.get("clients")
+    return isinstance(members, list) and all(isinstance(member, str) and member in clients for member in members)
 
 
 def _is_metrics(view: object) -> bool:

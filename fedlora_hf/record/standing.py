@@ -13,6 +13,9 @@ def update_standing(record: RunRecord) -> None:
     quarantined: dict[str, str] = {}
     suspicious: dict[str, dict[str, Any]] = {}
     for entry in record.rounds:
+        for name, group in (entry.get("groups") or {}).items():
+            for client in group["clients"]:
+                record.clients[client]["group"] = name
         for client in entry["cohort"]:
             facts = record.clients[client]
             flagged.discard(client)

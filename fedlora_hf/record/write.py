@@ -14,6 +14,7 @@ from fedlora_hf.methods.method import SAID, Method
 from fedlora_hf.numerics.evidence import Evidence
 from fedlora_hf.record.changes import compared, component_changes
 from fedlora_hf.record.evidence import plain_evidence
+from fedlora_hf.record.groups import plain_groups
 from fedlora_hf.record.record import RunRecord, plain, versions
 from fedlora_hf.record.standing import collaborative, update_standing
 from fedlora_hf.record.thinning import thin, thinned_modules
@@ -106,13 +107,14 @@ def add_round(
     functional: Mapping[str, Evidence] | None = None,
     effects: Mapping[str, Mapping[str, float]] | None = None,
     judging: Mapping[str, Any] | None = None,
+    starts: Mapping[str, AdapterState] | None = None,
 ) -> None:
     """Append what a round did, and bring the verdict on every client up to date.
 
     start: the adapter the round began with, None if there was none. message_bytes: what a client sends and is sent;
-    default the whole of what it sent. functional, effects, judging: what others' losses said of whom, and their cost.
+    default all it sent. functional, effects, judging: what others' losses said; starts: {client: its own start}.
     """
-    norms, cosines = compared(updates, start, combined.state)
+    norms, cosines = compared(updates, start, combined.state, starts)
     record.rounds.append(
         {
             "round": number,
@@ -123,9 +125,7 @@ def add_round(
             "quarantined": dict(quarantined),
             "weights": dict(combined.weights),
             "influence": dict(combined.influence),
-            "suspicious": {
-                client: {"kind": kind, "of_line": share} for client, (kind, share) in combined.suspicious.items()
-            },
+            "suspicious": {c: {"kind": kind, "of_line": share} for c, (kind, share) in combined.suspicious.items()},
             "claimed_weights": dict(combined.claimed_weights),
             "outlier_claims": dict(combined.outlier_claims),
             "train_loss": {u.client_id: u.metrics["train_loss"] for u in updates if "train_loss" in u.metrics},
@@ -142,8 +142,9 @@ def add_round(
             "changed": {} if start is None else component_changes(start, combined.state),
             "seconds": dict(seconds),
             "metrics": {},
-            **({"effects": plain(effects), "judging": plain(judging or {})} if effects else {}),
         }
+        | ({"effects": plain(effects), "judging": plain(judging or {})} if effects else {})
+        | ({"groups": plain_groups(combined.groups)} if combined.groups else {})
     )
     record.modules = plain(thinned_modules(combined.modules, len(updates)))
     record.diagnosis = plain(combined.diagnosis)

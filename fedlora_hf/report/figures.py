@@ -74,7 +74,8 @@ FIGURES = (
     ReportFigure(
         "cost",
         "Traffic and time",
-        "Bytes of adapters as they travel, all clients together, and wall-clock seconds.",
+        "Bytes of adapters as they travel, all clients together, and wall-clock seconds, by part where they were "
+        "recorded so.",
         "No bytes or seconds were recorded per round.",
         round_figures.cost,
     ),

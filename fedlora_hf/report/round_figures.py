@@ -1,7 +1,7 @@
 """Figures along the rounds: loss, size of the updates and metrics; what each stage changed; bytes and seconds."""
 # SPDX-License-Identifier: Apache-2.0
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,6 +21,7 @@ from fedlora_hf.report.style import (
 )
 from fedlora_hf.report.view import COHORT, FLAGGED, VIEWS, Round, Run, Values, lower_is_better, metric_order
 from fedlora_hf.report.words import byte_unit
+from fedlora_hf.util.stopwatch import PARTS
 
 _MAX_METRICS = 4
 
@@ -220,9 +221,15 @@ def _dress_cost(axes: Axes, run: Run, theme: Theme) -> None:
         axes.legend(loc="upper left", ncols=2 if theme.narrow else 3, bbox_to_anchor=(-0.02, -0.26), borderaxespad=0)
 
 
+def time_parts(timed: Iterable[Round]) -> list[str]:
+    """The parts that rounds' seconds were recorded of: ours in the order in which they come, then others by name."""
+    found = {part for entry in timed for part in entry.seconds}
+    return [part for part in PARTS if part in found] + sorted(found - set(PARTS))
+
+
 def _seconds_bars(axes: Axes, timed: list[Round], theme: Theme) -> None:
     """One bar a round, its named parts stacked where they were recorded."""
-    parts = sorted({part for entry in timed for part in entry.seconds})
+    parts = time_parts(timed)
     if len(parts) > len(SERIES_MARKERS):
         parts = []
     bottoms = [0.0] * len(timed)

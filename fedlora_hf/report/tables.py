@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from fedlora_hf.record.stage_costs import stage_costs
 from fedlora_hf.report.module_figures import modules
-from fedlora_hf.report.round_figures import round_metrics, stage_change
+from fedlora_hf.report.round_figures import round_metrics, stage_change, time_parts
 from fedlora_hf.report.view import (
     COLLABORATIVE,
     FLAGGED,
@@ -23,6 +23,7 @@ from fedlora_hf.report.view import (
     metric_order,
 )
 from fedlora_hf.report.words import METRICS, bytes_of, figure_of, seconds_of, shortened
+from fedlora_hf.util.stopwatch import PARTS
 
 SIGNS = {COLLABORATIVE: "●", LEFT_OUT: "■", FLAGGED: "▲", QUARANTINED: "✕"}
 _TONES = {COLLABORATIVE: "good", LEFT_OUT: ""}
@@ -61,6 +62,7 @@ def tables(run: Run) -> dict[str, list[Table]]:
         "clients": [metric_table(run)],
         "stages": [stage_table(run), cost_table(run)],
         "spectrum": [module_table(run)],
+        "cost": [time_table(run)],
     }
     return {name: [table for table in group if table.rows] for name, group in found.items()}
 
@@ -73,19 +75,23 @@ def last_first(run: Run) -> list[Client]:
 def client_table(run: Run) -> Table:
     """State, weight, size and evidence of every client."""
     kept = any(client.influence is not None for client in run.clients)
+    several = len({client.group for client in run.clients}) > 1
     rows = []
     for client in last_first(run):
         state = Cell(f"{SIGNS[client.state]} {client.state}", _TONES.get(client.state, "bad"))
         claimed = f" (claimed {figure_of(client.claimed_weight, 3)})" if client.outlier_claim else ""
-        row = [Cell(client.title), state, Cell(figure_of(client.weight, 3) + claimed)]
+        group = [Cell(shortened(client.group))] if several else []
+        row = [Cell(client.title), state, *group, Cell(figure_of(client.weight, 3) + claimed)]
         if kept:
             row.append(Cell("–" if client.influence is None else f"{100 * client.influence:.0f} %"))
         row.append(Cell(figure_of(client.num_examples)))
         rows.append([*row, *(_score(client, kind) for kind in run.kinds)])
     influence = ("influence kept",) if kept else ()
     kinds = [f"{shortened(kind)} (threshold)" for kind in run.kinds]
-    columns = ["client", "state", "weight", *influence, "examples", *kinds]
+    groups = ("group",) if several else ()
+    columns = ["client", "state", *groups, "weight", *influence, "examples", *kinds]
     about = "Weight is a client's share of the global adapter. A score above its threshold, marked ▲, flags a client."
+    about += " Each group has a global adapter of its own, and is judged by itself." if several else ""
     return Table("Every client in numbers", columns, rows, frozenset({0, 1}), about)
 
 
@@ -190,6 +196,22 @@ def cost_table(run: Run) -> Table:
     columns = ["stage", "rounds", "trains", "sends", "is sent", "keeps", "moved"]
     several = rows if len(rows) > 1 else []
     return Table("What every stage cost", columns, several, frozenset({0, 2, 6}), about)
+
+
+def time_table(run: Run) -> Table:
+    """Wall time of all rounds by part, one row a part; nothing where it was not recorded by part."""
+    timed = [entry for entry in run.rounds if entry.seconds]
+    parts = [(part, sum(entry.seconds.get(part, 0.0) for entry in timed)) for part in time_parts(timed) if part]
+    whole = sum(seconds for _, seconds in parts)
+    if not whole > 0:
+        return Table("Time by part", [], [])
+    rows = [
+        [Cell(shortened(part)), Cell(seconds_of(s)), Cell(f"{100 * s / whole:.0f} %"), Cell(PARTS.get(part, "–"))]
+        for part, s in parts
+    ]
+    longest, most = max(parts, key=lambda item: item[1])
+    about = f"Of {seconds_of(whole)} that the rounds took, {100 * most / whole:.0f} % went into {shortened(longest)}."
+    return Table("Time by part", ["part", "time", "share", "what it is"], rows, frozenset({0, 3}), about)
 
 
 def module_table(run: Run) -> Table:

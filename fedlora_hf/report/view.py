@@ -104,6 +104,7 @@ class Client:
     effect: tuple[int, int, float] | None
     metrics: dict[str, Values]
     name: str = ""
+    group: str = ""
 
     @property
     def title(self) -> str:
@@ -239,6 +240,7 @@ def _clients(record: RunRecord) -> list[Client]:
                 reason=str(record.quarantined.get(client_id, "")),
                 weight=number(entry.get("weight")),
                 influence=number(entry.get("influence")),
+                group=str(entry.get("group", "")),
                 suspicion=near if state == COLLABORATIVE else None,
                 num_examples=number(entry.get("num_examples")),
                 claimed_weight=number(entry.get("claimed_weight")),

@@ -7,6 +7,7 @@ from fedlora_hf.hub import fetch_run, parse_source
 from fedlora_hf.launch.processes import Processes
 from fedlora_hf.record.record import RunRecord
 from fedlora_hf.rounds.federation import Federation
+from fedlora_hf.rounds.groups import read_groups
 from fedlora_hf.rounds.output import check_overwrite
 
 
@@ -39,5 +40,5 @@ def adopted(source: str, federation: Federation, processes: Processes, now: RunR
         if processes.first:
             check_overwrite(args.output_dir, store)
             store.clear()
-            store.adopt(len(record.rounds), read_adapter(folder)[0], record)
+            store.adopt(len(record.rounds), read_adapter(folder)[0], record, read_groups(folder))
     return str(len(record.rounds))

@@ -4,7 +4,6 @@ It knows no model and no data, so it is the same whether clients are trained in 
 """
 # SPDX-License-Identifier: Apache-2.0
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
@@ -14,23 +13,28 @@ from torch import Tensor
 
 from fedlora_hf.aggregation import aggregate
 from fedlora_hf.aggregation.attacks import ATTACKS
+from fedlora_hf.aggregation.groups import aggregate_groups
 from fedlora_hf.aggregation.partial import mean_of_trained
+from fedlora_hf.aggregation.ranks import cut_to
 from fedlora_hf.aggregation.server_optimizer import space_of, stepped
 from fedlora_hf.errors import RoundError
 from fedlora_hf.methods.method import Method
+from fedlora_hf.methods.settings import method_options
 from fedlora_hf.record.changes import component_changes
 from fedlora_hf.record.evidence import past_rounds
+from fedlora_hf.record.groups import standing_groups
 from fedlora_hf.record.record import RunRecord
 from fedlora_hf.record.standing import last_rounds, needed_updates
 from fedlora_hf.record.write import add_round
 from fedlora_hf.rounds.limits import check_suspects
+from fedlora_hf.rounds.outcome import Outcome, Start
 from fedlora_hf.rounds.rehearsal import rehearsed
 from fedlora_hf.rounds.residual import grown, split
 from fedlora_hf.rounds.store import RoundStore
 from fedlora_hf.training.control import Controls, next_server
 from fedlora_hf.training.personal import Choice, with_kept
 from fedlora_hf.training.stages import Stage, StageName, personal_stage, round_stage
-from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, compressed, fitted, state_sum
+from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, compressed, state_sum
 from fedlora_hf.util.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -42,38 +46,21 @@ OPTIMIZER, SCAFFOLD = "optimizer/", "scaffold/"  # how names of what the server 
 
 @dataclass
 class Run:
-    """Where a run stands: the last committed round, the global adapter after it, the record, the personal adapters."""
+    """Where a run stands: the last committed round, the global adapter after it, the record, the personal adapters.
+
+    groups: {name: its global adapter} where clients were found to be of several groups; the first one's is `state`.
+    """
 
     round: int
     state: AdapterState
     record: RunRecord
     personalised: Mapping[str, AdapterState] = field(default_factory=dict)
+    groups: Mapping[str, AdapterState] = field(default_factory=dict)
 
-
-@dataclass(frozen=True, eq=False)
-class Start:
-    """What a client starts a round from. frozen: an adapter that stands frozen under the trained one (None: none)."""
-
-    state: AdapterState
-    frozen: AdapterState | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What a round's updates come to, before anything is changed.
-
-    state: the next global adapter. start: the adapter that the clients' updates are compared with. usable: the updates
-    it rests on, flagged ones among them. quarantined: {client: reason}, those that failed included.
-    memory: what the server remembers after the round: its optimizer's state, SCAFFOLD's control variate.
-    """
-
-    state: AdapterState
-    start: AdapterState
-    combined: Aggregate
-    usable: Sequence[ClientUpdate]
-    quarantined: Mapping[str, str]
-    seconds: float
-    memory: Mapping[str, Tensor] = field(default_factory=dict)
+    def global_of(self, client_id: str) -> AdapterState:
+        """The global adapter that a client starts from: its group's, where there are several."""
+        group = self.record.clients.get(client_id, {}).get("group")
+        return self.groups.get(str(group), self.state)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +92,8 @@ class Federation:
         if self.method.residual:
             return Start(*split(run.state, self.initial))
         own = self.last_update(run.record, client_id) if self.method.keeps else None
-        return Start(run.state if own is None else with_kept(run.state, own.state, self.method.keeps))
+        start = run.global_of(client_id)
+        return Start(start if own is None else with_kept(start, own.state, self.method.keeps))
 
     def controls(self, run: Run, client_id: str) -> Controls | None:
         """SCAFFOLD's control variates for a client's next round; None where the run is not SCAFFOLD's."""
@@ -149,8 +137,28 @@ class Federation:
         if not updates:
             reason = self.store.failure(number, cohort[0])
             raise RoundError(f"round {number}: all {len(cohort)} clients failed; {cohort[0]!r} with: {reason}")
+        if self.args.clusters == "auto":
+            return self._by_group(record, number, updates)
         past, functional = past_rounds(record, number), self.store.functional(number).evidence
         return self._aggregated(updates, number, past=past, functional=functional)
+
+    def _by_group(self, record: RunRecord, number: int, updates: Sequence[ClientUpdate]) -> Aggregate:
+        """The same where every group of clients that agree has a global adapter of its own."""
+        states = self.store.groups(number - 1) if number > 1 else {}
+        standing = standing_groups(record, number, self._reference(number), states)
+        options = self._options(self.method.name)
+
+        def rule(
+            updates: Sequence[ClientUpdate], *, method: str, reference: AdapterState | None, since: int
+        ) -> Aggregate:
+            past = past_rounds(record, number, since)
+            return self._aggregated(updates, number, method, reference=reference, past=past)
+
+        return aggregate_groups(updates, standing, number, rule, method_options(self.method, **options))
+
+    def _options(self, method: str) -> dict[str, Any]:
+        """The method's own options; none for a method that stands in for the run's."""
+        return cast(dict[str, Any], self.args.aggregation_options) if method == self.args.aggregation else {}
 
     def updates(self, number: int, cohort: Sequence[str]) -> list[ClientUpdate]:
         """A round's updates as they reached the server: what the clients sent or, in a rehearsal, what attackers who
@@ -173,26 +181,30 @@ class Federation:
         state = self.store.state(number - 1)
         return split(state, self.initial)[0] if self.method.residual else state
 
-    def _aggregated(self, updates: Sequence[ClientUpdate], number: int, **more: Any) -> Aggregate:
+    def _aggregated(
+        self, updates: Sequence[ClientUpdate], number: int, method: str | None = None, **more: Any
+    ) -> Aggregate:
+        """method: another than the run's. more: arguments of `aggregate`."""
+        method, place = method or self.args.aggregation, self.args.aggregation_device
+        more.setdefault("reference", self._reference(number))
         combined = aggregate(
             updates,
-            self.args.aggregation,
+            method,
             weight_by=self.args.weight_by,
             weight_cap=self.args.weight_cap,
             target_rank=None if self.method.restarts or self.method.residual else self.rank,
-            reference=self._reference(number),
             server=self.store.server_update(number),
+            device="cpu" if self.args.use_cpu and place == "auto" else place,
             **more,
-            **cast(dict[str, Any], self.args.aggregation_options),
+            **self._options(method),
         )
         ranks = {module: factors.rank for module, factors in self.initial.items()}
         uneven = len(set(ranks.values())) > 1 and not (self.method.restarts or self.method.residual)
-        return _fitted(combined, ranks) if uneven else combined
+        return cut_to(combined, ranks) if uneven else combined
 
     def outcome(self, run: Run, number: int, cohort: Sequence[str]) -> Outcome:
         """What the open round's updates come to; RoundError when too few of them can be used, StoppedError
         when more are suspect than `max_suspects`."""
-        began = time.perf_counter()
         combined = self.combined(run.record, number, cohort)
         failures = {client: reason for client in cohort if (reason := self.store.failure(number, client))}
         quarantined = dict(sorted({**failures, **combined.quarantined}.items()))
@@ -213,7 +225,7 @@ class Federation:
                 state = compressed(state_sum(run.state, combined.state))
         elif self.method.residual:
             start, state = split(run.state, self.initial)[0], grown(run.state, combined.state, self.initial)
-        return Outcome(state, start, combined, usable, quarantined, time.perf_counter() - began, memory)
+        return Outcome(state, start, combined, usable, quarantined, memory)
 
     def _stepped(self, run: Run, number: int, combined: Aggregate) -> tuple[Aggregate, Mapping[str, Tensor]]:
         """The aggregate after the server optimizer's step, and the optimizer's state; in federated rounds alone."""
@@ -260,8 +272,7 @@ class Federation:
     ) -> None:
         """Write the round's entry into the record and commit the round.
 
-        seconds: that training took ("train"), and judging. message_bytes: what a client sends and is sent. facts: more
-        for the round's entry.
+        seconds: of the round's parts so far. message_bytes: what a client sends and is sent. facts: for its entry.
         """
         judged = self.store.functional(number)
         add_round(
@@ -272,14 +283,16 @@ class Federation:
             outcome.combined,
             outcome.quarantined,
             outcome.start,
-            {**seconds, "aggregate": outcome.seconds},
+            seconds,
             stage=self.stage(number).name,
             message_bytes=message_bytes,
             functional=judged.evidence,
             effects={client: asdict(effect) for client, effect in judged.effects.items()},
             judging=judged.facts,
+            starts={client: run.global_of(client) for client in cohort} if run.groups else {},
         )
         run.record.rounds[-1] |= dict(facts)
+        self.store.save_groups(number, {name: group.state for name, group in outcome.combined.groups.items()})
         self.store.commit(number, outcome.state, run.record, outcome.memory)
         needed = needed_updates(run.record, self.args.keep_rounds)
         # What a client learned stands on the global adapter of the round before, where rounds restart.
@@ -287,15 +300,15 @@ class Federation:
         self.store.prune(self.args.keep_rounds, needed, bases)
 
     def commit_on_server(
-        self, run: Run, number: int, update: ClientUpdate, *, seconds: float, facts: Mapping[str, Any]
+        self, run: Run, number: int, update: ClientUpdate, *, seconds: Mapping[str, float], facts: Mapping[str, Any]
     ) -> None:
         """Commit a round that was trained on the server's own data: the update is the new global adapter.
 
-        seconds: that training took. facts: as for `commit`.
+        seconds, facts: as for `commit`.
         """
         combined = Aggregate(update.state, modules=run.record.modules, diagnosis=run.record.diagnosis)
-        name, times = self.stage(number).name, {"train": seconds}
-        add_round(run.record, number, [], [update], combined, {}, run.state, times, stage=name)
+        name = self.stage(number).name
+        add_round(run.record, number, [], [update], combined, {}, run.state, seconds, stage=name)
         run.record.rounds[-1] |= {"bytes_up": {}, **facts}
         self.store.open(number)
         self.store.commit(number, update.state, run.record)
@@ -326,15 +339,3 @@ class Federation:
         if all(self.store.kept(run.round, client) is None for client in came):
             return {}
         return self.combined(run.record, run.round, cohort).personalised
-
-
-def _fitted(combined: Aggregate, ranks: Mapping[str, int]) -> Aggregate:
-    """The aggregate with each module cut to the rank it has in the model (a rank_pattern), and that said of it."""
-    state, modules = fitted(combined.state, ranks), dict(combined.modules)
-    for module, facts in modules.items():
-        before, after = combined.state[module], state[module]
-        if after.rank < before.rank:
-            lost, kept = (before - after).norm() ** 2, facts.get("discarded_energy", 0.0)
-            share = lost / (before.norm() ** 2 or 1.0)
-            modules[module] = {**facts, "rank": after.rank, "discarded_energy": kept + (1 - kept) * share}
-    return replace(combined, state=state, modules=modules)

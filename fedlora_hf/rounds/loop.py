@@ -7,7 +7,6 @@ it is used: after each commit the loop goes on from what it reads back.
 # SPDX-License-Identifier: Apache-2.0
 
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -28,6 +27,7 @@ from fedlora_hf.training.stages import total_rounds
 from fedlora_hf.util.disk import sweep
 from fedlora_hf.util.lock import one_writer
 from fedlora_hf.util.progress import Progress
+from fedlora_hf.util.stopwatch import Stopwatch, part, timed
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class RoundLoop:
             state = self.store.state(number)
             if reason := unlike(state, self.federation.initial):
                 raise RecordError(f"{self.store.folder / str(number)}: {reason}; its adapter is not of this model")
-            self.run = Run(number, state, earlier)
+            self.run = Run(number, state, earlier, groups=self.store.groups(number))
         self._begun = True
 
     def _new_run(self) -> Run:
@@ -126,19 +126,24 @@ class RoundLoop:
 
     def round(self, number: int) -> None:
         """One round: train the cohort, look at the updates, aggregate, commit."""
-        began, federation = time.perf_counter(), self.federation
+        with timed() as watch:
+            self._round(number, watch)
+
+    def _round(self, number: int, watch: Stopwatch) -> None:
+        federation = self.federation
         self.watcher.round_begins(number)
         present = self.transport.present(self.run, number)
         ask = Ask(number, federation.stage(number), federation.cohort(number, present), self.run)
         if ask.stage.on_server:
-            self._server_round(ask, began)
-        elif not self._client_round(ask, began):
+            self._server_round(ask, watch)
+        elif not self._client_round(ask, watch):
             self.progress.say(f"stopped in round {number}: it is not committed, and --resume_from last goes on with it")
             return
-        self.run = Run(number, self.store.state(number), self.store.record(number))
-        self._after(number)
+        state, record, groups = self.store.state(number), self.store.record(number), self.store.groups(number)
+        self.run = Run(number, state, record, groups=groups)
+        self._after(number, watch)
 
-    def _client_round(self, ask: Ask, began: float) -> bool:
+    def _client_round(self, ask: Ask, watch: Stopwatch) -> bool:
         """A round on the clients' data: nothing is changed before all that can be refused has been looked at.
 
         False when the run was stopped in the middle of it.
@@ -149,31 +154,32 @@ class RoundLoop:
         sent = self.transport.train(ask)
         if not sent.complete:
             return False
-        judged = self._judge(ask) if self.args.judged else {}
+        if self.args.judged:
+            with part("judge"):
+                self._judge(ask)
         with self.processes.all_or_none():
             if federation.method.needs_server:
-                self._train_server(ask)
+                with part("train"):
+                    self._train_server(ask)
             if self.processes.first:
-                seconds = {"train": time.perf_counter() - began - judged.get("judge", 0.0), **judged}
-                outcome = federation.outcome(run, number, cohort)
+                with part("aggregate"):
+                    outcome = federation.outcome(run, number, cohort)
                 facts = {**sent.facts, **federation.stage_facts(number, cohort, self.transport.message_bytes)}
-                federation.commit(
-                    run, number, cohort, outcome, seconds=seconds, message_bytes=sent.message_bytes, facts=facts
-                )
+                seconds = watch.read()
+                with part("write"):
+                    federation.commit(
+                        run, number, cohort, outcome, seconds=seconds, message_bytes=sent.message_bytes, facts=facts
+                    )
         return True
 
-    def _judge(self, ask: Ask) -> dict[str, float]:
-        """Take functional evidence on the open round's updates and leave it beside them; {"judge": seconds of it}."""
-        began = time.perf_counter()
+    def _judge(self, ask: Ask) -> None:
+        """Take functional evidence on the open round's updates and leave it beside them."""
         if self.store.functional(ask.number).evidence:
-            return {}
+            return
         found = self.transport.judge(ask)
-        if found is None:
-            return {}
         with self.processes.all_or_none():
-            if self.processes.first:
+            if found is not None and self.processes.first:
                 self.store.note_functional(ask.number, found)
-        return {"judge": time.perf_counter() - began}
 
     def _train_server(self, ask: Ask) -> None:
         """Train on the server's own data, as a client would, what the method compares clients with."""
@@ -183,38 +189,46 @@ class RoundLoop:
             if self.processes.first:
                 self.store.save_server(ask.number, update)
 
-    def _server_round(self, ask: Ask, began: float) -> None:
+    def _server_round(self, ask: Ask, watch: Stopwatch) -> None:
         """A round of the global stage on the server's own data: its result is the new global adapter."""
         with self.processes.all_or_none():
             if self.processes.first or self.processes.together:
-                update, facts = self.transport.train_on_server(ask)
+                with part("train"):
+                    update, facts = self.transport.train_on_server(ask)
                 facts = {**facts, **self.federation.stage_facts(ask.number, [], self.transport.message_bytes)}
                 if self.processes.first:
-                    seconds = time.perf_counter() - began
-                    self.federation.commit_on_server(ask.run, ask.number, update, seconds=seconds, facts=facts)
+                    seconds = watch.read()
+                    with part("write"):
+                        self.federation.commit_on_server(ask.run, ask.number, update, seconds=seconds, facts=facts)
 
-    def _after(self, number: int) -> None:
+    def _after(self, number: int, watch: Stopwatch) -> None:
         """What follows a committed round: its metrics, a push, a word to whoever watches."""
         entry = self.run.record.rounds[-1]
         if self.watcher.wants_scores(number):
             self.score_round()
         with self.processes.all_or_none():
             if self.processes.first and self.publisher.pushes_rounds:
-                self.write(str(self.args.output_dir), report=False)
-                self.publisher.round(number)
+                with part("write"):
+                    self.write(str(self.args.output_dir), report=False)
+                    self.publisher.round(number)
+        entry["seconds"] = watch.read()
         self.watcher.round_ended(entry)
+        entry["seconds"] = watch.read()  # with what the watcher asked for; on disk with the next round
 
     def score_round(self) -> None:
         """Put the metrics of the global adapter after the last round into that round's entry, on disk too."""
         run = self.run
-        run.record.rounds[-1]["metrics"] = {"global": mean_over_collaborative(run.record, self.transport.score(run))}
+        with part("score"):
+            scores = self.transport.score(run)
+        run.record.rounds[-1]["metrics"] = {"global": mean_over_collaborative(run.record, scores)}
         self.amend()
 
     def amend(self) -> None:
         """Write the record of the last round again, with what was added to it."""
         with self.processes.all_or_none():
             if self.processes.first:
-                self.store.amend(self.run.round, self.run.record)
+                with part("write"):
+                    self.store.amend(self.run.round, self.run.record)
 
     # ---- the end -----------------------------------------------------------------------------------------------------
 
@@ -241,6 +255,7 @@ class RoundLoop:
             add_metrics(record, "global", {client: found for client, found in first.items() if found}, "before")
         for kind, scores in self.transport.final_scores(self.run).items():
             add_metrics(record, kind, scores)
+        record.scorings = dict(self.transport.scorings())
 
     def write(self, folder: str, *, report: bool = True) -> None:
         """Write the global adapter, run.json, the card and, unless told not to, the report.
@@ -250,4 +265,4 @@ class RoundLoop:
         check_output(folder, self.run.record.kind)
         if not self._begun:
             check_no_less(folder, self.run.round)
-        write_run(folder, self.run.state, self.store.config, self.run.record, report=report)
+        write_run(folder, self.run.state, self.store.config, self.run.record, self.run.groups, report=report)

@@ -11,6 +11,7 @@ from fedlora_hf.errors import ConfigError, RecordError
 from fedlora_hf.hub import write_card
 from fedlora_hf.record.record import RunRecord
 from fedlora_hf.report import write_report
+from fedlora_hf.rounds.groups import write_groups
 from fedlora_hf.rounds.store import RoundStore
 from fedlora_hf.update import AdapterState
 from fedlora_hf.util.disk import remove_tree
@@ -54,12 +55,15 @@ def write_run(
     state: AdapterState,
     config: Mapping[str, Any],
     record: RunRecord,
+    groups: Mapping[str, AdapterState] | None = None,
     *,
     report: bool = True,
 ) -> None:
-    """Write the global adapter, run.json, the report (unless told not to) and the card, each file whole or not."""
+    """Write the global adapter, those of further groups, run.json, the report (unless told not to) and the card, each
+    file whole or not."""
     folder = Path(folder)
     write_adapter(folder, state, config)
+    write_groups(folder, groups or {}, config)
     record.sha256["adapter"] = file_sha256(folder / WEIGHTS)
     record.save(folder)
     if report:

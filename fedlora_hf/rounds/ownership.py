@@ -12,7 +12,7 @@ from fedlora_hf.util.lock import LOCK
 
 # What a run writes, and therefore replaces, in its output folder.
 WRITTEN = ("adapter_config.json", "adapter_model.safetensors", "dirmag_config.json", "README.md", FILE_NAME)
-REPLACED = ("clients", "rounds", "report")
+REPLACED = ("clients", "groups", "rounds", "report")
 _ROUND = re.compile(r"[1-9][0-9]{0,8}|\.open-[1-9][0-9]{0,8}|\..*\.(?:tmp|gone)")
 
 

@@ -16,17 +16,17 @@ from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from fedlora_hf.adapter.files import read_adapter, write_adapter
-from fedlora_hf.aggregation.soundness import unsound, unsound_state
+from fedlora_hf.aggregation.soundness import unsound_state
 from fedlora_hf.errors import AdapterError, ConfigError, FedLoraError, RecordError, StorageError, one_line
 from fedlora_hf.record.record import FILE_NAME, RunRecord, check_complete
 from fedlora_hf.rounds.functional_file import read_functional, write_functional
+from fedlora_hf.rounds.groups import GROUPS, read_groups, write_groups
 from fedlora_hf.rounds.judges import Functional
+from fedlora_hf.rounds.memory import read_tensors
 from fedlora_hf.update import AdapterState, ClientUpdate
 from fedlora_hf.util.disk import read_json, remove_tree, sweep, sync, within, write_atomically
 from fedlora_hf.util.sums import changed_file, write_sums
@@ -66,8 +66,9 @@ class RoundStore:
                     return f"{self.folder / str(earlier)}: {reason}"
             check_complete(self.record(number), number, str(place))
             self.memory(number)
-            if reason := unsound_state(self.state(number)):
-                return f"{place}: {reason}"
+            for state in (self.state(number), *self.groups(number).values()):
+                if reason := unsound_state(state):
+                    return f"{place}: {reason}"
             for client_id in _names(within(self.folder, str(number), "clients")):
                 if not (self.folder / str(number) / "clients" / client_id / FAILURE).is_file():
                     self.update(number, client_id)
@@ -144,6 +145,14 @@ class RoundStore:
         except (AdapterError, RecordError, StorageError):
             return None
 
+    def save_groups(self, number: int, states: Mapping[str, AdapterState]) -> None:
+        """Put the groups' global adapters into the open round; the first one's is the round's own."""
+        write_groups(self._open(number), states, self.config)
+
+    def groups(self, number: int) -> dict[str, AdapterState]:
+        """{name: its global adapter} of the groups besides the first after a committed round, read lazily."""
+        return read_groups(self.folder / str(number))
+
     def save(self, number: int, update: ClientUpdate, optimizer: bytes = b"") -> ClientUpdate:
         """Put a client's update into the open round; what comes back reads it from disk.
 
@@ -172,9 +181,10 @@ class RoundStore:
         """The client's update of a committed round, or None where it is not here (the round came from the Hub)."""
         return self.update(number, client_id) if (self._place(number) / "clients" / client_id).is_dir() else None
 
-    def adopt(self, number: int, state: AdapterState, record: RunRecord) -> None:
+    def adopt(self, number: int, state: AdapterState, record: RunRecord, groups: Mapping[str, AdapterState]) -> None:
         """Commit a round that was run elsewhere."""
         self.open(number)
+        self.save_groups(number, groups)
         self.commit(number, state, record)
 
     def open(self, number: int, record: RunRecord | None = None) -> None:
@@ -209,11 +219,11 @@ class RoundStore:
 
     def memory(self, number: int) -> dict[str, Tensor]:
         """What the server remembers after a committed round, named tensors; {} for nothing."""
-        return _tensors(self.folder / str(number) / MEMORY)
+        return read_tensors(self.folder / str(number) / MEMORY)
 
     def control(self, number: int, client_id: str) -> dict[str, Tensor]:
         """The control variate that a client left in a round; {} where it left none."""
-        return _tensors(self._place(number) / "clients" / client_id / CONTROL)
+        return read_tensors(self._place(number) / "clients" / client_id / CONTROL)
 
     def save_server(self, number: int, update: ClientUpdate) -> None:
         """Put what was trained on the server's own data into the open round, beside the clients' updates."""
@@ -272,6 +282,7 @@ class RoundStore:
             place = self.folder / str(number)
             remove_tree(place / SERVER)
             remove_tree(place / MEMORY)
+            remove_tree(place / GROUPS)
             clients = within(place, "clients")
             for client in clients.iterdir() if clients.is_dir() else ():
                 if (number, client.name) not in needed:
@@ -314,16 +325,3 @@ def unlike(state: AdapterState, other: AdapterState) -> str | None:
         if state[module].shape != other[module].shape:
             return f"module {module} is {state[module].shape} in one of them and {other[module].shape} in the other"
     return None
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    """The named tensors of a file, finite all of them; {} where there is none."""
-    if not path.is_file() or path.is_symlink():
-        return {}
-    try:
-        found = dict(load_file(path))
-    except (OSError, ValueError, SafetensorError) as error:
-        raise RecordError(f"{path}: not readable ({type(error).__name__}); resume from an earlier round") from None
-    if bad := [name for name, tensor in found.items() if unsound(tensor)]:
-        raise RecordError(f"{path}: {bad[0]} {unsound(found[bad[0]])}; resume from an earlier round")
-    return found

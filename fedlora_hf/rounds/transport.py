@@ -76,6 +76,10 @@ class Transport(Protocol):
     def final_scores(self, run: Run) -> Mapping[str, Scores]:
         """{"global", "personalised": metrics} after the personal adapters were chosen."""
 
+    def scorings(self) -> Mapping[str, int]:
+        """{"taken", "reused"}: how often an adapter was scored on a split, and how often that was known already, since
+        the run was last started; {} where that happens elsewhere."""
+
 
 class Watcher(Protocol):
     """Who is told how the run goes, and may end it after a round."""

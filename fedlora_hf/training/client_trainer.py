@@ -1,7 +1,7 @@
 """One model, many clients' data, no federation yet: trains any client from any adapter, and scores any adapter."""
 # SPDX-License-Identifier: Apache-2.0
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -37,20 +37,21 @@ from fedlora_hf.launch.zero import plain_launch, without_deepspeed
 from fedlora_hf.methods import method_named
 from fedlora_hf.privacy import Privacy
 from fedlora_hf.training.checks import check_construction, check_tokens, told_in_one_line
-from fedlora_hf.training.computed import computed_metrics
 from fedlora_hf.training.control import Controls
-from fedlora_hf.training.local import LocalTraining, local_batches, num_local_steps
-from fedlora_hf.training.personal import Choice, Personal, Source, best, candidates, given, with_kept, with_tuned
+from fedlora_hf.training.local import LocalResult, LocalTraining, local_batches, num_local_steps
+from fedlora_hf.training.lockstep_checks import check_lockstep
+from fedlora_hf.training.personal import Choice, Offer, Personal, Source, best, candidates, given, with_kept, with_tuned
 from fedlora_hf.training.scorer import Scorer
+from fedlora_hf.training.scores import Metrics, Scores
 from fedlora_hf.training.sharding import is_sharded, prepared
+from fedlora_hf.training.side_scores import losses_of_each
 from fedlora_hf.training.stages import Stage, StageName, personal_stage, round_stage
 from fedlora_hf.training.step_log import StepLog
 from fedlora_hf.training.step_trainer import StepTrainer
+from fedlora_hf.training.tested import tested
 from fedlora_hf.update import AdapterState, ClientUpdate, fitted
 from fedlora_hf.util.progress import Progress
 from fedlora_hf.util.seeding import derive_seed
-
-Metrics = dict[str, float]
 
 
 class ClientTrainer(StepTrainer):
@@ -108,6 +109,7 @@ class ClientTrainer(StepTrainer):
         if args.initial_adapter is not None:
             write_initial(self.slot, read_adapter(args.initial_adapter)[0], args.initial_adapter)
         keep_trainable(self.model)
+        check_lockstep(self)
         if args.torch_compile:
             self.model.compile(backend=args.torch_compile_backend or "inductor", mode=args.torch_compile_mode)
         self.step_log = StepLog(args.logging_nan_inf_filter)
@@ -117,6 +119,7 @@ class ClientTrainer(StepTrainer):
         self.initial = self.slot.read()
         self.method = method_named(args.aggregation)
         self.privacy = Privacy.of(args)
+        self.scores = Scores()
         self.scorer = Scorer(
             self.model_wrapped, self.slot, self.data_collator, self.processing_class, args, self.processes
         )
@@ -142,8 +145,16 @@ class ClientTrainer(StepTrainer):
 
     def claim(self, clients: Iterable[str]) -> Iterator[str]:
         """Those of the clients that this process trains: the longest first, each by whichever process is free next."""
+        return self.processes.taken(self._longest_first(clients))
+
+    def claim_groups(self, clients: Iterable[str]) -> Iterator[list[str]]:
+        """The same in groups of `clients_at_once`, which are the same however many processes there are."""
+        ordered, size = self._longest_first(clients), self.args.clients_at_once
+        return self.processes.taken([ordered[first : first + size] for first in range(0, len(ordered), size)])
+
+    def _longest_first(self, clients: Iterable[str]) -> list[str]:
         costs = {c: self.num_local_steps(self.clients[c]) * self.clients[c].train.mean_length for c in clients}
-        return self.processes.taken(shares(costs, 1)[0])
+        return shares(costs, 1)[0]
 
     def num_local_steps(self, data: ClientData) -> int:
         """Local steps of a round on somebody's data."""
@@ -186,7 +197,11 @@ class ClientTrainer(StepTrainer):
             timeout=self.args.client_timeout,
             moments=moments,
         )
-        contaminated = self.args.contaminated.get(client_id)
+        return self.leaving(update, start, stage, seed)
+
+    def leaving(self, update: ClientUpdate, start: AdapterState, stage: Stage, seed: int) -> ClientUpdate:
+        """What of a client's update leaves it: spoilt where a rehearsal says so; clipped, with noise, for privacy."""
+        contaminated = self.args.contaminated.get(update.client_id)
         if contaminated is not None and contaminated.kind in UPDATE_ATTACKS:
             update = replace(update, state=attacked(contaminated, update.state, start, seed, stage.untrained))
         return update if self.privacy is None else self.privacy.applied(update, start, stage.untrained, seed)
@@ -222,42 +237,69 @@ class ClientTrainer(StepTrainer):
         """
         self.slot.train_only(stage.parts)
         self.client_in_training = name
-        share, even = self.processes.share, self.processes.lockstep
-        order = seed if order is None else order
-        batches = local_batches(data.train, self.data_collator, self.args, order, share=share, even=even)
-        pull = {StageName.FEDERATED: self.args.fedprox_mu, StageName.PERSONAL: self.args.personal_proximal_mu}
-        mu = pull.get(stage.name, 0.0)
+        batches = self.batches_of(data, seed if order is None else order)
         steps = self.num_local_steps(data) if steps is None else steps
-        with _learning_rate(self.args, stage.learning_rate):
-            result = LocalTraining(self, batches, steps, seed, mu, controls, timeout, moments).run()
+        with learning_rate(self.args, stage.learning_rate):
+            result = LocalTraining(self, batches, steps, seed, self.pull(stage), controls, timeout, moments).run()
         if self.processes.together:
             self.processes.check_same(self.slot.checksum(), f"the adapter of {name!r} after its local steps")
-        facts = {"train_loss": result.train_loss, "steps": result.steps}
-        # A factor that was not trained is the start's to the bit, which an adapter kept in other parts (dirmag) is not.
-        state = with_kept(self.slot.read(), start, stage.untrained)
-        return ClientUpdate(name, state, data.train.num_examples, facts, result.control)
+        return update_of(name, data, start, stage, self.slot.read(), result)
+
+    def batches_of(self, data: ClientData, order: int) -> Iterator[list[dict[str, Any]]]:
+        """The micro-batches of one step after the other, on somebody's training split, in the order of this seed."""
+        share, even = self.processes.share, self.processes.lockstep
+        return local_batches(data.train, self.data_collator, self.args, order, share=share, even=even)
+
+    def pull(self, stage: Stage) -> float:
+        """The weight of the proximal term in a stage's local steps."""
+        pull = {StageName.FEDERATED: self.args.fedprox_mu, StageName.PERSONAL: self.args.personal_proximal_mu}
+        return pull.get(stage.name, 0.0)
 
     def personal_adapter(
         self, client_id: str, global_state: AdapterState, own: AdapterState | None, refined: AdapterState | None
     ) -> Personal:
         """A client's personal adapter. own: its last update; refined: what the method made for it."""
-        data = self.clients[client_id]
+        found, base = self.chosen(client_id, global_state, own, refined)
+        if not self.args.personal_steps:
+            return found
+        return with_tuned(found, base, lambda state: self.tuned(client_id, state), self.validation_loss(client_id))
 
-        def loss(state: AdapterState) -> float:
-            return self.scorer.metrics(state, data.validation)["loss"]
-
-        if self.args.personalise == "method" or data.validation is None:
+    def chosen(
+        self, client_id: str, global_state: AdapterState, own: AdapterState | None, refined: AdapterState | None
+    ) -> tuple[Personal, Personal]:
+        """(what the client has without steps of its own, what those steps start from)."""
+        validation = self.clients[client_id].validation
+        if self.args.personalise == "method" or validation is None:
             # In the pipeline a client's personal steps start from what is broadcast, not from its own last update.
             found = given(global_state, None if self.args.pipeline != "none" else own, refined)
         else:
-            found = best(candidates(global_state, own, refined, self.rank), loss)
-        if not self.args.personal_steps:
-            return found
+            offered = candidates(global_state, own, refined, self.rank)
+            found = self._best(offered, self.validation_loss(client_id), validation)
         # Ditto's personal model is held to the global one, so it starts there too, whatever was chosen.
-        base = Personal(Choice(Source.GLOBAL), global_state) if self.args.personal_proximal_mu else found
-        return with_tuned(found, base, lambda state: self._tuned(client_id, state), loss)
+        return found, Personal(Choice(Source.GLOBAL), global_state) if self.args.personal_proximal_mu else found
 
-    def _tuned(self, client_id: str, state: AdapterState) -> AdapterState:
+    def validation_loss(self, client_id: str) -> Callable[[AdapterState], float]:
+        """The loss of any adapter on a client's validation split, each scored once."""
+        split = self.clients[client_id].validation
+
+        def loss(state: AdapterState) -> float:
+            metrics = self.scores.once(
+                state, client_id, "validation", lambda: self.scorer.metrics(state, split), (split,)
+            )
+            return metrics["loss"]
+
+        return loss
+
+    def _best(self, offered: Iterable[Offer], loss: Callable[[AdapterState], float], validation: Any) -> Personal:
+        """The best by validation loss: computed and scored one after the other or, for several at once, together."""
+        if self.args.clients_at_once > 1:
+            offered = list(offered)
+            losses = iter(losses_of_each(self.scorer, [state for _, state in offered], validation))
+            self.scores.taken += len(offered)
+            return best(offered, lambda state: next(losses))
+        return best(offered, loss)
+
+    def tuned(self, client_id: str, state: AdapterState) -> AdapterState:
         """`state` after `personal_steps` further local steps of the client."""
         seed, start = derive_seed(self.args.seed, "personal", client_id), fitted(state, slot_ranks(self.slot))
         self.install(start)
@@ -268,17 +310,9 @@ class ClientTrainer(StepTrainer):
     # ---- scores -----------------------------------------------------------------------------------------------------
 
     def test_metrics(self, states: Mapping[str, AdapterState]) -> dict[str, Metrics]:
-        """{client: metrics of its adapter on its test split}, each client evaluated by one process, or by all."""
-        found: dict[str, Metrics] = {}
-        with self.processes.all_or_none():
-            for client_id in self.progress.over(self.assigned(states), "evaluating"):
-                data, state = self.clients[client_id], states[client_id]
-                if data.test is not None:
-                    with self.processes.each_or_none():
-                        found[client_id] = self.scorer.metrics(state, data.test)
-                        found[client_id] |= computed_metrics(self, data.test)
-                        found[client_id] |= self.scorer.answers(state, data.questions)
-        return self.processes.gathered(found)
+        """{client: metrics of its adapter on its test split}, each client evaluated by one process, or by all; what was
+        scored before is not scored again."""
+        return tested(self, states)
 
 
 def _collator(tokenizer: Any) -> Collator:
@@ -286,8 +320,18 @@ def _collator(tokenizer: Any) -> Collator:
     return Collator(pad if pad is not None else 0, 8 if torch.cuda.is_available() else 1)
 
 
+def update_of(
+    name: str, data: ClientData, start: AdapterState, stage: Stage, state: AdapterState, result: LocalResult
+) -> ClientUpdate:
+    """The update that a stage's local steps on `data` came to. state: the adapter after them."""
+    facts = {"train_loss": result.train_loss, "steps": result.steps}
+    # A factor that was not trained is the start's to the bit, which an adapter kept in other parts (dirmag) is not.
+    state = with_kept(state, start, stage.untrained)
+    return ClientUpdate(name, state, data.train.num_examples, facts, result.control)
+
+
 @contextmanager
-def _learning_rate(args: FederatedConfig, rate: float) -> Iterator[None]:
+def learning_rate(args: FederatedConfig, rate: float) -> Iterator[None]:
     """The optimizers made meanwhile have this learning rate."""
     usual, args.learning_rate = args.learning_rate, rate
     try:

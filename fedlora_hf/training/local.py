@@ -25,9 +25,9 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from fedlora_hf.errors import ClientTimeoutError, one_line
 from fedlora_hf.launch.alarm import alarm
-from fedlora_hf.training.control import Controls, Correction
+from fedlora_hf.training.client_steps import ClientSteps
+from fedlora_hf.training.control import Controls
 from fedlora_hf.training.metrics import IGNORED
-from fedlora_hf.training.moments import moments_of, restore
 from fedlora_hf.util.disk import is_disk_trouble
 from fedlora_hf.util.seeding import derive_seed
 
@@ -186,63 +186,38 @@ class LocalTraining:
     began: float = field(default_factory=time.monotonic, init=False)
     step: int = field(default=0, init=False)
 
-    def __post_init__(self) -> None:
-        trained = [parameter for parameter in self.trainer.model_wrapped.parameters() if parameter.requires_grad]
-        self.parameters: list[nn.Parameter] = trained
-        named = self.trainer.model_wrapped.named_parameters()
-        self.correction = None
-        if self.controls is not None:
-            self.correction = Correction(self.controls, [(name, p) for name, p in named if p.requires_grad])
-        self.start = [parameter.detach().clone() for parameter in trained] if self.proximal_mu else []
-
     def run(self) -> LocalResult:
         """Take all the steps; whatever becomes of them, no gradient is left behind."""
         trainer, device = self.trainer, self.trainer.args.device
         total = torch.zeros((), device=device)
         number = trainer.processes.share[0]  # a process with batches of its own needs dropout of its own
+        own = ClientSteps(trainer, self.proximal_mu, self.controls)
         try:
             with (
                 alarm(None if trainer.processes.together else self._rest, self._hangs),
-                trainer.fresh_optimizer(self.steps) as (optimizer, scheduler),
-                torch.random.fork_rng(_cuda_devices(device)),
-                _mode_set_once(trainer.model_wrapped),
+                trainer.optimizers_forgotten(),
+                torch.random.fork_rng(cuda_devices(device)),
+                mode_set_once(trainer.model_wrapped),
             ):
-                if self.moments:
-                    restore(optimizer, self.moments)
+                own.begin(self.steps, self.moments)
                 torch.manual_seed(derive_seed(self.seed, "dropout", *([number] if number else [])))
                 for step in range(1, self.steps + 1):
                     self.step = step
                     trainer.check_stop()
-                    total += self._step(optimizer, scheduler)
+                    total += self._step(own)
                     self._check_time(step)
-                trainer.moments = moments_of(optimizer) if trainer.args.keep_optimizer else b""
+                trainer.moments = own.moments() if trainer.args.keep_optimizer else b""
         finally:
-            for parameter in self.parameters:
-                parameter.grad = None
-        control = {} if self.correction is None else self.correction.variate(self.steps)
-        return LocalResult(float(total) / self.steps, self.steps, control)
+            own.drop_gradients()
+        return LocalResult(float(total) / self.steps, self.steps, own.control(self.steps))
 
-    def _step(self, optimizer: Any, scheduler: Any) -> Tensor:
+    def _step(self, own: ClientSteps) -> Tensor:
         """One optimizer step; its loss."""
-        trainer, args = self.trainer, self.trainer.args
+        trainer = self.trainer
         micro_batches, num_items = trainer.step_batches(self._batches_in_time())
         trainer.step_begins()
-        loss = trainer.processes.add_gradients(self.parameters, partial(trainer.backward, micro_batches, num_items))
-        if self.correction is not None:
-            self.correction.apply()
-        for parameter, origin in zip(self.parameters, self.start, strict=bool(self.start)):
-            if parameter.grad is not None:
-                parameter.grad.add_(parameter.detach() - origin, alpha=self.proximal_mu)
-        norm = None
-        if args.max_grad_norm and args.max_grad_norm > 0:
-            norm = trainer.accelerator.clip_grad_norm_(self.parameters, args.max_grad_norm)
-        rate = scheduler.get_last_lr()[0]
-        trainer.tell("on_pre_optimizer_step")
-        optimizer.step()
-        trainer.tell("on_optimizer_step")
-        scheduler.step()
-        optimizer.zero_grad(set_to_none=True)
-        trainer.step_ended(loss, norm, rate)
+        loss = trainer.processes.add_gradients(own.parameters, partial(trainer.backward, micro_batches, num_items))
+        own.take(loss)
         return loss
 
     def _batches_in_time(self) -> Iterator[list[dict[str, Any]]]:
@@ -292,7 +267,7 @@ def free_memory() -> None:
 
 
 @contextmanager
-def _mode_set_once(model: nn.Module) -> Iterator[None]:
+def mode_set_once(model: nn.Module) -> Iterator[None]:
     """`model.train()` passes at once while the model is in that mode: training_step asks for it at every step, and it
     would walk over all modules. A callback that evaluates changes the mode, and changes it back, as ever."""
     walk = model.train
@@ -304,5 +279,5 @@ def _mode_set_once(model: nn.Module) -> Iterator[None]:
         del model.train
 
 
-def _cuda_devices(device: torch.device) -> list[torch.device]:
+def cuda_devices(device: torch.device) -> list[torch.device]:
     return [device] if device.type == "cuda" else []

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
+from fedlora_hf.training.batches import right_sized
+from fedlora_hf.training.heads import answered_logits
+
 if TYPE_CHECKING:
     from fedlora_hf.launch.processes import Processes
 
@@ -30,29 +33,12 @@ def held_out_metrics(
 
     causal_lm: "loss" (nats per answer token), "perplexity" = exp(loss), "token_accuracy". sequence_classification:
     "loss" (nats per example), "accuracy". Both: "num_items", tokens or examples. {} for an empty dataset.
+    batch_size: examples of the greatest length at a time; see `batches.right_sized`.
     processes: those that work together share out the batches, and all of them get the metrics of the whole.
     """
-    score = _causal_scores if task == "causal_lm" else _class_scores
-    device = next(model.parameters()).device
-    own, idle = shared_batches(len(dataset), batch_size, processes)
-    # A loader without a generator of its own draws from the global one, even when it shuffles nothing.
-    loader: DataLoader[Any] = DataLoader(dataset, batch_sampler=own, collate_fn=collate, generator=torch.Generator())  # type: ignore[arg-type]
-
-    def summed() -> Tensor:
-        total = torch.zeros(3, dtype=torch.float64, device=device)
-        for number, batch in enumerate(loader):
-            scores = score(model, {name: tensor.to(device) for name, tensor in batch.items()})
-            if number < len(own) - idle:
-                total += scores
-        return total
-
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        like = torch.zeros(3, dtype=torch.float64, device=device)
-        total = summed() if processes is None else processes.total(summed, like)
-    model.train(was_training)
-    nats, correct, items = total.tolist()
+    found = row_scores(model, dataset, collate, task=task, batch_size=batch_size, processes=processes)
+    # Examples are added up in the order of the data set, whichever batches and processes they were in.
+    nats, correct, items = found.sum(0).tolist()
     if not items:
         return {}
     loss = nats / items
@@ -66,9 +52,42 @@ def held_out_metrics(
     }
 
 
-def shared_batches(rows: int, batch_size: int, processes: "Processes | None") -> tuple[list[range], int]:
+def row_scores(
+    model: nn.Module,
+    dataset: Any,
+    collate: Callable[[list[Any]], dict[str, Any]],
+    *,
+    task: str,
+    batch_size: int,
+    processes: "Processes | None" = None,
+) -> Tensor:
+    """(rows, 3) in float64: summed loss in nats, right answers, and items of each example by itself; see
+    `held_out_metrics`, whose arguments these are."""
+    score = _causal_scores if task == "causal_lm" else _class_scores
+    device = next(model.parameters()).device
+    own, idle = _share(right_sized(dataset, batch_size), processes)
+    # A loader without a generator of its own draws from the global one, even when it shuffles nothing.
+    loader: DataLoader[Any] = DataLoader(dataset, batch_sampler=own, collate_fn=collate, generator=torch.Generator())
+    like = torch.zeros(3 * len(dataset), dtype=torch.float64, device=device)
+
+    def scored() -> Tensor:
+        rows = torch.zeros_like(like).view(-1, 3)
+        for number, batch in enumerate(loader):
+            scores = score(model, {name: tensor.to(device) for name, tensor in batch.items()})
+            if number < len(own) - idle:
+                rows[torch.tensor(own[number], device=device)] = scores
+        return rows.view(-1)
+
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        found = scored() if processes is None else processes.total(scored, like)
+    model.train(was_training)
+    return found.view(-1, 3)
+
+
+def _share(batches: list[list[int]], processes: "Processes | None") -> tuple[list[list[int]], int]:
     """(the batches of this process, how many at the end only keep it in step with the others and do not count)."""
-    batches = [range(rows)[start : start + batch_size] for start in range(0, rows, batch_size)]
     if processes is None:
         return batches, 0
     number, count = processes.share
@@ -78,36 +97,43 @@ def shared_batches(rows: int, batch_size: int, processes: "Processes | None") ->
 
 
 def _causal_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """(summed negative log-likelihood, correct tokens, tokens) of the answers; position i predicts token i + 1."""
+    """(summed negative log-likelihood, correct tokens, tokens) of each example's answer, (batch, 3); position i
+    predicts token i + 1."""
     labels = batch.pop("labels")[:, 1:]
-    logits = model(**batch).logits[:, :-1]
     answered = labels != IGNORED
-    return _scores(logits[answered], labels[answered])
+    nats, correct = _scores(answered_logits(model, batch, answered), labels[answered])
+    tokens = torch.zeros((3, *answered.shape), dtype=torch.float64, device=nats.device)
+    tokens[:, answered] = torch.stack([nats, correct, torch.ones_like(nats)])
+    return tokens.sum(-1).T
 
 
 def _class_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     labels = batch.pop("labels")
-    return _scores(model(**batch).logits, labels)
+    nats, correct = _scores(model(**batch).logits, labels)
+    return torch.stack([nats, correct, torch.ones_like(nats)], -1)
 
 
-def _scores(logits: Tensor, labels: Tensor) -> Tensor:
-    logits = logits.float()
-    nats = cross_entropy(logits, labels, reduction="sum")
-    return torch.stack([nats, (logits.argmax(-1) == labels).sum(), torch.tensor(labels.numel(), device=nats.device)])
+def _scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(negative log-likelihood, whether the likeliest is right) of each row, in float64."""
+    nats = cross_entropy(logits.float(), labels, reduction="none")
+    return nats.double(), (logits.argmax(-1) == labels).double()
 
 
 def generate_answers(
     model: Any, prompts: Sequence[list[int]], tokenizer: Any, *, max_new_tokens: int, batch_size: int = 8
 ) -> list[str]:
-    """Greedy answers to tokenised prompts, left-padded in batches, cut at the end-of-sequence token."""
-    answers: list[str] = []
+    """Greedy answers to tokenised prompts, in their order; left-padded in batches of like lengths, and cut at the
+    end-of-sequence token."""
+    answers: dict[int, str] = {}
     device = next(model.parameters()).device
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     was_training = model.training
     model.eval()
-    for start in range(0, len(prompts), batch_size):
-        rows = prompts[start : start + batch_size]
-        width = max(len(row) for row in rows)
+    order = sorted(range(len(prompts)), key=lambda place: (-len(prompts[place]), place))
+    for start in range(0, len(order), batch_size):
+        places = order[start : start + batch_size]
+        rows = [prompts[place] for place in places]
+        width = len(rows[0])
         ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
         with torch.no_grad():
@@ -119,9 +145,10 @@ def generate_answers(
                 use_cache=True,
                 pad_token_id=pad,
             )
-        answers += tokenizer.batch_decode(generated[:, width:], skip_special_tokens=True)
+        texts = tokenizer.batch_decode(generated[:, width:], skip_special_tokens=True)
+        answers |= zip(places, texts, strict=True)
     model.train(was_training)
-    return answers
+    return [answers[place] for place in range(len(prompts))]
 
 
 def rouge_l(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:

@@ -2,15 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from fedlora_hf.adapter.slot import AdapterSlot, set_frozen
 from fedlora_hf.launch.processes import Processes
-from fedlora_hf.training.metrics import generate_answers, held_out_metrics, rouge_l
-from fedlora_hf.training.row_losses import row_losses
+from fedlora_hf.training.metrics import generate_answers, held_out_metrics, rouge_l, row_scores
 from fedlora_hf.update import AdapterState
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Scorer:
     def losses(self, state: AdapterState, rows: Sequence[Any], owners: Sequence[str]) -> dict[str, float]:
         """{owner: loss of an adapter on its rows}, of tokenised rows of several clients that are scored together."""
         self.install(state)
-        found = row_losses(
+        found = row_scores(
             self.model,
             rows,
             self.collate,
@@ -67,16 +67,27 @@ class Scorer:
             processes=self.processes,
         )
         sums: dict[str, list[float]] = {owner: [0.0, 0.0] for owner in owners}
-        for owner, (nats, items) in zip(owners, found.tolist(), strict=True):
+        for owner, (nats, _, items) in zip(owners, found.tolist(), strict=True):
             sums[owner][0] += nats
             sums[owner][1] += items
         return {owner: nats / items if items else math.nan for owner, (nats, items) in sums.items()}
 
     def answers(self, state: AdapterState, questions: Any) -> dict[str, float]:
         """{"rouge_l": ...} of greedy answers to raw examples; {} where there are none, or no tokenizer."""
-        if not questions or self.tokenizer is None:
+        return self.answers_of(state, {"": questions}).get("", {})
+
+    def answers_of(self, state: AdapterState, questions: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+        """{client: {"rouge_l": ...}} of one adapter's greedy answers to several clients' questions, which share
+        batches; a client without any is left out, and all are without a tokenizer."""
+        asked = {client: own for client, own in questions.items() if own}
+        if not asked or self.tokenizer is None:
             return {}
         self.install(state)
-        prompts = questions["prompt_ids"][:]
-        answers = generate_answers(self.slot.model, prompts, self.tokenizer, max_new_tokens=self.args.max_new_tokens)
-        return {"rouge_l": rouge_l(answers, questions["references"])}
+        prompts = [prompt for own in asked.values() for prompt in own["prompt_ids"][:]]
+        answers = iter(
+            generate_answers(self.slot.model, prompts, self.tokenizer, max_new_tokens=self.args.max_new_tokens)
+        )
+        return {
+            client: {"rouge_l": rouge_l(list(islice(answers, len(own))), own["references"])}
+            for client, own in asked.items()
+        }

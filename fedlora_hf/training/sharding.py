@@ -54,6 +54,12 @@ def _by_fsdp(accelerator: Accelerator, slot: AdapterSlot) -> nn.Module:
         raise ConfigError(f"fsdp_version={plugin.fsdp_version}: only version 2 can leave adapters whole; {_REMEDY}")
     if plugin.cpu_ram_efficient_loading:
         raise ConfigError(f"fsdp_cpu_ram_efficient_loading=true: would leave the adapters empty; {_REMEDY}")
+    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if accelerator.device.type == "cuda" and here > gpus:
+        raise ConfigError(
+            f"FSDP with {here} processes on {gpus} GPU: activations and weights would be on different devices; start "
+            "one process for each GPU"
+        )
     plugin.ignored_modules = [module.to(accelerator.device) for module in slot.modules()]  # sharding moves the others
     # accelerate shards a model only beside an optimizer; ours are made anew for every client, this one for nothing.
     optimizer = torch.optim.SGD(list(slot.parameters()), lr=0.0)

@@ -24,17 +24,24 @@ class StepTrainer(Trainer):
     client_in_training = ""
     _decay_names: list[str] | None = None
 
-    @contextmanager
-    def fresh_optimizer(self, steps: int) -> Iterator[tuple[Any, Any]]:
-        """A new (optimizer, scheduler) over what is trainable now, for so many steps; none is left afterwards."""
+    def new_optimizer(self, steps: int) -> tuple[Any, Any]:
+        """A new (optimizer, scheduler) over what is trainable now, for so many steps; see `optimizers_forgotten`."""
         self.optimizer = self.lr_scheduler = None
+        optimizer = self.create_optimizer()
+        scheduler = self.create_scheduler(num_training_steps=steps, optimizer=optimizer)
+        if self.accelerator.scaler is not None:
+            self.optimizer = optimizer = self.accelerator.prepare_optimizer(optimizer)
+        return optimizer, scheduler
+
+    def use_optimizer(self, optimizer: Any, scheduler: Any) -> None:
+        """What callbacks are told of from now on."""
+        self.callback_handler.optimizer, self.callback_handler.lr_scheduler = optimizer, scheduler
+
+    @contextmanager
+    def optimizers_forgotten(self) -> Iterator[None]:
+        """None of the optimizers made inside is left afterwards."""
         try:
-            optimizer = self.create_optimizer()
-            scheduler = self.create_scheduler(num_training_steps=steps, optimizer=optimizer)
-            if self.accelerator.scaler is not None:
-                self.optimizer = optimizer = self.accelerator.prepare_optimizer(optimizer)
-            self.callback_handler.optimizer, self.callback_handler.lr_scheduler = optimizer, scheduler
-            yield optimizer, scheduler
+            yield
         finally:
             self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
             # The accelerator would otherwise collect every client's optimizer for as long as the process lives.

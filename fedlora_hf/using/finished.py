@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from fedlora_hf.adapter.files import CONFIG, read_config
+from fedlora_hf.aggregation.groups import FIRST
 from fedlora_hf.errors import ConfigError, RecordError, one_line
+from fedlora_hf.record.groups import group_names
 from fedlora_hf.record.record import RunRecord
+from fedlora_hf.rounds.groups import GROUPS
 from fedlora_hf.rounds.output import CLIENTS
 from fedlora_hf.util.names import unfit_reason
 
@@ -27,7 +30,8 @@ _TASK_TYPES = {
 
 @dataclass(frozen=True)
 class Adapter:
-    """One that can be used. name: "base" (no adapter), "global", or a client's id; folder: None for the base alone."""
+    """One that can be used. name: "base" (no adapter), "global", "group 2", or a client's id; folder: None for the base
+    alone."""
 
     name: str
     folder: Path | None
@@ -78,17 +82,36 @@ class Finished:
         fit = [name for name in names if unfit_reason(name) is None]
         return [name for name in fit if (place / name / CONFIG).is_file()]
 
-    def adapters(self, clients: Sequence[str] = (), everything: bool = False) -> list[Adapter]:
-        """The adapters asked for: the clients' (by id, or by the name a client has in the data), else the global one.
+    @property
+    def groups(self) -> list[str]:
+        """The groups besides the first that have a global adapter of their own here, in order."""
+        place = self.folder / GROUPS
+        known = [] if place.is_symlink() else group_names(self.record)
+        return [name for name in known if (place / name / CONFIG).is_file()]
 
-        everything: the base and the global adapter too and, where no client is named, every client's. Raises
-        ConfigError for a client without a personal adapter here.
+    def adapters(
+        self, clients: Sequence[str] = (), everything: bool = False, groups: Sequence[str] = ()
+    ) -> list[Adapter]:
+        """The adapters asked for: the groups' and clients' (by id, or by the name a client has in the data), else the
+        global one, which is the first group's.
+
+        everything: the base and the global adapters too and, where no client is named, every client's. Raises
+        ConfigError for a client without a personal adapter here, and a group that is not.
         """
-        named = [self._personal(client) for client in clients]
+        named = [*map(self._group, groups), *map(self._personal, clients)]
         whole = Adapter("global", self.folder)
         if not everything:
             return named or [whole]
-        return [BASE, whole, *(named or [self._personal(client) for client in self.clients])]
+        every = [*map(self._group, self.groups), *map(self._personal, self.clients)]
+        return [BASE, whole, *(named or every)]
+
+    def _group(self, name: str) -> Adapter:
+        if name == FIRST:
+            return Adapter("global", self.folder)
+        if name not in self.groups:
+            known = ", ".join([FIRST, *self.groups])
+            raise ConfigError(f"group={one_line(name, 60)!r}: is no group of {self.folder}; known are {known}")
+        return Adapter(f"group {name}", self.folder / GROUPS / name)
 
     def _personal(self, given: str) -> Adapter:
         told = self.record.data.get("names")

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from fedlora_hf.errors import AdapterError, ConfigError
 from fedlora_hf.hub.text import hub_id
+from fedlora_hf.launch.quiet import no_bars_in_logs
+from fedlora_hf.rounds.output import CLIENTS
 from fedlora_hf.using.finished import Adapter, Finished
 from fedlora_hf.using.loaded import Loaded, base_name
 from fedlora_hf.util.disk import write_atomically
@@ -53,7 +55,8 @@ def merge(run: Finished, loaded: Loaded, adapter: Adapter, output_dir: str, dtyp
             "largest); the base may share the adapted weights between layers, use the adapter as it is"
         )
     merged = merged.to(getattr(torch, dtype))
-    merged.save_pretrained(output_dir)
+    with no_bars_in_logs():
+        merged.save_pretrained(output_dir)
     loaded.tokenizer.save_pretrained(output_dir)
     write_atomically(Path(output_dir) / "README.md", card(run, adapter, dtype).encode())
     return error
@@ -64,7 +67,9 @@ def card(run: Finished, adapter: Adapter, dtype: str) -> str:
     base = hub_id(run.record.model, "name_or_path")
     data = {"library_name": "transformers", "tags": ["fedlora_hf", "federated-learning"]}
     data |= {"base_model": base, "base_model_relation": "finetune"} if base else {}
-    whose = "the global adapter" if adapter.name == "global" else f"the personal adapter of `{fit_id(adapter.name)}`"
+    whose = f"the personal adapter of `{fit_id(adapter.name)}`"
+    if adapter.folder is not None and adapter.folder.parent.name != CLIENTS:
+        whose = "the global adapter" + ("" if adapter.name == "global" else f" of {adapter.name}")
     about = (
         f"{base or 'A base model'} with {whose} of a federated run ({run.record.method}, {len(run.record.rounds)} "
         f"rounds) added to its weights in float32 and written in {dtype}. No adapter library is needed to load it."

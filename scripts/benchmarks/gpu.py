@@ -7,7 +7,7 @@
 Each part runs in a process of its own, is ended at twice the seconds it should take, and leaves its rows in `--cache`.
 A part that is there already, of the same card, versions and sizes, is not run again; one that would not fit into what
 is left of `--minutes` waits for the next call, which is said. The csv holds the parts that are done. `--tiny` runs the
-same code on a CPU, in this process, and measures nothing worth keeping. What the parts do: `gpu_parts`.
+same code on a CPU, in this process, and measures nothing worth keeping. What the parts do: `gpu_parts`, `gpu_lockstep`.
 """
 # SPDX-License-Identifier: Apache-2.0
 
@@ -25,7 +25,7 @@ import torch
 from transformers.utils import logging
 
 from scripts import common, python_path
-from scripts.benchmarks import gpu_parts
+from scripts.benchmarks import gpu_lockstep, gpu_parts
 
 
 class Part(NamedTuple):
@@ -37,7 +37,11 @@ class Part(NamedTuple):
 
 PARTS: dict[str, Part] = {
     "client": Part(gpu_parts.client, 120),
-    "aggregation": Part(gpu_parts.aggregation, 100),
+    "scoring": Part(gpu_parts.scoring_of, 40),
+    "aggregation": Part(gpu_parts.aggregation, 80),
+    "robust_aggregation": Part(gpu_parts.robust_aggregation, 60),
+    "lockstep": Part(gpu_lockstep.small, 60),
+    "lockstep_7b": Part(gpu_lockstep.large, 80),
 }
 TINY = {"hidden": 32, "layers": 2, "heads": 2, "vocabulary": 64, "batch": 2, "tokens": 16, "steps": 2, "repeats": 2}
 TINY |= {"rank": 4, "clients": 8}

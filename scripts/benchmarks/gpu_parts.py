@@ -3,13 +3,17 @@
 The model is made on the device in bfloat16 with random weights (no download): hidden 4096, 32 layers, r=16 on q_proj
 and v_proj, gradient checkpointing. Local steps are those of `FederatedTrainer`; the bare loop is forward (autocast),
 backward, clip, fused AdamW on the same model and batches, nothing else. Both take turns; ratios are medians of pairs.
-Aggregation: the updates of `--clients` clients, each of 64 modules of that shape, held on the CPU and on the device.
+Aggregation: the updates of `--clients` clients, each of 64 modules of that shape, on the CPU at the start, computed
+there and on the device in one run.
 """
 # SPDX-License-Identifier: Apache-2.0
 
 import argparse
 import statistics
 import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,9 +24,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from fedlora_hf import FederatedConfig, FederatedTrainer, aggregate
 from fedlora_hf.adapter.slot import with_adapter
 from fedlora_hf.training.local import local_batches
-from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors
+from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, LoraFactors
 from fedlora_hf.util.seeding import derive_seed
 from scripts import common
+from scripts.benchmarks import scoring
 
 CLIENT = "client"
 
@@ -129,25 +134,68 @@ def local_steps(case: argparse.Namespace, trainer: FederatedTrainer) -> list[dic
 
 
 def aggregation(case: argparse.Namespace) -> list[dict[str, Any]]:
-    """Time to aggregate the clients' updates, on the CPU and on the device, reading the global adapter only."""
+    """The mean of the products and clair, on all modules."""
+    return aggregated(case, ("product_mean", "clair"), 2 * case.layers)
+
+
+def robust_aggregation(case: argparse.Namespace) -> list[dict[str, Any]]:
+    """Methods that compare clients, on eight modules, and those that form matrices, on one."""
+    return [*aggregated(case, ("multikrum", "geometric_median"), 8), *aggregated(case, ("median", "trimmed_mean"), 1)]
+
+
+def aggregated(case: argparse.Namespace, methods: Sequence[str], modules: int) -> list[dict[str, Any]]:
+    """Time to aggregate updates that lie on the CPU, on the CPU and on the device in turn, reading the global adapter
+    only; whether both flag the same, and how far the two global adapters are apart (relative, worst module)."""
+    updates = [random_update(case, number, min(modules, 2 * case.layers)) for number in range(case.clients)]
+    one = [replace(update, state=update.state.restricted({"module_00"})) for update in updates]
     rows = []
-    for device in dict.fromkeys(("cpu", case.device)):
-        updates = [random_update(case, number, device) for number in range(case.clients)]
-        for method in ("product_mean", "clair"):
-            seconds = common.timed(lambda updates=updates, method=method: aggregate(updates, method)).wall  # type: ignore[misc]
-            kind = f"{method}, {case.clients} clients x {2 * case.layers} modules on {device}"
-            rows.append(measured(kind, round(seconds * 1e3, 1)))
+    for method in methods:
+        found: list[Aggregate] = []
+        for device in dict.fromkeys(("cpu", case.device)):
+            aggregate(one, method, device=device)  # what starts with the first call is not counted
+            took = common.timed(partial(combined, updates, method, device, found))
+            kind = f"{method}, {case.clients} clients x {len(updates[0].state)} modules on {device}"
+            rows.append(measured(kind, round(took.wall * 1e3, 1), beside_cpu=difference(found) if found[1:] else ""))
     return rows
 
 
-def random_update(case: argparse.Namespace, number: int, device: str) -> ClientUpdate:
+def scoring_of(case: argparse.Namespace) -> list[dict[str, Any]]:
+    """A split scored by a model of SmolLM2-135M's shape with its 49,152 words: all logits and answered ones."""
+    asked = ["--device", case.device, "--tolerance", "1e-4"]  # GPUs sum in other orders for other batches
+    tiny = ["--hidden", "36", "--layers", "1", "--vocabulary", "512", "--examples", "6", "--longest", "48"]
+    large = ["--layers", "30", "--examples", "64", "--longest", "512", "--batch", "16"]
+    rows = scoring.measured(scoring.parse_arguments([*asked, *(large if case.device == "cuda" else tiny)]))
+    return [
+        measured(
+            f"scoring, {row['kind']}",
+            row["ms"],
+            speed_ratio=round(1 / float(str(row["ratio"])), 3),
+            peak_GiB=round(float(str(row["peak_MiB"] or 0)) / 1024, 3),
+        )
+        for row in rows
+    ]
+
+
+def combined(updates: Sequence[ClientUpdate], method: str, device: str, found: list[Aggregate]) -> None:
+    found.append(aggregate(updates, method, device=device))
+
+
+def difference(found: Sequence[Aggregate]) -> str:
+    """Whether two results flag the same clients, and the largest relative difference of a module."""
+    one, other = (result.state for result in found)
+    apart = max((one[m] - other[m]).norm() / max(one[m].norm(), 1e-30) for m in one)
+    same = found[0].flagged == found[1].flagged
+    return f"{'the same' if same else 'OTHER'} flags, {apart:.1e} apart"
+
+
+def random_update(case: argparse.Namespace, number: int, modules: int) -> ClientUpdate:
     """A client that shares half of its directions with all others."""
     state = {}
-    for module in range(2 * case.layers):
+    for module in range(modules):
         shared, own = (torch.Generator().manual_seed(derive_seed(0, module, who)) for who in ("all", number))
         A = torch.cat([torch.randn(case.rank // 2, case.hidden, generator=g) for g in (shared, own)])
         B = torch.cat([torch.randn(case.hidden, case.rank // 2, generator=g) for g in (shared, own)], dim=1)
-        state[f"module_{module:02d}"] = LoraFactors((A / case.hidden).to(device), B.to(device), 2.0)
+        state[f"module_{module:02d}"] = LoraFactors(A / case.hidden, B, 2.0)
     return ClientUpdate(f"client-{number:02d}", AdapterState(state), 100)
 
 
@@ -163,7 +211,13 @@ def device_peak(device: str, work: Any) -> float | str:
 
 
 def measured(
-    kind: str, ms: object, tokens_s: object = "", speed_ratio: object = "", peak_GiB: object = ""
+    kind: str,
+    ms: object,
+    tokens_s: object = "",
+    speed_ratio: object = "",
+    peak_GiB: object = "",
+    beside_cpu: object = "",
 ) -> dict[str, Any]:
     """One row of the table: every part's rows have these columns."""
-    return {"kind": kind, "ms": ms, "tokens_s": tokens_s, "speed_ratio": speed_ratio, "peak_GiB": peak_GiB}
+    known = {"kind": kind, "ms": ms, "tokens_s": tokens_s, "speed_ratio": speed_ratio, "peak_GiB": peak_GiB}
+    return {**known, "beside_cpu": beside_cpu}

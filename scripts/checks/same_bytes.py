@@ -21,10 +21,10 @@ Only the command line and the two Flower apps are used, so that the script runs 
 
 Written down: the SHA-256 of every *.safetensors, adapter_config.json and run.json that a run leaves (global, clients/*,
 rounds/*), and the run.json whole, so that a difference can be named. The bytes of a *.safetensors are hashed as they
-are. From adapter_config.json the key peft_version is removed; from run.json "created", "versions", "command" and every
-"seconds", at any depth. In both the absolute path of the temporary folder of the runs, if it occurs, is replaced by "."
-(the runs themselves are given relative paths), and what is left is hashed as JSON with sorted keys. Nothing else is
-removed. README.md, reports and the files beside clients' updates are not looked at.
+are. From adapter_config.json the key peft_version is removed; from run.json "created", "versions", "command",
+"scorings" and every "seconds", at any depth. In both the absolute path of the temporary folder of the runs, if it
+occurs, is replaced by "." (the runs themselves are given relative paths), and what is left is hashed as JSON with
+sorted keys. Nothing else is removed. README.md, reports and the files beside clients' updates are not looked at.
 
 Floating point gives the same bits on the same kind of processor with the same libraries; FILE names both, and `compare`
 says so when they are others. Everything runs on one thread.
@@ -61,7 +61,10 @@ ENVIRONMENT = {
     "PYTHONWARNINGS": "ignore",
 }
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "safetensors", "numpy", "flwr")
-REMOVED = {"run.json": {"created", "versions", "command", "seconds"}, "adapter_config.json": {"peft_version"}}
+REMOVED = {
+    "run.json": {"created", "versions", "command", "scorings", "seconds"},
+    "adapter_config.json": {"peft_version"},
+}
 
 
 def collected(name: str) -> tuple[dict[str, str], dict[str, Any]]:

@@ -84,6 +84,13 @@ def upper_bound(count: int, n: int, confidence: float = 0.95) -> float:
     return high
 
 
+def interval(count: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Two-sided Clopper-Pearson interval of a rate, count of n found."""
+    each = (1 + confidence) / 2
+    low = upper_bound(count - 1, n, 1 - each) if count else 0.0
+    return low, upper_bound(count, n, each) if count < n else 1.0
+
+
 def cell(where: str, name: str, kind: str, share: float, K: int, honest: int, seed: int) -> Row:
     """One family, contamination and K: enough cohorts for `honest` clean clients, half of it where some are bad."""
     bad = int(share * K)
@@ -101,6 +108,8 @@ def cell(where: str, name: str, kind: str, share: float, K: int, honest: int, se
     clean = cohorts * (K - bad)
     row: Row = {"set": where, "family": name, "contaminated": kind, "share": share, "K": K, "cohorts": cohorts}
     row |= {"clean clients": clean, "flagged clean": false, "false positives %": round(100 * false / clean, 2)}
+    low, high = interval(false, clean)
+    row |= {"95 % from": round(100 * low, 2), "95 % to": round(100 * high, 2)}
     row |= {"95 % bound": round(100 * upper_bound(false, clean), 2), "cohorts with one": touched}
     row |= {"contaminated clients": cohorts * bad, "found": found}
     row |= {"recall": round(found / (cohorts * bad), 3) if bad else ""}
@@ -135,6 +144,19 @@ def summary(rows: Sequence[Row]) -> str:
             cells.append(f"{total(part, 'found') / count:.2f} ({least:.2f})" if part else "")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def named(rows: Sequence[Row], limit: float = 1.0) -> str:
+    """Markdown, a line for each cell with more than `limit` per cent of its clean clients flagged; "" for none."""
+    heads = ["family", "contaminated", "share", "K", "flagged", "rate", "95 % interval", "cohorts touched"]
+    lines = []
+    for row in sorted(rows, key=lambda row: -float(row["false positives %"])):
+        if float(row["false positives %"]) > limit:
+            cells = [str(row[name]) for name in ("family", "contaminated", "share", "K")]
+            cells += [f"{row['flagged clean']} of {row['clean clients']}", f"{row['false positives %']} %"]
+            cells += [f"{row['95 % from']} to {row['95 % to']} %", f"{row['cohorts with one']} of {row['cohorts']}"]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads), *lines, ""]) if lines else ""
 
 
 def figure(rows: Sequence[Row], path: Path) -> None:
@@ -196,6 +218,7 @@ def main() -> None:
     parser.add_argument("--honest", type=int, default=300, help="clean clients in a cell without contamination")
     parser.add_argument("--families", nargs="+", help="some families only")
     parser.add_argument("--seed", type=int, default=0, help="first seed of every cell")
+    parser.add_argument("--name", help="of the files, default that of the set")
     default = PROJECT / "docs" / "results" / "flags"
     parser.add_argument("--output_dir", type=Path, default=default)
     args = parser.parse_args()
@@ -207,12 +230,14 @@ def main() -> None:
         for kind, share in GRID:
             rows += [cell(args.set, name, kind, share, K, args.honest, args.seed) for K in args.clients]
         print(f"{name}: {time.process_time() - started:.0f} s", flush=True)
-    stem = args.set.replace("-", "_")
+    stem = args.name or args.set.replace("-", "_")
     with open(args.output_dir / f"{stem}.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    (args.output_dir / f"{stem}.md").write_text(summary(rows), encoding="utf-8")
+    above = named(rows)
+    told = f"\n{len(rows)} cells; above 1 %:\n\n{above}" if above else f"\n{len(rows)} cells; none above 1 %.\n"
+    (args.output_dir / f"{stem}.md").write_text(summary(rows) + told, encoding="utf-8")
     figure(rows, args.output_dir / f"{stem}.png")
     print(f"{args.output_dir / stem}.md written; {time.process_time() - started:.0f} s")
 

@@ -302,6 +302,7 @@ def test_updates_of_an_open_round_are_not_asked_for_again(config: Config, tmp_pa
         ({"flags": "--task sequence_classification"}, "task='sequence_classification' without labels: the server has"),
         ({"labels": "good"}, "labels=good: must be two or more"),
         ({"aggregation": "clair", "flags": "--functional_judges 2"}, "functional_judges=2: clients' data are not here"),
+        ({"aggregation": "clair", "flags": "--clusters auto"}, "clusters=auto: a Flower run has one global adapter"),
         ({"resume_from": "hub:user/repo@round-1"}, "a Flower run resumes from its output folder"),
     ],
 )

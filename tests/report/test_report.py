@@ -20,6 +20,7 @@ from fedlora_hf.record.record import RunRecord
 from fedlora_hf.report import write_report
 from fedlora_hf.report.diagnosis import MEANINGS, diagnosis
 from fedlora_hf.report.page import render_page
+from fedlora_hf.report.tables import tables
 from fedlora_hf.report.view import Run
 from fedlora_hf.report.words import UNSEEN, plain_words
 from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors
@@ -223,6 +224,23 @@ def test_one_client_one_round_is_drawn(tmp_path):
     written = write_report(sample_record(1, 1, 0, 0), tmp_path)
     assert [path.stem for path in written[:-1]] == ["evidence", "training", "clients", "spectrum", "cost"]
     assert "Of 1 client, none was flagged, none quarantined." in written[-1].read_text(encoding="utf-8")
+
+
+def test_the_rounds_time_is_told_by_part():
+    record = sample_record(2, 2, 0, 0)
+    record.rounds[0]["seconds"] = {"write": 1.0, "train": 2.0, "other": 0.5}
+    record.rounds[1]["seconds"] = {"train": 6.0, "idle": 0.5}
+    (table,) = tables(Run.of(record))["cost"]
+    assert [[cell.text for cell in row[:3]] for row in table.rows] == [
+        ["train", "8.0 s", "80 %"],
+        ["write", "1.0 s", "10 %"],
+        ["idle", "0.5 s", "5 %"],
+        ["other", "0.5 s", "5 %"],
+    ]
+    assert table.about == "Of 10.0 s that the rounds took, 80 % went into train."
+    for entry in record.rounds:
+        entry["seconds"] = {}
+    assert tables(Run.of(record))["cost"] == []
 
 
 JSON = st.recursive(

@@ -16,7 +16,7 @@ from fedlora_hf.rounds.judges import Effect, Functional, functional_evidence, mi
 from fedlora_hf.rounds.judging import measured, planned, seed_of
 from fedlora_hf.rounds.panel import CHEAP, Panel, Split, rows_drawn
 from fedlora_hf.training.local import local_batches, trained_rows
-from fedlora_hf.training.row_losses import row_losses
+from fedlora_hf.training.metrics import row_scores
 
 CLIENTS = [f"c{number}" for number in range(6)]
 
@@ -50,8 +50,8 @@ def test_a_classifier_has_one_item_a_row(tmp_path: Path) -> None:
     split = trainer.clients["a"].validation
     found = trainer.scorer.losses(trainer.initial, list(split), ["a"] * len(split))
     assert found["a"] == pytest.approx(trainer.scorer.metrics(trainer.initial, split)["loss"], rel=1e-5)
-    nats = row_losses(trainer.model, list(split), trainer.data_collator, task="sequence_classification", batch_size=2)
-    assert nats[:, 1].tolist() == [1.0] * 3
+    nats = row_scores(trainer.model, list(split), trainer.data_collator, task="sequence_classification", batch_size=2)
+    assert nats[:, 2].tolist() == [1.0] * 3
 
 
 def test_what_is_measured_is_what_the_rule_is_given(trained: tuple[FederatedTrainer, list[Any]]) -> None:

@@ -49,7 +49,7 @@ def counted(trainer: FederatedTrainer, die_at: tuple[int, str] | None = None) ->
 def numbers(folder: Path) -> dict[str, Any]:
     """run.json without what the clock says and what may differ between a run and its resumption."""
     record = json.loads((folder / "run.json").read_text())
-    del record["created"]
+    del record["created"], record["scorings"]
     for entry in record["rounds"]:
         del entry["seconds"]
     for name in ("num_rounds", "resume_from"):

@@ -7,6 +7,7 @@ from typing import Any
 
 import models
 import pytest
+import torch
 from launched import assert_same_adapters, launch
 
 from fedlora_hf.adapter.slot import AdapterSlot, peft_config, with_adapter
@@ -93,6 +94,15 @@ def test_launches_that_cannot_be_followed(
     accelerator: Any = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=given))
     with pytest.raises(ConfigError, match=told):
         prepared(accelerator, slot(tmp_path), together, zero)
+
+
+def test_two_processes_on_one_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    plugin = SimpleNamespace(fsdp_version=2, cpu_ram_efficient_loading=False)
+    accelerator: Any = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin), device=torch.device("cuda"))
+    with pytest.raises(ConfigError, match=r"FSDP with 2 processes on 1 GPU: .* one process for each GPU"):
+        prepared(accelerator, slot(tmp_path), True, None)
 
 
 def test_fsdp_where_accelerate_would_ignore_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

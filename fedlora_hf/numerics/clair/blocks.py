@@ -7,10 +7,14 @@ the clients does not depend on the width of the layer.
 # SPDX-License-Identifier: Apache-2.0
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from fedlora_hf.numerics.gram import gram_of
+from fedlora_hf.numerics.small import eigh
 
 # Basis directions kept per module: more for few clients; for many, a shared direction stands out of the others by
 # the number of clients that use it, so fewer do.
@@ -19,8 +23,14 @@ WIDTH, WIDTH_MANY, MANY = 192, 64, 200
 GRAM_LIMIT = 1024
 SKETCH = 64
 STRANGERS = 32  # clients whose chance agreement is looked at
-STRIP = 128  # columns of a Gram matrix that are computed at once
 SMALL = 2_000_000  # numbers in a stack that is worth float64
+
+
+class Grams(NamedTuple):
+    """B^T B and A A^T, both (K r, K r), of the clients' factors side by side."""
+
+    B: Tensor
+    A: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,28 +39,36 @@ class Blocks:
     coords_k = basis^T X_k / ||W_k||. energy: (K,) = ||W_k||^2, exact. out: dimension of the judged side.
 
     Exact when d reaches min(out, sum of ranks); otherwise energy outside the basis counts as not shared.
+    Of a large layer `grams` are kept and, in place of the basis, `inward` (K r, d): the basis is flat(B) @ inward.
+    coords and energy, which the solver works on, are on the CPU; the rest is where the factors were.
     """
 
     basis: Tensor | None
     coords: Tensor
     energy: Tensor
     out: int
+    inward: Tensor | None = None
+    grams: Grams | None = None
 
 
 def stack(
-    pairs: Iterable[tuple[Tensor, Tensor]], count: int, rank: int, dtype: torch.dtype | None = None
+    pairs: Iterable[tuple[Tensor, Tensor]],
+    count: int,
+    rank: int,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(B (count, out, rank), A (count, rank, in)) of pairs that come one at a time, zero-padded to `rank`.
 
-    dtype: by default float64 for what is small, float32 for large layers.
+    dtype: by default float64 for what is small, float32 for large layers.  On the first pair's device.
     """
     B = A = torch.empty(0)
     for k, (left, right) in enumerate(pairs):
         if k == 0:
             size = count * rank * (left.shape[0] + right.shape[1])
             dtype = dtype or (torch.float64 if size <= SMALL else torch.float32)
-            B = torch.zeros(left.shape[0], count, rank, dtype=dtype).permute(1, 0, 2)  # `flat` then copies nothing
-            A = torch.zeros(count, rank, right.shape[1], dtype=dtype)
+            B = torch.zeros(left.shape[0], count, rank, dtype=dtype, device=left.device)
+            B = B.permute(1, 0, 2)  # `flat` then copies nothing
+            A = torch.zeros(count, rank, right.shape[1], dtype=dtype, device=left.device)
         B[k, :, : left.shape[1]] = left
         A[k, : right.shape[0]] = right
     return B, A
@@ -64,7 +82,7 @@ def flat(X: Tensor) -> Tensor:
 def roots(A: Tensor) -> Tensor:
     """(K, r, r) R_k with A_k A_k^T = R_k R_k^T, so that X_k = B_k R_k. In float64 inside."""
     A = A if A.dtype == torch.float64 else A.float()
-    values, vectors = torch.linalg.eigh((A @ A.transpose(1, 2)).double())
+    values, vectors = eigh((A @ A.transpose(1, 2)).double())
     return (vectors * values.clamp_min(0).sqrt()[:, None, :]).to(A.dtype)
 
 
@@ -73,22 +91,31 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def summarise(B: Tensor, A: Tensor) -> tuple[Blocks, Tensor, Tensor]:
+def drawn_like(X: Tensor, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Gaussian numbers in the dtype and on the device of X: drawn on the CPU, so that every device has the same."""
+    return torch.randn(*shape, generator=generator(seed), dtype=X.dtype).to(X.device)
+
+
+def summarise(B: Tensor, A: Tensor, keep: bool = True) -> tuple[Blocks, Tensor, Tensor]:
     """(blocks, inner products (K, K), the same by chance) of one module from B (K, out, r) and A (K, r, in).
 
     By chance: of at most STRANGERS of the clients, evenly spaced, each with the signs of its input coordinates
     drawn afresh: what the same updates' inner products would be if nobody pointed where another does.
+    keep: whether the Gram matrices of a large layer are of use later.
     """
     K, _, r = B.shape
     part = by_chance(K)
-    gram = among = None
+    grams = among = None
     if K * r <= GRAM_LIMIT and not _is_wide(B, A):
-        gram = gram_of(flat(B))
-        among = gram.reshape(K, r, K, r)[part, :, part].reshape(len(B[part]) * r, -1)
+        grams = Grams(gram_of(flat(B)), gram_of(A.reshape(K * r, -1).T))
+        among = grams.B.reshape(K, r, K, r)[part, :, part].reshape(len(B[part]) * r, -1)
     sign = torch.randint(0, 2, (A.shape[2],), generator=generator(4)).to(A) * 2 - 1
     drawn = torch.stack([a * sign.roll(k) for k, a in enumerate(A[part])])
     null = inner_products(B[part], drawn, among)
-    return _blocks(B, roots(A), gram), inner_products(B, A, gram).double(), null.double()
+    inner = inner_products(B, A, None) if grams is None else (grams.B * grams.A).reshape(K, r, K, r).sum((1, 3))
+    found = _blocks(B, roots(A), grams, keep and B.dtype == torch.float32)
+    found = replace(found, coords=found.coords.cpu(), energy=found.energy.cpu())
+    return found, inner.double().cpu(), null.double().cpu()
 
 
 def by_chance(K: int) -> slice:
@@ -102,18 +129,6 @@ def _is_wide(B: Tensor, A: Tensor) -> bool:
     return out * A.shape[2] <= r * (out + A.shape[2])
 
 
-def gram_of(X: Tensor) -> Tensor:
-    """X^T X (n, n) of X (out, n), in strips of columns: what lies below a strip's diagonal block is copied from beside
-    it, so that the work is little more than half that of the product."""
-    n = X.shape[1]
-    gram = X.new_empty(n, n)
-    for first in range(0, n, STRIP):
-        last = first + STRIP
-        gram[first:last, first:] = X[:, first:last].T @ X[:, first:]
-        gram[last:, first:last] = gram[first:last, last:].T
-    return gram
-
-
 def inner_products(B: Tensor, A: Tensor, gram: Tensor | None) -> Tensor:
     """(K, K) of W_j and W_k: exact up to a stacked rank of GRAM_LIMIT, else through S W_k T, S and T Gaussian
     (error of a cosine about 1 / SKETCH per module). gram: of B's columns, if it is known."""
@@ -124,21 +139,22 @@ def inner_products(B: Tensor, A: Tensor, gram: Tensor | None) -> Tensor:
     if K * r <= GRAM_LIMIT:
         gram = gram_of(flat(B)) if gram is None else gram
         return (gram * gram_of(A.reshape(K * r, -1).T)).reshape(K, r, K, r).sum((1, 3))
-    left = torch.randn(SKETCH, out, generator=generator(1), dtype=B.dtype) / SKETCH**0.5
-    right = torch.randn(A.shape[2], SKETCH, generator=generator(2), dtype=A.dtype) / SKETCH**0.5
+    left = drawn_like(B, (SKETCH, out), 1) / SKETCH**0.5
+    right = drawn_like(A, (A.shape[2], SKETCH), 2) / SKETCH**0.5
     small = torch.stack([(left @ B[k]) @ (A[k] @ right) for k in range(K)]).reshape(K, -1)
     return small @ small.T
 
 
-def _blocks(B: Tensor, R: Tensor, gram: Tensor | None) -> Blocks:
-    """Of X_k = B_k R_k. gram: of B's columns, if it is known: then X itself is not formed."""
+def _blocks(B: Tensor, R: Tensor, grams: Grams | None, keep: bool) -> Blocks:
+    """Of X_k = B_k R_k. grams: if they are known: then X itself is not formed, and where they are kept no basis."""
     K, out, r = B.shape
     width = WIDTH if K <= MANY else WIDTH_MANY
-    if gram is not None and r <= out and width < min(out, K * r):
-        own = gram.reshape(K, r, K, r).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    if grams is not None and r <= out and width < min(out, K * r):
+        own = grams.B.reshape(K, r, K, r).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
         energy = (own * (R @ R.mT)).sum((1, 2)).double().clamp_min(0)
         R = R * _inverse_root(energy).to(R)[:, None, None]
-        return Blocks(*_gram_basis(gram, R, flat(B), width), energy, out)
+        inward, coords = _gram_basis(grams.B, R, width)
+        return Blocks(None if keep else flat(B) @ inward, coords, energy, out, *((inward, grams) if keep else ()))
     X = B @ R
     if r > out:
         X = roots(X)
@@ -155,9 +171,9 @@ def _inverse_root(energy: Tensor) -> Tensor:
     return torch.where(energy > 0, energy.clamp_min(1e-300).rsqrt(), torch.zeros_like(energy))
 
 
-def _gram_basis(gram: Tensor, R: Tensor, B: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """(leading left singular vectors of X = [B_1 R_1 ... B_K R_K], coordinates of X_k in them) from the Gram of B
-    (out, n): U = X V / s and U^T X = V^T (X^T X) / s, orthonormal but for rounding in the weakest directions."""
+def _gram_basis(gram: Tensor, R: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """(Z, U^T X_k) from the Gram of B (out, n): the leading left singular vectors of X = [B_1 R_1 ... B_K R_K] are
+    U = X V / s = B Z, and U^T X = V^T (X^T X) / s; orthonormal but for rounding in the weakest directions."""
     K, r, _ = R.shape
     half = (R.mT @ gram.reshape(K, r, K * r)).reshape(K * r, K, r).permute(1, 0, 2)
     H = (half @ R).permute(1, 0, 2).reshape(K * r, K * r)
@@ -165,27 +181,27 @@ def _gram_basis(gram: Tensor, R: Tensor, B: Tensor, width: int) -> tuple[Tensor,
     values, vectors = _leading_pairs(H, width)
     sound = values > 1e-5 * values[-1].clamp_min(1e-30)
     inward = vectors[:, sound] * values[sound].rsqrt()
-    basis = B @ (R @ inward.reshape(K, r, -1)).flatten(0, 1)
-    return basis, (inward.T @ H).reshape(-1, K, r).permute(1, 0, 2).contiguous()
+    coords = (inward.T @ H).reshape(-1, K, r).permute(1, 0, 2).contiguous()
+    return (R @ inward.reshape(K, r, -1)).flatten(0, 1), coords
 
 
 def _leading_pairs(H: Tensor, count: int, spare: int = 16, passes: int = 3) -> tuple[Tensor, Tensor]:
     """The `count` largest eigenvalues of H (n, n), positive semi-definite, in ascending order, and eigenvectors: exact
     for small H, else by subspace iteration, which leaves the smallest of them less exact than the largest."""
     if len(H) <= 2 * count:
-        values, vectors = torch.linalg.eigh(H)
+        values, vectors = eigh(H)
     else:
-        Q = torch.randn(len(H), count + spare, generator=generator(3), dtype=H.dtype)
+        Q = drawn_like(H, (len(H), count + spare), 3)
         for _ in range(passes):
             Q = torch.linalg.qr(H @ Q)[0]
-        values, turn = torch.linalg.eigh(Q.T @ H @ Q)
+        values, turn = eigh(Q.T @ H @ Q)
         vectors = Q @ turn
     return values[-count:], vectors[:, -count:]
 
 
 def _range_basis(X: Tensor, width: int, passes: int = 2) -> Tensor:
     """The same by randomised subspace iteration: time linear in the number of clients."""
-    Q = torch.randn(X.shape[0], width, generator=generator(3), dtype=X.dtype)
+    Q = drawn_like(X, (X.shape[0], width), 3)
     for _ in range(passes):
         Q = torch.linalg.qr(X @ (X.T @ Q))[0]
     return Q

@@ -5,12 +5,14 @@ with those it agrees with, makes a majority, so a minority, however much alike, 
 """
 # SPDX-License-Identifier: Apache-2.0
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 COPY = 1 - 1e-6
+AT_ONCE = 256  # rows of the modules' inner products that are added up at once
 
 
 class Consensus(NamedTuple):
@@ -38,6 +40,12 @@ def ratings(similarity: Tensor) -> Tensor:
 def best(values: Tensor, count: int) -> Tensor:
     """Indices of the `count` largest, ties to the smaller index, sorted."""
     return values.argsort(descending=True, stable=True)[:count].sort().values
+
+
+def pooled(inner: Sequence[Tensor]) -> Tensor:
+    """(K, K) sum of inner products over modules, some rows at a time: of many clients, no second copy of all."""
+    steps = range(0, len(inner[0]), AT_ONCE)
+    return torch.cat([torch.stack([G[first : first + AT_ONCE] for G in inner]).sum(0) for first in steps])
 
 
 def cosines(inner: Tensor) -> Tensor:

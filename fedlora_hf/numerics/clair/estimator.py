@@ -13,8 +13,8 @@ from fedlora_hf.errors import ConfigError, ConvergenceWarning, UpdateError
 from fedlora_hf.methods.clair import LEAST_CLIENTS, ClairOptions
 from fedlora_hf.numerics import lowrank
 from fedlora_hf.numerics.clair import admm, refine
-from fedlora_hf.numerics.clair.blocks import Blocks, affinity, flat, summarise
-from fedlora_hf.numerics.clair.consensus import consensus, cosines, counted_once, independent
+from fedlora_hf.numerics.clair.blocks import Blocks, Grams, affinity, flat, summarise
+from fedlora_hf.numerics.clair.consensus import consensus, cosines, counted_once, independent, pooled
 from fedlora_hf.numerics.clair.evidence import Judgement, judge, unjudged
 from fedlora_hf.numerics.clair.influence import influence
 from fedlora_hf.numerics.clair.refine import ModuleFit, Pair
@@ -27,6 +27,7 @@ from fedlora_hf.numerics.clair.subspace import (
     held_out_energies,
     shared_rank,
 )
+from fedlora_hf.util.side_by_side import side_by_side
 
 # A norm below this share of the typical one is a zero update.
 NOTHING = 1e-6
@@ -43,6 +44,11 @@ class Source(Protocol):
     def restarted(self) -> bool: ...
     def change(self, module: str) -> Pair: ...
     def whole(self, module: str) -> Pair: ...
+    @property
+    def large(self) -> bool:
+        """Whether a module is worth a thread of its own."""
+        ...
+
     def with_start(self, module: str) -> Pair:
         """`whole` with one row more: what the clients started from, B (K + 1, out, r) and A (K + 1, r, in). Asked for
         only where not `restarted`."""
@@ -101,10 +107,10 @@ def solve(
     """
     if len(shares) < LEAST_CLIENTS:
         raise UpdateError(f"{len(shares)} clients: clair needs at least {LEAST_CLIENTS}; use product_mean for fewer")
-    seen = _look(source, options, None)
+    seen = look(source, options, None)
     if options.center:
-        seen = _Seen(_look(source, options, _common(source, seen, options)).blocks, seen.inner, seen.null)
-    inner = torch.stack(seen.inner).sum(0)
+        seen = _Seen(look(source, options, _common(source, seen, options)).blocks, seen.inner, seen.null)
+    inner = pooled(seen.inner)
     alive = _alive(inner)
     judgement, fit = _judged(seen, inner, alive, options)
     flagged = judgement.flagged if verdict is None else verdict(judgement)
@@ -118,10 +124,13 @@ def solve(
     weights = _weights(fit, alive, counted) * counted_once(cosines(inner))
     counts = influence(shares, counted, judgement, seen.inner, options, trusted)
     counts = counts if held is None else replace(counts, shares=held(counts.shares))
-    fits = {
-        module: _fit_module(source, module, blocks, weights, counts.shares, clips, target_rank, options)
-        for module, blocks, clips in zip(source.modules, seen.blocks, counts.clips, strict=True)
-    }
+
+    def fitted(m: int) -> ModuleFit:
+        module, clips = source.modules[m], counts.clips[m]
+        return _fit_module(source, module, seen.blocks[m], weights, counts.shares, clips, target_rank, options).cpu()
+
+    found = side_by_side(fitted, range(len(source.modules)), source.large)
+    fits = dict(zip(source.modules, found, strict=True))
     scores = _module_scores(source.modules, seen, fit, alive)
     if fit is None:
         return Solution(judgement, flagged, weights, counts.shares, counts.kept, scores, fits, 0, True)
@@ -136,13 +145,17 @@ def solve(
     return Solution(judgement, flagged, weights, counts.shares, counts.kept, scores, fits, fit.n_iter, fit.converged)
 
 
-def _look(source: Source, options: ClairOptions, common: Mapping[str, Pair] | None) -> _Seen:
+def look(source: Source, options: ClairOptions, common: Mapping[str, Pair] | None) -> _Seen:
     blocks, products, nulls = [], [], []
-    for module in source.modules:
+
+    def summary(module: str) -> tuple[Blocks, Tensor, Tensor]:
         B, A = _turned(source.change(module), options.side)
         if common is not None:
             B, A = _less(B, A, common[module])
-        found, inner, null = summarise(B, A)
+        return summarise(B, A, keep=not options.center)
+
+    summaries = side_by_side(summary, source.modules, source.large)
+    for module, (found, inner, null) in zip(source.modules, summaries, strict=True):
         if not bool(torch.isfinite(inner.diag()).all()):
             k = int((~torch.isfinite(inner.diag())).nonzero()[0])
             raise UpdateError(f"{module}: the update of client {k} is not finite; leave it out or quarantine it")
@@ -168,7 +181,7 @@ def _less(B: Tensor, A: Tensor, common: Pair) -> Pair:
 
 def _common(source: Source, seen: _Seen, options: ClairOptions) -> dict[str, Pair]:
     """The common component of each module: the mean of the consensus core, cut to four times the clients' rank."""
-    agreed = consensus(cosines(torch.stack(seen.inner).sum(0)))
+    agreed = consensus(cosines(pooled(seen.inner)))
     shares = torch.zeros(len(seen.inner[0]), dtype=torch.float64).index_fill(0, agreed.core, 1 / len(agreed.core))
     means = {}
     for module in source.modules:
@@ -239,19 +252,25 @@ def _fit_module(
     places = min(blocks.out, int((weights > 0).sum()) * r)
     wide = min(d, max(rank, min(2 * r, places // 4))) if options.refine == "soft" else rank
     start = vectors[:, -wide:].flip(1)
-    start = start if blocks.basis is None else blocks.basis @ start
     unit = torch.where(blocks.energy > 0, weights / blocks.energy.clamp_min(1e-300), 0.0)
-    subspace = (
-        refine.leading(B, A, unit, start[:, :rank])[1]
-        if not options.center
-        else refine.signed(start[:, :rank].double())
-    )
+    if blocks.inward is not None and blocks.grams is not None:
+        start = blocks.inward @ start.to(blocks.inward)
+        subspace = refine.leading_by_grams(flat(B), blocks.grams, unit, start[:, :rank])
+        start = flat(B) @ start if options.refine == "soft" else start
+    else:
+        start = start if blocks.basis is None else blocks.basis @ start.to(blocks.basis)
+        subspace = (
+            refine.leading(B, A, unit, start[:, :rank])[1]
+            if not options.center
+            else refine.signed(start[:, :rank].double())
+        )
 
     if not source.restarted:
         B, A = _turned(source.whole(module), options.side)
     target = min(target_rank or A.shape[1], B.shape[1], A.shape[2])
     extra = max(B.shape[1], A.shape[2]) if options.exact else rank
-    mean, total = _mean(source, module, (B, A), shares, clips, target, extra, options.side)
+    grams = blocks.grams if source.restarted else None
+    mean, total = _mean(source, module, (B, A), shares, clips, target, extra, options.side, grams)
     gains = torch.ones(rank, dtype=torch.float64)
     if options.refine == "soft":
         between = mean
@@ -269,14 +288,22 @@ def _taken(shares: Tensor, clips: Tensor) -> float:
 
 
 def _mean(
-    source: Source, module: str, whole: Pair, shares: Tensor, clips: Tensor, rank: int, extra: int, side: str
+    source: Source,
+    module: str,
+    whole: Pair,
+    shares: Tensor,
+    clips: Tensor,
+    rank: int,
+    extra: int,
+    side: str,
+    grams: Grams | None,
 ) -> tuple[Pair, lowrank.LowRank]:
     """`refine.mean_update` of start + clip * change of every client: the start stands in for what the clips take."""
     taken = _taken(shares, clips)
     weights = shares * clips
     if taken > 0 and not source.restarted:
         whole, weights = _turned(source.with_start(module), side), torch.cat([weights, weights.new_tensor([taken])])
-    return refine.mean_update(*whole, weights, rank, extra)
+    return refine.mean_update(*whole, weights, rank, extra, grams)
 
 
 def _soft(B: Tensor, A: Tensor, shares: Tensor, start: Tensor, mean: Pair) -> Pair:
@@ -313,6 +340,7 @@ def _module_scores(modules: Sequence[str], seen: _Seen, fit: Fit | None, alive: 
 def refined(fit: ModuleFit, pair: Pair, options: ClairOptions, rank: int) -> lowrank.LowRank:
     """A client's refined update of one module from its own pair (B, A), float64: cut to `rank` with what that
     discards, or whole when `options.exact`."""
-    B, A = fit.refined(*(part[0] for part in _turned((pair[0][None], pair[1][None]), options.side)))
+    turned = _turned((pair[0][None].to(fit.subspace.device), pair[1][None].to(fit.subspace.device)), options.side)
+    B, A = fit.refined(*(part[0] for part in turned))
     low = lowrank.LowRank(B, A, B.new_zeros(0), 0.0) if options.exact else lowrank.truncate(B, A, rank)
     return low if options.side == "output" else low._replace(B=low.A.mT, A=low.B.mT)

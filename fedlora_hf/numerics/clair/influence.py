@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fedlora_hf.methods.clair import ClairOptions
-from fedlora_hf.numerics.clair.consensus import cosines, counted_once
+from fedlora_hf.numerics.clair.consensus import cosines, counted_once, pooled
 from fedlora_hf.numerics.clair.evidence import Judgement
 from fedlora_hf.numerics.clair.flagging import CAP
 
@@ -100,14 +100,14 @@ def influence(
     (K, K) inner products of the changes, in units of the module's typical norm. trusted: (K,) in [0, 1], what evidence
     that is not of updates leaves of each; default all.
     """
-    pooled = torch.stack(list(inner)).sum(0)
+    together = pooled(inner)
     if options.influence == "flags":
-        weight, clip = counted_once(cosines(pooled)), torch.ones(len(inner), len(shares), dtype=torch.float64)
+        weight, clip = counted_once(cosines(together)), torch.ones(len(inner), len(shares), dtype=torch.float64)
         kept = torch.where(counted, weight, 0.0)
     else:
-        whole = clips(pooled.diag(), counted, options.clip)
+        whole = clips(together.diag(), counted, options.clip)
         clip = torch.stack([torch.minimum(whole, clips(G.diag(), counted, MODULE_CLIP)) for G in inner])
-        weight = look_alikes(cosines(pooled), counted) * _tapered(judgement)
+        weight = look_alikes(cosines(together), counted) * _tapered(judgement)
         weight = weight if trusted is None else weight * trusted
         kept = torch.where(counted, weight * whole, 0.0)
     weight = torch.where(counted, shares.double() * weight, 0.0)

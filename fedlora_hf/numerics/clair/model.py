@@ -16,6 +16,7 @@ from fedlora_hf.numerics.clair.blocks import stack
 from fedlora_hf.numerics.clair.estimator import Solution, refined, solve
 from fedlora_hf.numerics.clair.refine import Pair
 from fedlora_hf.numerics.evidence import Evidence
+from fedlora_hf.util.side_by_side import LARGE
 
 ONE_MODULE = "W"
 Update = Tensor | Pair
@@ -108,6 +109,10 @@ class _InMemory:
         return self.pairs[module]
 
     whole = change
+
+    @property
+    def large(self) -> bool:
+        return max(B.numel() + A.numel() for B, A in self.pairs.values()) > LARGE
 
     def with_start(self, module: str) -> Pair:
         raise NotImplementedError("matrices in memory are what was learned from nothing")

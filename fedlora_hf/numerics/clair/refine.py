@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from fedlora_hf.numerics import lowrank
-from fedlora_hf.numerics.clair.blocks import flat, generator
+from fedlora_hf.numerics.clair.blocks import Grams, drawn_like, flat
+from fedlora_hf.numerics.small import eigh
 
 SPECTRUM = 64
 # A mean of more columns than ITERATED is decomposed in a Krylov space.
@@ -39,6 +40,17 @@ class ModuleFit:
     def rank(self) -> int:
         return int(self.subspace.shape[1])
 
+    def cpu(self) -> "ModuleFit":
+        """The same on the CPU, where clients' adapters are refined one by one."""
+        low = self.total
+        return ModuleFit(
+            self.subspace.cpu(),
+            self.spectrum.cpu(),
+            self.gains.cpu(),
+            (self.mean[0].cpu(), self.mean[1].cpu()),
+            low._replace(B=low.B.cpu(), A=low.A.cpu(), spectrum=low.spectrum.cpu()),
+        )
+
     def refined(self, B: Tensor, A: Tensor) -> Pair:
         """(B, A) of the refined update, exact, of rank p + rank(M)."""
         U, (mean_B, mean_A) = self.subspace.double(), self.mean
@@ -60,8 +72,31 @@ def leading(B: Tensor, A: Tensor, weights: Tensor, start: Tensor, mean: Pair | N
             image = image - mean_B @ ((mean_A @ mean_A.T) @ (mean_B.T @ U))
         if step < steps:
             U = torch.linalg.qr(image)[0]
-    values, turn = torch.linalg.eigh((U.T @ image).double())
+    values, turn = eigh((U.T @ image).double())
     return values.flip(0).clamp_min(0), signed(U.double() @ turn.flip(1))
+
+
+def leading_by_grams(B: Tensor, grams: Grams, weights: Tensor, start: Tensor, steps: int = 2) -> Tensor:
+    """The eigenvectors (out, p) that `leading` finds, from B @ start, start (n, p), by the Gram matrices of B (out, n)
+    and A: B is read once, at the end."""
+    K, n = len(weights), B.shape[1]
+    own = grams.A.reshape(K, n // K, K, n // K).diagonal(dim1=0, dim2=2).permute(2, 0, 1).double()
+    inner, outer = own * weights.to(own)[:, None, None], grams.B.double()
+    Z = image = start.double()
+    for _ in range(steps + 1):
+        Z = _whitened(image, outer)
+        image = (inner @ (outer @ Z).reshape(K, n // K, -1)).flatten(0, 1)
+    turn = eigh(Z.T @ (outer @ image))[1].flip(1)
+    return signed(torch.linalg.qr((B @ (Z @ turn).to(B)).double())[0])
+
+
+def _whitened(Z: Tensor, gram: Tensor) -> Tensor:
+    """Columns of the same span with Z^T gram Z = 1: once to part directions, once more for the small ones."""
+    for _ in range(2):
+        Z = Z / torch.linalg.vector_norm(Z, dim=0).clamp_min(1e-30)
+        values, vectors = eigh((Z.T @ (gram @ Z)).double())
+        Z = (Z.double() @ (vectors * values.clamp_min(1e-7 * float(values[-1].clamp_min(1e-30))).rsqrt())).to(gram)
+    return Z
 
 
 def signed(U: Tensor) -> Tensor:
@@ -75,17 +110,20 @@ def signs(U: Tensor) -> Tensor:
     return torch.where(largest < 0, -torch.ones_like(largest), torch.ones_like(largest))
 
 
-def mean_update(B: Tensor, A: Tensor, shares: Tensor, rank: int, extra: int) -> tuple[Pair, lowrank.LowRank]:
+def mean_update(
+    B: Tensor, A: Tensor, shares: Tensor, rank: int, extra: int, grams: Grams | None = None
+) -> tuple[Pair, lowrank.LowRank]:
     """(M cut to rank + extra, M cut to rank) from one decomposition; shares (K,) sum to 1 over the clients kept.
 
     Exact (`lowrank.mean_truncated`) but for wide layers of many clients, where the leading part is found by iteration.
+    grams: of B's and A's columns, where they are known.
     """
     kept = shares.nonzero().squeeze(1).tolist()
     wide = min(len(kept) * A.shape[1], B.shape[1], A.shape[2])
     if wide > ITERATED and 8 * (rank + extra + SPARE) < wide:
-        if len(kept) < len(shares):
+        if len(kept) < len(shares) and grams is None:
             B, A, shares = B.permute(1, 0, 2)[:, kept].permute(1, 0, 2), A[kept], shares[kept]
-        low = _leading_mean(flat(B), A.flatten(0, 1), shares, rank + extra)
+        low = _leading_mean(flat(B), A.flatten(0, 1), shares, rank + extra, grams)
     else:
         low = lowrank.mean_truncated([(B[k], A[k]) for k in kept], [float(shares[k]) for k in kept], rank + extra)
     cut = min(rank, low.B.shape[1])
@@ -95,32 +133,52 @@ def mean_update(B: Tensor, A: Tensor, shares: Tensor, rank: int, extra: int) -> 
     return (low.B, low.A), lowrank.LowRank(low.B[:, :cut], low.A[:cut], low.spectrum, lost)
 
 
-def _leading_mean(B: Tensor, A: Tensor, shares: Tensor, rank: int) -> lowrank.LowRank:
+def _leading_mean(B: Tensor, A: Tensor, shares: Tensor, rank: int, grams: Grams | None) -> lowrank.LowRank:
     """The leading part of M = B diag(shares) A, B (out, n) and A (n, in): the best of the block Krylov space of M^T M
     with rank + SPARE random columns and POWERS powers (Musco & Musco 2015, arXiv 1504.05477).
 
-    What is discarded is measured on PROBES random vectors: to about sqrt(2 / (PROBES * effective rank of the rest)).
+    What is discarded is known from the Gram matrices, or else measured on PROBES random vectors: to about
+    sqrt(2 / (PROBES * effective rank of the rest)).
     """
     weight = shares.to(B).repeat_interleave(len(A) // len(shares))[:, None]
-    block = torch.randn(A.shape[1], rank + SPARE, generator=generator(5), dtype=B.dtype)
-    block = torch.linalg.qr(A.T @ (weight * (A @ block)))[0]
-    images = [B @ (weight * (A @ block))]
-    for _ in range(POWERS):
-        block = torch.linalg.qr(A.T @ (weight * (B.T @ images[-1])))[0]
-        images.append(B @ (weight * (A @ block)))
-    left = torch.linalg.qr(torch.cat(images, dim=1))[0]
+    images = (
+        _krylov(B, A, weight, rank + SPARE) if grams is None else _krylov_by_grams(B, A, weight, rank + SPARE, grams)
+    )
+    left = torch.linalg.qr(images)[0]
     right, core = torch.linalg.qr(A.T @ (weight * (B.T @ left)))
     U, S, Vh = torch.linalg.svd(core.T.double(), full_matrices=False)
     out = left.double() @ U[:, :rank]
     turn = signs(out)
     energies, root = S.square(), S[:rank].sqrt()
-    probes = torch.randn(A.shape[1], PROBES, generator=generator(6), dtype=B.dtype)
-    rest = B @ (weight * (A @ probes))
-    rest = rest - left @ (left.T @ rest)
-    lost = float(energies[rank:].sum()) + float(rest.double().square().sum()) / PROBES
-    total = float(energies[:rank].sum()) + lost
+    best = float(energies[:rank].sum())
+    if grams is None:
+        rest = B @ (weight * (A @ drawn_like(B, (A.shape[1], PROBES), 6)))
+        rest = rest - left @ (left.T @ rest)
+        lost = float(energies[rank:].sum()) + float(rest.double().square().sum()) / PROBES
+    else:
+        lost = max(float((weight * weight.T * grams.B * grams.A).sum(dtype=torch.float64)) - best, 0.0)
     inward = root[:, None] * (Vh[:rank] @ right.double().T)
-    return lowrank.LowRank(out * (turn * root), turn[:, None] * inward, S, lost / total if total > 0 else 0.0)
+    return lowrank.LowRank(out * (turn * root), turn[:, None] * inward, S, lost / (best + lost) if best > 0 else 0.0)
+
+
+def _krylov(B: Tensor, A: Tensor, weight: Tensor, width: int) -> Tensor:
+    """(out, (1 + POWERS) width) columns that span the Krylov space of M M^T from M times `width` random columns."""
+    block = drawn_like(B, (A.shape[1], width), 5)
+    block = torch.linalg.qr(A.T @ (weight * (A @ block)))[0]
+    images = [B @ (weight * (A @ block))]
+    for _ in range(POWERS):
+        block = torch.linalg.qr(A.T @ (weight * (B.T @ images[-1])))[0]
+        images.append(B @ (weight * (A @ block)))
+    return torch.cat(images, dim=1)
+
+
+def _krylov_by_grams(B: Tensor, A: Tensor, weight: Tensor, width: int, grams: Grams) -> Tensor:
+    """The same from one pass over A and one over B: in between a block A^T Y is its Y, an image B Z its Z."""
+    Y, images = weight * (A @ drawn_like(B, (A.shape[1], width), 5)), []
+    for _ in range(POWERS + 1):
+        images.append(weight * (grams.A @ _whitened(Y, grams.A)))
+        Y = weight * (grams.B @ images[-1])
+    return B @ torch.cat(images, dim=1)
 
 
 def soft_gains(values: Tensor, total: float, places: int) -> Tensor:

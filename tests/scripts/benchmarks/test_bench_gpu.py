@@ -5,11 +5,14 @@ import argparse
 import csv
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from fedlora_hf.aggregation import aggregate
+from fedlora_hf.update import AdapterState
 from scripts.benchmarks import gpu as bench
 from scripts.benchmarks import gpu_parts
 
@@ -83,3 +86,13 @@ def test_without_a_gpu_it_says_what_to_do(capsys: pytest.CaptureFixture[str]) ->
         bench.main([])
     assert end.value.code == 2
     assert "--tiny" in capsys.readouterr().err
+
+
+def test_two_results_are_compared_by_flags_and_by_their_worst_module() -> None:
+    case = bench.parse_arguments(["--tiny"])
+    updates = [gpu_parts.random_update(case, number, 2) for number in range(case.clients)]
+    one = aggregate(updates, "product_mean")
+    halved = {**one.state, "module_01": one.state["module_01"] * 0.5}
+    other = replace(one, state=AdapterState(halved), flagged=("client-00",))
+    assert gpu_parts.difference([one, one]) == "the same flags, 0.0e+00 apart"
+    assert gpu_parts.difference([one, other]) == "OTHER flags, 5.0e-01 apart"
