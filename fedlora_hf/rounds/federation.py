@@ -304,7 +304,7 @@ class Federation:
     ) -> None:
         """Commit a round that was trained on the server's own data: the update is the new global adapter.
 
-        seconds: that training took. facts: as for `commit`.
+        seconds, facts: as for `commit`.
         """
         combined = Aggregate(update.state, modules=run.record.modules, diagnosis=run.record.diagnosis)
         name = self.stage(number).name
