@@ -13,13 +13,11 @@ from typing import Any, Protocol
 from fedlora_hf.aggregation.clair import CohortSource
 from fedlora_hf.aggregation.cohort import Cohort
 from fedlora_hf.aggregation.screening import screen
-from fedlora_hf.methods.clair import LEAST_CLIENTS, ClairOptions
+from fedlora_hf.methods.clair import FIRST, LEAST_CLIENTS, ClairOptions
 from fedlora_hf.numerics.clair import LazyMapping
 from fedlora_hf.numerics.clair.groups import LEAST_MEMBERS, everyone, groups, similarities
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, Group
 
-# The group whose adapter stands for the whole run: the largest, where the clients first part.
-FIRST = "1"
 _NOTHING = AdapterState({})
 
 

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedlora_hf.aggregation.groups import FIRST
 from fedlora_hf.hub.tables import privacy_told
+from fedlora_hf.methods.clair import FIRST
 from fedlora_hf.numerics.evidence import Kind
 from fedlora_hf.record.record import RunRecord
 from fedlora_hf.report.view import Run, effect

@@ -11,7 +11,7 @@ from fedlora_hf.errors import AdapterError, ConfigError
 from fedlora_hf.hub.card import render_card
 from fedlora_hf.hub.public import public_config, public_record
 from fedlora_hf.hub.text import one_line
-from fedlora_hf.record.groups import group_names
+from fedlora_hf.record.group_names import group_names
 from fedlora_hf.record.record import FILE_NAME, RunRecord
 from fedlora_hf.util.disk import read_regular
 from fedlora_hf.util.names import unfit_reason

@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 
 from fedlora_hf.hub.text import markdown
 from fedlora_hf.numerics.evidence import Kind
-from fedlora_hf.record.groups import group_names
+from fedlora_hf.record.group_names import group_names
 from fedlora_hf.record.record import RunRecord
 
 MAX_ROWS = 50

@@ -16,6 +16,10 @@ InfluenceRule = Literal["taper", "flags"]
 LEAST_CLIENTS = 3
 
 
+# The group whose adapter stands for the whole run: the largest, where the clients first part.
+FIRST = "1"
+
+
 @dataclass(frozen=True)
 class ClairOptions:
     """Options of CLAIR (He, Chen, Feng 2026, arXiv 2605.21217); every default is our choice.

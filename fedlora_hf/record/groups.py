@@ -4,8 +4,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fedlora_hf.aggregation.groups import FIRST, Standing
+from fedlora_hf.aggregation.groups import Standing
 from fedlora_hf.errors import RecordError
+from fedlora_hf.methods.clair import FIRST
 from fedlora_hf.record.record import RunRecord
 from fedlora_hf.update import AdapterState, Group
 
@@ -35,10 +36,3 @@ def standing_groups(
         name: Standing(tuple(facts["clients"]), first if name == FIRST else states[name], int(facts["since"]))
         for name, facts in sorted(told.items(), key=lambda item: int(item[0]))
     }
-
-
-def group_names(record: RunRecord) -> list[str]:
-    """The groups besides the first one after the last round, in order; [] where there is one group alone."""
-    told = record.rounds[-1].get("groups") if record.rounds else None
-    names = [name for name in told if name.isdecimal() and name != FIRST] if isinstance(told, Mapping) else []
-    return sorted(names, key=int)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora_hf.adapter.files import read_adapter, write_adapter
-from fedlora_hf.aggregation.groups import FIRST
+from fedlora_hf.methods.clair import FIRST
 from fedlora_hf.update import AdapterState
 from fedlora_hf.util.disk import remove_tree
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from fedlora_hf.adapter.files import CONFIG, read_config
-from fedlora_hf.aggregation.groups import FIRST
 from fedlora_hf.errors import ConfigError, RecordError, one_line
-from fedlora_hf.record.groups import group_names
+from fedlora_hf.methods.clair import FIRST
+from fedlora_hf.record.group_names import group_names
 from fedlora_hf.record.record import RunRecord
 from fedlora_hf.rounds.groups import GROUPS
 from fedlora_hf.rounds.output import CLIENTS

@@ -19,8 +19,8 @@ from torch import Tensor
 from fedlora_hf.aggregation import aggregate
 from fedlora_hf.aggregation.clair import CohortSource
 from fedlora_hf.aggregation.cohort import Cohort as Round
-from fedlora_hf.aggregation.groups import FIRST, Standing, aggregate_groups
-from fedlora_hf.methods.clair import ClairOptions
+from fedlora_hf.aggregation.groups import Standing, aggregate_groups
+from fedlora_hf.methods.clair import FIRST, ClairOptions
 from fedlora_hf.numerics.clair.groups import everyone, groups, similarities
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, LoraFactors
 from scripts.experiments.cohorts import IN, OUT, generator, noise, normal, unit

@@ -10,9 +10,9 @@ import torch
 from sample_updates import SHAPES, dense, relative, same_bits
 
 from fedlora_hf.aggregation import aggregate
-from fedlora_hf.aggregation.groups import FIRST, Standing, aggregate_groups
+from fedlora_hf.aggregation.groups import Standing, aggregate_groups
 from fedlora_hf.errors import UpdateError
-from fedlora_hf.methods.clair import ClairOptions
+from fedlora_hf.methods.clair import FIRST, ClairOptions
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, LoraFactors, state_sum
 
 MANY, FEW = [f"a{k}" for k in range(7)], ["b0", "b1", "b2"]

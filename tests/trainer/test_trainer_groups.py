@@ -166,7 +166,7 @@ def test_a_run_of_one_group_takes_the_folder_of_an_earlier_one_away(finished: Pa
         ({"clusters": "3"}, "clusters=3: must be 1 or auto"),
         ({"clients_per_round": 4}, "clusters=auto: has no effect beside clients_per_round"),
         ({"server_optimizer": "avgm"}, "with server_optimizer none only"),
-        ({"functional_judges": 2}, "with functional_judges auto or 0 only"),
+        ({"functional_judges": 2}, "with functional_judges 0 or auto only"),
         ({"pipeline": "fedlora_optimizer"}, "with pipeline none only"),
         ({"contaminate": ["few-0=sybils"]}, "contaminate few-0=sybils: its rehearsal knows one start for all"),
     ],
