@@ -1,13 +1,14 @@
 """Judging where the clients' data are here: who judges a round's updates, their losses measured in the one model."""
 # SPDX-License-Identifier: Apache-2.0
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fedlora_hf.rounds.judges import Functional, functional_evidence, mixture
 from fedlora_hf.rounds.panel import Panel, Split, cheap_panel, rows_drawn, whole_panel
 from fedlora_hf.training.local import trained_rows
+from fedlora_hf.training.side_scores import owners_losses
 from fedlora_hf.update import AdapterState, ClientUpdate
 from fedlora_hf.util.seeding import derive_seed
 
@@ -54,15 +55,15 @@ def measured(
     rows = [validation[judge][place] for judge in heard for place in places[judge]]
     owners = [judge for judge in heard for _ in places[judge]]
 
-    def losses(state: AdapterState) -> dict[str, float]:
-        return scorer.losses(state, rows, owners)
+    def losses(states: Iterable[AdapterState]) -> Iterator[dict[str, float]]:
+        return owners_losses(scorer, states, rows, owners)
 
     number, count = (0, 1) if processes.together else (processes.number, processes.count)
-    own: dict[str, dict[str, float]] = {}
+    mine = updates[number::count] if rows else ()
     with processes.all_or_none():
-        for update in updates[number::count] if rows else ():
-            own[update.client_id] = losses(mixture(mean, update.state.in_memory()))
-        first, usual, diluted = (losses(state) if rows else {} for state in (start, mean, mixture(mean, start)))
+        mixtures = (mixture(mean, update.state.in_memory()) for update in mine)
+        own = dict(zip((update.client_id for update in mine), losses(mixtures), strict=True))
+        first, usual, diluted = losses((start, mean, mixture(mean, start))) if rows else ({}, {}, {})
     mixed = processes.gathered(own) or {update.client_id: {} for update in updates}
     found = functional_evidence(first, usual, diluted, mixed, influence)
     facts = {"judges": dict(heard), "weights": {judge: influence[judge] for judge in heard}, "cost": panel.cost}

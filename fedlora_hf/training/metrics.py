@@ -85,6 +85,16 @@ def row_scores(
     return found.view(-1, 3).cpu()
 
 
+def loss_by_owner(rows: Tensor, owners: Sequence[str]) -> dict[str, float]:
+    """{owner: loss over its rows}; rows: (R, 2 or more), summed nats first and the number of items last, see
+    `row_scores`. NaN for an owner without items."""
+    sums: dict[str, list[float]] = {owner: [0.0, 0.0] for owner in owners}
+    for owner, row in zip(owners, rows.tolist(), strict=True):
+        sums[owner][0] += row[0]
+        sums[owner][1] += row[-1]
+    return {owner: nats / items if items else math.nan for owner, (nats, items) in sums.items()}
+
+
 def _share(batches: list[list[int]], processes: "Processes | None") -> tuple[list[list[int]], int]:
     """(the batches of this process, how many at the end only keep it in step with the others and do not count)."""
     if processes is None:

@@ -1,7 +1,6 @@
 """Scores any adapter on any split, in the one model there is."""
 # SPDX-License-Identifier: Apache-2.0
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from torch import nn
 from fedlora_hf.adapter.slot import AdapterSlot, set_frozen
 from fedlora_hf.launch.processes import Processes
 from fedlora_hf.training.answers import answer_metrics
-from fedlora_hf.training.metrics import generate_answers, held_out_metrics, row_scores
+from fedlora_hf.training.metrics import generate_answers, held_out_metrics, loss_by_owner, row_scores
 from fedlora_hf.update import AdapterState
 
 if TYPE_CHECKING:
@@ -67,11 +66,7 @@ class Scorer:
             batch_size=self.args.per_device_eval_batch_size,
             processes=self.processes,
         )
-        sums: dict[str, list[float]] = {owner: [0.0, 0.0] for owner in owners}
-        for owner, (nats, _, items) in zip(owners, found.tolist(), strict=True):
-            sums[owner][0] += nats
-            sums[owner][1] += items
-        return {owner: nats / items if items else math.nan for owner, (nats, items) in sums.items()}
+        return loss_by_owner(found, owners)
 
     def answers(self, state: AdapterState, questions: Any) -> dict[str, float]:
         """{"exact_match", "rouge_l"} of greedy answers to raw examples; {} where there are none, or no tokenizer."""

@@ -3,8 +3,9 @@
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader
 from fedlora_hf.adapter.slot import AdapterSlot, set_frozen
 from fedlora_hf.data.tokenize import IGNORED
 from fedlora_hf.training.heads import answered_logits
+from fedlora_hf.training.metrics import loss_by_owner
 from fedlora_hf.training.side_by_side import FixedGroup, HeadGroup, Rows
 from fedlora_hf.update import AdapterState
 
@@ -26,6 +28,20 @@ def losses_of_each(scorer: "Scorer", states: Sequence[AdapterState], dataset: An
     """The loss of each adapter on a tokenised split, as `Scorer.metrics` has it, up to rounding; NaN without labels."""
     sums = [rows.sum(0).tolist() for rows in row_losses_of_each(scorer, states, dataset)]
     return [nats / items if items else math.nan for nats, items in sums]
+
+
+def owners_losses(
+    scorer: "Scorer", states: Iterable[AdapterState], rows: Sequence[Any], owners: Sequence[str]
+) -> Iterator[dict[str, float]]:
+    """Of each adapter {owner: its loss on the owner's rows}, see `Scorer.losses`; `clients_at_once` adapters are taken
+    from `states`, and through the model, together."""
+    size = scorer.args.clients_at_once
+    if size == 1:
+        yield from (scorer.losses(state, rows, owners) for state in states)
+        return
+    waiting = iter(states)
+    while some := list(islice(waiting, size)):
+        yield from (loss_by_owner(found, owners) for found in row_losses_of_each(scorer, some, rows))
 
 
 def row_losses_of_each(scorer: "Scorer", states: Sequence[AdapterState], dataset: Any) -> list[Tensor]:

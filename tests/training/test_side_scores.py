@@ -8,7 +8,7 @@ import models
 import pytest
 import torch
 
-from fedlora_hf.training.side_scores import losses_of_each, row_losses_of_each
+from fedlora_hf.training.side_scores import losses_of_each, owners_losses, row_losses_of_each
 from fedlora_hf.update import AdapterState, LoraFactors
 
 pytestmark = pytest.mark.usefixtures("bare_output")
@@ -66,3 +66,21 @@ def test_a_personal_choice_is_the_same_side_by_side(tmp_path: Path) -> None:
     for client, facts in alone.items():
         assert together[client]["choice"] == facts["choice"]
         assert together[client]["validation_loss"] == pytest.approx(facts["validation_loss"], abs=1e-4)
+
+
+def test_several_owners_rows_are_scored_under_several_adapters_at_once(tmp_path: Path) -> None:
+    """As judges do: every adapter on rows of several clients, each client's loss by itself."""
+    clients = models.token_clients({"ada": 4, "bob": 6}, held_out=4)
+    trainer = models.federation(tmp_path, clients, clients_at_once=2)
+    splits = {client: trainer.clients[client].validation for client in ("ada", "bob")}
+    rows, owners = (
+        [row for split in splits.values() for row in split],
+        [c for c, split in splits.items() for _ in split],
+    )
+    states = [drawn(trainer.initial, seed, rank) for seed, rank in enumerate((2, 1, 3))]
+    found = list(owners_losses(trainer.scorer, iter(states), rows, owners))
+    assert len(found) == 3
+    for state, losses in zip(states, found, strict=True):
+        expected = {client: trainer.scorer.metrics(state, split)["loss"] for client, split in splits.items()}
+        assert losses == pytest.approx(expected, abs=1e-5)
+        assert losses == pytest.approx(trainer.scorer.losses(state, rows, owners), abs=1e-5)
