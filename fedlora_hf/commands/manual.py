@@ -74,6 +74,8 @@ def _metavar(kind: Any) -> str:
         return "|".join(map(str, get_args(kind)))
     if get_origin(kind) in (Union, UnionType):
         inner: Sequence[Any] = [part for part in get_args(kind) if part is not type(None)]
+        if int in inner and str in inner:  # a number, or the one word for finding it: see its help
+            return "auto|N"
         if len(inner) > 1:
             return "DATA ..." if list[str] in inner else "NAME=VALUE ..."
         return _metavar(inner[0])

@@ -216,6 +216,8 @@ def test_the_help_of_train_is_our_options_by_group(capsys: Any, arguments: list[
             assert " ".join(item.metadata["help"].split()) in shown
     assert "Peak learning rate of a client's local optimizer. [0.0002]" in shown
     assert "--weight_by examples|uniform" in shown
+    assert "--functional_judges auto|N" in shown
+    assert "--aggregation_options NAME=VALUE ..." in shown
     assert "--help_all" in shown
 
 
