@@ -8,4 +8,4 @@ export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEN
 ruff check .
 ruff format --check .
 mypy -p fedlora_hf
-python -m pytest -q -n "${WORKERS:-2}" --dist loadfile "$@"
+python -m pytest -q -n "${WORKERS:-2}" --dist loadfile --no-loadscope-reorder "$@"

@@ -13,7 +13,26 @@ from pathlib import Path
 
 import pytest
 
+# Files of a minute or so each: they go first, so that no worker is left alone with one at the end.
+SLOW_FILES = (
+    "test_flower_simulation.py",
+    "test_hub_own_script.py",
+    "test_judging.py",
+    "test_same_bytes.py",
+    "test_report.py",
+    "test_hostile_records.py",
+    "test_notebook.py",
+    "test_trainers_shelf.py",
+    "test_trainer_processes.py",
+    "test_chaos.py",
+)
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow files first; every other test where it was. It takes pytest-xdist's --no-loadscope-reorder to stay so."""
+    order = {name: place for place, name in enumerate(SLOW_FILES)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.fixture(scope="session")

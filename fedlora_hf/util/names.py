@@ -27,7 +27,7 @@ def fit_id(text: str) -> str:
     """The nearest fit client id: accents are dropped, what is unfit becomes '-'; a name without any fit character, in
     Chinese for instance, is `client-` and a digest of it. Two texts may give one id; the caller checks."""
     bare = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", bare).replace("..", ".").strip("-._")[:MAX_ID_LENGTH].strip("-._")
+    name = re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9._-]+", "-", bare)).strip("-._")[:MAX_ID_LENGTH].strip("-._")
     if name and unfit_reason(name) is None:
         return name
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]

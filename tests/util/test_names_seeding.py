@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fedlora_hf.util.names import MAX_ID_LENGTH, fit_id, unfit_reason
@@ -26,6 +26,7 @@ def test_unfit_ids_get_a_reason_of_one_line(client_id: object) -> None:
 
 
 @given(st.text(max_size=200))
+@example("0…0")  # an ellipsis is three dots
 def test_fit_id_is_always_fit(text: str) -> None:
     assert unfit_reason(fit_id(text)) is None
 
