@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import Field, fields
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fedlora_hf.methods import METHODS
 from fedlora_hf.methods.method import SAID
@@ -48,8 +48,9 @@ def manual() -> str:
     general.add_argument("--config", metavar="FILE", help="YAML file of flags; flags on the command line override it.")
     for options in GROUPS:
         group = parser.add_argument_group(str(options.__doc__))
+        kinds = get_type_hints(options)  # not the fields' own, which HfArgumentParser rewrites
         for item in fields(options):
-            group.add_argument(f"--{item.name}", metavar=_metavar(item.type), help=_text(item))
+            group.add_argument(f"--{item.name}", metavar=_metavar(kinds[item.name]), help=_text(item))
     borrowed = parser.add_argument_group(
         "Of transformers.TrainingArguments, all of whose flags are there: the most used"
     )
