@@ -196,7 +196,7 @@ def test_judges_are_a_number_or_auto(given: Any, kept: Any) -> None:
     assert config(functional_judges=given, aggregation="clair").functional_judges == kept
 
 
-@pytest.mark.parametrize("given", ["some", "-1", -1, 1.5, "1.5"])
+@pytest.mark.parametrize("given", ["some", "-1", -1, 1.5, "1.5", True, False])
 def test_judges_of_another_kind_are_refused(given: Any) -> None:
     with pytest.raises(ConfigError, match="must be auto or a whole number of clients, 0 or more; 0 judges on"):
         config(functional_judges=given, aggregation="clair")

@@ -39,7 +39,7 @@ class AggregationOptions:
         "than a tenth of the training, by counts of tokens), N other clients drawn anew each round, or 0 for nobody's. "
         "Holds while most judges are honest. See docs/clair.md.",
         bound=Bound(
-            lambda value: value == "auto" or (isinstance(value, int) and value >= 0),
+            lambda value: value == "auto" or (type(value) is int and value >= 0),  # true is no number
             "must be auto or a whole number of clients, 0 or more",
             "0 judges on the updates alone",
         ),
