@@ -14,6 +14,7 @@ from pathlib import Path
 from fedlora_hf.errors import RecordError
 from fedlora_hf.hub.publishing import Publisher
 from fedlora_hf.launch.heartbeat import heartbeat
+from fedlora_hf.launch.leaving import leaving
 from fedlora_hf.record.standing import collaborative
 from fedlora_hf.record.write import add_metrics, check_same_run, mean_over_collaborative
 from fedlora_hf.rounds.adopt import adopted
@@ -59,6 +60,7 @@ class RoundLoop:
         Where several processes run, one that is lost ends the others, which would wait for it.
         """
         with ExitStack() as held:
+            held.enter_context(leaving())
             with self.processes.all_or_none():
                 if self.processes.first:
                     check_output(self.args.output_dir, self.run.record.kind)
