@@ -49,8 +49,8 @@ def draw_methods(rows: Sequence[Row], path: Path, reference: str) -> None:
 
 
 def _gains(rows: Sequence[Row], method: str, column: str, held: str) -> list[float]:
-    reference = {(r["seed"], r["client"]): float(r[column]) for r in rows if r["method"] == held}
-    own = {(r["seed"], r["client"]): float(r[column]) for r in rows if r["method"] == method}
+    reference = {(r["seed"], r["client"]): float(r[column]) for r in rows if r["method"] == held and r[column] != ""}
+    own = {(r["seed"], r["client"]): float(r[column]) for r in rows if r["method"] == method and r[column] != ""}
     both = [key for key in own if key in reference]
     if not both:
         return []

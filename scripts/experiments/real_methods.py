@@ -3,9 +3,10 @@
     python -m scripts.experiments.real_methods --base base-7m --data DATA --output_dir docs/results/real
 
 Every method gives each client the same number of steps and has the same number of learning rates tried on seeds that
-are not reported; the rate with the least validation loss (of the global and the personal adapters together) runs on
-the reported seeds. A client's personal adapter is what the method leaves it (its own last update; in the pipeline the
-personal steps'). A row a client; cells that are in the csv are not run again.
+are not reported. The rate with the least validation loss of the global adapter, and the one with the least of the
+personal adapters, run on the reported seeds, each for the adapters it was chosen for. A client's personal adapter is
+what the method leaves it (its own last update; in the pipeline the personal steps'). A row a client; cells that are in
+the csv are not run again.
 """
 # SPDX-License-Identifier: Apache-2.0
 
@@ -48,14 +49,17 @@ METHODS: dict[str, Flags] = {
     "ffa": _plain("ffa"),
     "fedsa": _plain("fedsa"),
 }
-QUICK = ("base", "fedavg", "local", "pipeline")
+QUICK, QUICK_RATES = ("base", "fedavg", "local", "pipeline"), (3e-3, 1e-2, 3e-2)
+KINDS = ("global", "local")
 # The personal steps train one magnitude a row: they have three times the rate of the others [our choice].
 PERSONAL = 3
 
 
-def cell(args: argparse.Namespace, data: str, seed: int, method: str, rate: float, tuning: bool) -> list[Row]:
-    """Train one cell; a row a client."""
-    raw = SOURCES[data].of(args.data, seed, args.examples)
+def cell(
+    args: argparse.Namespace, data: str, seed: int, method: str, rate: float, tuning: bool, kinds: Sequence[str] = KINDS
+) -> list[Row]:
+    """Train one cell; a row a client, scored on its test examples with adapters of these kinds (tuning: not at all)."""
+    raw = SOURCES[data].of(args.data, seed, args.examples, args.validation_share, args.test_share)
     flags = ["--learning_rate", str(rate), "--local_steps", str(args.steps), "--max_length", str(args.max_length)]
     flags += ["--per_device_train_batch_size", str(args.batch), *args.more]
     flags += METHODS[method](args.rounds, args.steps)
@@ -76,44 +80,49 @@ def cell(args: argparse.Namespace, data: str, seed: int, method: str, rate: floa
         for kind, state in (("global", run.state), ("local", run.personalised.get(client, run.state))):
             row[f"{kind}_validation_loss"] = scores(trainer, client, state, "validation")["loss"]
             found: dict[str, Any] = {"loss": "", "token_accuracy": "", "exact_match": "", "rouge_l": ""}
-            if not tuning:
+            if not tuning and kind in kinds:
                 found |= scores(trainer, client, state, "test")
-                found |= answers(trainer, client, state, raw[client]["test"], args.new_tokens) if args.generate else {}
+                if data in args.answers:
+                    found |= answers(trainer, client, state, raw[client]["test"], args.new_tokens)
             row |= {f"{kind}_{name}": value for name, value in found.items()}
         rows.append(row)
     return rows
 
 
-def best_rate(rows: Sequence[Row], data: str, method: str, rates: Sequence[float]) -> float:
-    """Of the tuning rows: the rate of the least validation loss, global and personal together (local: personal)."""
+def best_rate(rows: Sequence[Row], data: str, method: str, kind: str, rates: Sequence[float]) -> float:
+    """Of the tuning rows: the rate of the least validation loss of a method's global or personal ("local") adapters."""
     own = [row for row in rows if row["data"] == data and row["method"] == method and int(row["tuning"])]
-    kinds = ("local",) if method == "local" else ("global", "local")
 
     def loss(rate: float) -> float:
-        return statistics.fmean(
-            float(row[f"{kind}_validation_loss"]) for row in own for kind in kinds if float(row["rate"]) == rate
-        )
+        return statistics.fmean(float(row[f"{kind}_validation_loss"]) for row in own if float(row["rate"]) == rate)
 
     return min(rates, key=loss)
 
 
+def chosen(rows: Sequence[Row], data: str, method: str, rates: Sequence[float]) -> dict[float, list[str]]:
+    """{rate: the kinds of adapters that it is best for}; clients alone have no global adapter, the base no rate."""
+    if method == "base":
+        return {0.0: list(KINDS)}
+    found: dict[float, list[str]] = {}
+    for kind in KINDS if method != "local" else ("local",):
+        found.setdefault(best_rate(rows, data, method, kind, rates), []).append(kind)
+    return found
+
+
 def run(args: argparse.Namespace, table: Table) -> None:
     """Tuning seeds first, then the reported ones, seed by seed, so that a run cut off leaves whole seeds."""
-    methods = QUICK if args.quick else args.methods
+    methods, rates = (QUICK, QUICK_RATES) if args.quick else (args.methods, args.rates)
     for tuning, seed in each(args):
         for data in args.sources[: 1 if args.quick else None]:
             for method in methods:
-                if method == "base":
-                    rates = [] if tuning else [0.0]
-                else:
-                    own = [row for row in table.rows if row["base"] == args.base_name]
-                    rates = args.rates if tuning else [best_rate(own, data, method, args.rates)]
-                for rate in rates:
+                own = [row for row in table.rows if row["base"] == args.base_name]
+                tried = {} if method == "base" else dict.fromkeys(rates, KINDS)
+                for rate, kinds in (tried if tuning else chosen(own, data, method, rates)).items():
                     key = dict(zip(KEY, (args.base_name, data, int(tuning), seed, method, rate), strict=True))
                     if table.has(**key):
                         continue
                     began = time.perf_counter()
-                    rows = cell(args, data, seed, method, rate or 1e-3, tuning)
+                    rows = cell(args, data, seed, method, rate or 1e-3, tuning, kinds)
                     table.add([row | {"rate": rate} for row in rows])
                     loss = statistics.fmean(row["local_validation_loss"] for row in rows)
                     print(data, seed, method, rate, f"{loss:.4f} {time.perf_counter() - began:.0f} s", flush=True)
@@ -125,16 +134,16 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     add_flags(parser)
     parser.add_argument("--sources", nargs="+", choices=list(SOURCES), default=list(SOURCES))
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--rates", nargs="+", type=float, default=[3e-3, 1e-2, 3e-2], help="tried by every method")
+    parser.add_argument("--rates", nargs="+", type=float, default=[1e-3, 3e-3, 1e-2, 3e-2, 1e-1], help="tried by each")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6, help="of a client in a round")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--max_length", type=int, default=96)
-    parser.add_argument(
-        "--examples", type=int, default=48, help="at most, a client: 0.5 train, 0.2 validation, 0.3 test"
-    )
+    parser.add_argument("--examples", type=int, default=200, help="at most, a client")
+    parser.add_argument("--validation_share", type=float, default=0.15, help="of a client's examples")
+    parser.add_argument("--test_share", type=float, default=0.5, help="of a client's examples")
+    parser.add_argument("--answers", nargs="*", default=["tasks"], help="the sources whose test answers are generated")
     parser.add_argument("--new_tokens", type=int, default=16, help="of a generated answer, at most")
-    parser.add_argument("--no_generate", dest="generate", action="store_false", help="no exact match, no ROUGE-L")
     args, args.more = parser.parse_known_args(given)
     args.base_name = args.base_name or args.base.name
     return args

@@ -20,6 +20,7 @@ from scripts.common import markdown
 from scripts.experiments import real_attacks, real_methods, real_protocol
 from scripts.experiments.real_cells import Table
 from scripts.experiments.real_figures import draw_attacks, draw_methods, draw_protocol
+from scripts.experiments.real_methods import KINDS
 
 Row = Mapping[str, Any]
 KEYS = {"methods": real_methods.KEY, "attacks": real_attacks.KEY, "protocol": real_protocol.KEY}
@@ -32,7 +33,6 @@ GAINS = {
 }
 # What gains are gains over: the one with the most seeds, the first of them where both have as many.
 REFERENCES = ("product_mean", "fedavg")
-KINDS = ("global", "local")
 # Whose loss is shown of a rule: of its global adapter, or of what it leaves each client.
 SHOWN = {"local": ("personal",), "clair": ("global", "personal")}
 
@@ -51,7 +51,7 @@ def gains(rows: Sequence[Row], method: str, kind: str, metric: str) -> dict[str,
     """{seed: gain over the reference of the same seed and client, client by client}; positive is better."""
     column, factor = f"{kind}_{metric}", GAINS[metric][1]
     held = reference_of(rows)
-    reference = {(r["seed"], r["client"]): r[column] for r in rows if r["method"] == held}
+    reference = {(r["seed"], r["client"]): r[column] for r in rows if r["method"] == held and r[column] != ""}
     pairs = [(r, reference.get((r["seed"], r["client"]), "")) for r in rows if r["method"] == method]
     pairs = [(r, then) for r, then in pairs if then != "" and r[column] != ""]
     scale = statistics.fmean(float(then) for _, then in pairs) if pairs and metric == "loss" else 1.0
@@ -81,7 +81,9 @@ def methods_table(rows: Sequence[Row], kind: str) -> str:
     """One line a method: absolute loss (spread over seeds), and gains over the reference with intervals."""
     lines, reference = [], reference_of(rows)
     for method in dict.fromkeys(row["method"] for row in rows):
-        own = [row for row in rows if row["method"] == method]
+        own = [row for row in rows if row["method"] == method and row[f"{kind}_loss"] != ""]
+        if not own:  # clients alone have no global adapter
+            continue
         by_seed: dict[str, list[float]] = {}
         for row in own:
             by_seed.setdefault(row["seed"], []).append(float(row[f"{kind}_loss"]))
@@ -115,8 +117,8 @@ def tuning_table(rows: Sequence[Row]) -> str:
         line: dict[str, object] = {"method": method}
         for rate in rates:
             own = [row for row in rows if row["method"] == method and float(row["rate"]) == rate]
-            means = [f"{statistics.fmean(float(r[f'{k}_validation_loss']) for r in own):.3f}" for k in KINDS if own]
-            line[f"{rate:g}"] = ", ".join(means)
+            means = [statistics.fmean(float(r[f"{kind}_validation_loss"]) for r in own) for kind in KINDS if own]
+            line[f"{rate:g}"] = ", ".join(f"{mean:.3f}" for mean in means)
         lines.append(line)
     return markdown(lines)
 

@@ -31,7 +31,7 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def test_methods_are_tuned_on_seeds_that_are_not_reported(flags: list[str], tmp_path: Path) -> None:
     given = [*flags, "--sources", "tasks", "--methods", "base", "fedavg", "pipeline", "--rates", "1e-3", "1e-2"]
-    given += ["--seeds", "0", "1", "--examples", "12", "--new_tokens", "2", "--output_dir", str(tmp_path)]
+    given += ["--seeds", "0", "1", "--examples", "12", "--test_share", "0.3", "--new_tokens", "2", "--output_dir", str(tmp_path)]
     real_methods.main(given)
     table = Table(tmp_path / "methods.csv", real_methods.KEY)
     tuned = [row for row in table.rows if int(row["tuning"])]
@@ -40,8 +40,10 @@ def test_methods_are_tuned_on_seeds_that_are_not_reported(flags: list[str], tmp_
     reported = real_report.reported(table.rows, "base", "tasks")
     assert {row["seed"] for row in reported} == {"0", "1"}
     for method in ("fedavg", "pipeline"):
-        (rate,) = {float(row["rate"]) for row in reported if row["method"] == method}
-        assert rate == real_methods.best_rate(table.rows, "tasks", method, [1e-3, 1e-2])
+        # Each kind of adapter is scored at the rate that its own validation loss chose, and nowhere else.
+        for kind in real_methods.KINDS:
+            rates = {float(r["rate"]) for r in reported if r["method"] == method and r[f"{kind}_loss"] != ""}
+            assert rates == {real_methods.best_rate(table.rows, "tasks", method, kind, [1e-3, 1e-2])}
     before = (tmp_path / "methods.csv").read_bytes()
     real_methods.main(given)
     assert (tmp_path / "methods.csv").read_bytes() == before
@@ -49,12 +51,28 @@ def test_methods_are_tuned_on_seeds_that_are_not_reported(flags: list[str], tmp_
     found = real_report.gains(reported, "pipeline", "local", "token_accuracy")
 
     def mean(method: str) -> float:
-        return statistics.fmean(float(row["local_token_accuracy"]) for row in reported if row["method"] == method)
+        own = [row["local_token_accuracy"] for row in reported if row["method"] == method]
+        return statistics.fmean(float(value) for value in own if value)
 
     values = [value for own in found.values() for value in own]
     assert statistics.fmean(values) == pytest.approx(100 * (mean("pipeline") - mean("fedavg")))
     low, high = real_report.summary(found)[1:3]
     assert low <= statistics.fmean(values) <= high
+
+
+def test_a_rate_is_chosen_for_each_kind_of_adapter() -> None:
+    losses = {(1e-3, "global"): 3.0, (1e-2, "global"): 2.0, (1e-3, "local"): 1.0, (1e-2, "local"): 4.0}
+    rows = [
+        {"data": "tasks", "method": method, "tuning": tuning, "rate": rate}
+        | {f"{kind}_validation_loss": losses[rate, kind] * (1 if tuning else -1) for kind in real_methods.KINDS}
+        for method in ("fedavg", "local")
+        for tuning in (1, 0)
+        for rate in (1e-3, 1e-2)
+    ]
+    rates = (1e-3, 1e-2)
+    assert real_methods.chosen(rows, "tasks", "fedavg", rates) == {1e-2: ["global"], 1e-3: ["local"]}
+    assert real_methods.chosen(rows, "tasks", "local", rates) == {1e-3: ["local"]}
+    assert real_methods.chosen(rows, "tasks", "base", rates) == {0.0: ["global", "local"]}
 
 
 def test_attacks_and_the_protocol_make_a_page(flags: list[str], tmp_path: Path) -> None:
