@@ -100,6 +100,7 @@ def normalised(text: str, folder: Path) -> str:
         text = text.replace(place, "/home/you")
     text = NOISE.sub("", text)
     text = re.sub(r"\b\d+\.\d s\b", "#.# s", text)
+    text = re.sub(r"\b\d+(?:\.\d)? % of its time\b", "# % of its time", text)
     text = re.sub(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d\S*", "(date)", text)
     text = "\n".join(line.rstrip() for line in text.splitlines())
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"

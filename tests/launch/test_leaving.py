@@ -10,7 +10,7 @@ from launched import launch
 
 from fedlora_hf.launch import leaving
 
-# Twenty times three processes that leave while their last message is still under way: without `leaving`, one in nine
+# Eight times three processes that leave while their last message is still under way: without `leaving`, one in nine
 # is ended by a signal.
 SCRIPT = """
 import os, sys
@@ -31,7 +31,7 @@ def free_port():
         held.bind(("127.0.0.1", 0))
         return held.getsockname()[1]
 
-for _ in range(20):
+for _ in range(8):
     port, children = free_port(), []
     for number in range(3):
         child = os.fork()
@@ -45,7 +45,7 @@ for _ in range(20):
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forks")
 def test_nobody_is_ended_by_a_signal(tmp_path: Path) -> None:
-    assert launch(SCRIPT, tmp_path, 1) == ["[0, 0, 0]"] * 20
+    assert launch(SCRIPT, tmp_path, 1) == ["[0, 0, 0]"] * 8
 
 
 def test_after_an_error_nothing_is_taken_down(monkeypatch: pytest.MonkeyPatch) -> None:

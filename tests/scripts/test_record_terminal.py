@@ -29,9 +29,9 @@ def test_what_costs_nothing_is_as_it_was_recorded(name: str, tmp_path: Path) -> 
 
 
 def test_what_differs_from_run_to_run_is_replaced(tmp_path: Path) -> None:
-    printed = f"{tmp_path}/out at 2026-01-02T03:04:05+00:00\nround 1/3: 3 clients, 12.3 s\n\n\n\n"
+    printed = f"{tmp_path}/out at 2026-01-02T03:04:05+00:00\nround 1/3: 3 clients, 12.3 s\n\n\n\n26.6 % of its time.\n"
     printed += "FutureWarning: x\nloss 1.234  \n"
-    wanted = "/home/you/out at (date)\nround 1/3: 3 clients, #.# s\n\nloss 1.234\n"
+    wanted = "/home/you/out at (date)\nround 1/3: 3 clients, #.# s\n\n# % of its time.\nloss 1.234\n"
     assert recorder.normalised(printed, tmp_path) == wanted
 
 
