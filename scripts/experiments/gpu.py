@@ -23,6 +23,7 @@ from scripts.experiments.real_methods import METHODS
 
 DONE = "gpu_done.txt"
 _LARGE = "--rounds 4 --steps 20 --batch 8 --max_length 256 --answers tasks mixtures dolly --new_tokens 32"
+_RATES = "--rates 1e-4 3e-4 1e-3 3e-3 1e-2"
 _SMOLLM2 = "--base {smollm2} --base_name smollm2-135m --model_dtype bfloat16"
 _COMMON = "--data {data} --cache {cache} --output_dir {output_dir}"
 
@@ -42,8 +43,8 @@ def jobs() -> Iterator[Job]:
     for source in ("tasks", "mixtures", "dolly"):
         for method in METHODS:
             name = shlex.quote(method)
-            command = f"real_methods {_SMOLLM2} {_COMMON} --sources {source} --methods {name} {_LARGE} --seeds 0 1 2"
-            yield Job(f"methods, smollm2, {source}, {method}", f"{command} --rates 1e-4 3e-4 1e-3 3e-3 1e-2", _minutes(method))
+            command = f"real_methods {_SMOLLM2} {_COMMON} --sources {source} --methods {name} {_LARGE} {_RATES}"
+            yield Job(f"methods, smollm2, {source}, {method}", f"{command} --seeds 0 1 2", _minutes(method))
     for split in ("iid", "dirichlet", "tasks"):
         command = f"real_attacks {_SMOLLM2} {_COMMON} --splits {split} --seeds 0 1 2 --rate 1e-3 --clients 20 --bad 6"
         yield Job(f"attacks, smollm2, {split}", f"{command} --steps 20 --batch 8 --max_length 256 --examples 120", 6)
@@ -63,8 +64,8 @@ def jobs() -> Iterator[Job]:
 
 
 def _minutes(method: str) -> float:
-    """Three rates on one tuning seed and three reported seeds, of 6 clients x 80 steps, about 0.06 s each."""
-    return 0.5 if method == "base" else 4.0
+    """Five rates on one tuning seed and one or two on three others, of 6 clients x 80 steps, about 0.06 s each."""
+    return 0.5 if method == "base" else 5.0
 
 
 def main(given: Sequence[str] | None = None) -> int:

@@ -19,24 +19,25 @@ PUBLISHED = {"global": 0.39, "local": 0.59}
 def draw_methods(rows: Sequence[Row], path: Path, reference: str) -> None:
     """Gain over the reference in % of its loss, global and personal adapters, 95 % intervals; a mark a source."""
     kept = [row for row in rows if not int(row["tuning"])]
-    base = kept[0]["base"]
-    kept = [row for row in kept if row["base"] == base]
-    sources = list(dict.fromkeys(row["data"] for row in kept))
+    sources = list(dict.fromkeys((row["base"], row["data"]) for row in kept))
     methods = [m for m in dict.fromkeys(row["method"] for row in kept) if m not in (reference, "base")]
-    canvas = figure(10.5, 1.5 + 0.5 * len(methods))
+    canvas = figure(10.5, 1.5 + 0.6 * len(methods))
     panels = canvas.subplots(1, 2, sharey=True)
     for axes, (kind, title) in zip(panels, (("global", "global"), ("local", "personal")), strict=True):
-        for number, data in enumerate(sources):
-            shift = (number - (len(sources) - 1) / 2) * 0.24
+        for number, (base, data) in enumerate(sources):
+            shift = (number - (len(sources) - 1) / 2) * 0.2
+            own = [row for row in kept if (row["base"], row["data"]) == (base, data)]
+            seeds = len({row["seed"] for row in own})
+            label: str | None = f"{base}: {DATA.get(data, data)}, {seeds} seed{'s' if seeds > 1 else ''}"
             for y, method in enumerate(methods):
-                values = _gains([row for row in kept if row["data"] == data], method, f"{kind}_loss", reference)
-                if not values or (method == "local" and kind == "global"):
+                values = _gains(own, method, f"{kind}_loss", reference)
+                if not values:  # clients alone have no global adapter
                     continue
                 low, high = bootstrap(values, seed=0)
                 axes.plot([low, high], [y + shift] * 2, color=COLOURS[number], lw=1.5)
-                label = DATA.get(data, data) if kind == "local" and y == 0 else None
                 style = {"color": COLOURS[number], "ms": 6, "label": label}
                 axes.plot(statistics.fmean(values), y + shift, MARKS[number], **style)
+                label = None
         axes.axvline(0, color=GREY, ls="--", lw=1)
         axes.axvline(PUBLISHED[kind], color="black", lw=1, ls=":")
         axes.set_title(f"{title} adapters: gain over {reference}, % of its loss", fontsize=10)
@@ -44,7 +45,7 @@ def draw_methods(rows: Sequence[Row], path: Path, reference: str) -> None:
         axes.grid(axis="x", alpha=0.25)
     panels[0].set_yticks(range(len(methods)), methods)
     panels[0].set_ylim(len(methods) - 0.5, -0.5)
-    canvas.legend(*panels[1].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    canvas.legend(*panels[1].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     save(canvas, path)
 
 
@@ -59,23 +60,23 @@ def _gains(rows: Sequence[Row], method: str, column: str, held: str) -> list[flo
 
 
 def draw_attacks(rows: Sequence[Row], path: Path) -> None:
-    """Heat maps of the honest clients' loss, one a kind of clients."""
-    base = rows[0]["base"]
-    splits = list(dict.fromkeys(row["split"] for row in rows if row["base"] == base))
+    """Heat maps of the honest clients' loss less that of the best rule in the row: one a base and kind of clients."""
+    cohorts = list(dict.fromkeys((row["base"], row["split"]) for row in rows))
     columns = {"alone": ("local", "personal_loss"), "FedAvg": ("fedavg", "global_loss")}
     columns |= {"MultiKrum": ("multikrum", "global_loss"), "CLAIR": ("clair", "global_loss")}
-    columns["CLAIR, personal"] = ("clair", "personal_loss")
-    canvas = figure(1.5 + 4.6 * len(splits), 4.2)
-    panels = canvas.subplots(1, len(splits), squeeze=False)[0]
-    for number, (axes, split) in enumerate(zip(panels, splits, strict=True)):
-        own = [row for row in rows if row["base"] == base and row["split"] == split]
+    columns |= {"CLAIR, judges": ("clair, judges", "global_loss"), "its personal": ("clair, judges", "personal_loss")}
+    canvas = figure(1.5 + 3.8 * len(cohorts), 4.2)
+    panels = canvas.subplots(1, len(cohorts), squeeze=False)[0]
+    for number, (axes, (base, split)) in enumerate(zip(panels, cohorts, strict=True)):
+        own = [row for row in rows if (row["base"], row["split"]) == (base, split)]
         attacks = list(dict.fromkeys(row["attack"] for row in own))
         values = np.array([[_mean(own, attack, *where) for where in columns.values()] for attack in attacks])
+        values = values - values.min(axis=1, keepdims=True)
         names = attacks if number == 0 else [""] * len(attacks)
-        low = float(values.min())
-        image = heat(axes, values, names, list(columns), (low, low + 1.0), turned=True)
-        axes.set_title(f"{split} clients: honest clients' loss", fontsize=10)
-        bar(canvas, image, [axes], "nats a token", [round(low, 1), round(low + 1, 1)])
+        image = heat(axes, values, names, list(columns), (0.0, 0.5), turned=True)
+        seeds = len({row["seed"] for row in own})
+        axes.set_title(f"{base}: {split} clients, {seeds} seed{'s' if seeds > 1 else ''}", fontsize=10)
+    bar(canvas, image, list(panels), "nats a token above the row's best", [0.0, 0.5])
     save(canvas, path)
 
 

@@ -34,7 +34,7 @@ GAINS = {
 # What gains are gains over: the one with the most seeds, the first of them where both have as many.
 REFERENCES = ("product_mean", "fedavg")
 # Whose loss is shown of a rule: of its global adapter, or of what it leaves each client.
-SHOWN = {"local": ("personal",), "clair": ("global", "personal")}
+SHOWN = {"local": ("personal",), "clair": ("global", "personal"), real_attacks.JUDGED: ("global", "personal")}
 
 
 def reported(rows: Iterable[Row], base: str, data: str) -> list[Row]:
@@ -135,15 +135,16 @@ def attacks_table(rows: Sequence[Row]) -> str:
                 values = [float(row[f"{kind}_loss"]) for row in mine]
                 spread = statistics.stdev(values) if len(values) > 1 else 0.0
                 line[f"{rule}, {kind}"] = f"{statistics.fmean(values):.3f} ± {spread:.3f}"
-        for rule in ("multikrum", "clair"):
+        for rule in ("multikrum", "clair", real_attacks.JUDGED):
             mine = [row for row in own if row["rule"] == rule]
             bad = sum(int(row["contaminated"]) for row in mine)
             found, wrong = (sum(int(row[name]) for row in mine) for name in ("found", "wrongly_out"))
             # Where nobody is contaminated, those who would be are honest too.
             line[f"{rule}: found, wrongly out"] = f"{found} of {bad}, {wrong}" if bad else f"-, {found + wrong}"
-        mine = [row for row in own if row["rule"] == "clair" and int(row["contaminated"])]
-        kept = statistics.fmean(float(row["weight_of_bad"]) for row in mine) if mine else None
-        line["clair: weight of the contaminated"] = "-" if kept is None else f"{kept:.3f}"
+        for rule in ("clair", real_attacks.JUDGED):
+            mine = [row for row in own if row["rule"] == rule and int(row["contaminated"])]
+            kept = statistics.fmean(float(row["weight_of_bad"]) for row in mine) if mine else None
+            line[f"{rule}: weight of the contaminated"] = "-" if kept is None else f"{kept:.3f}"
         lines.append(line)
     return markdown(lines)
 

@@ -31,7 +31,8 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def test_methods_are_tuned_on_seeds_that_are_not_reported(flags: list[str], tmp_path: Path) -> None:
     given = [*flags, "--sources", "tasks", "--methods", "base", "fedavg", "pipeline", "--rates", "1e-3", "1e-2"]
-    given += ["--seeds", "0", "1", "--examples", "12", "--test_share", "0.3", "--new_tokens", "2", "--output_dir", str(tmp_path)]
+    given += ["--seeds", "0", "1", "--examples", "12", "--test_share", "0.3", "--new_tokens", "2"]
+    given += ["--output_dir", str(tmp_path)]
     real_methods.main(given)
     table = Table(tmp_path / "methods.csv", real_methods.KEY)
     tuned = [row for row in table.rows if int(row["tuning"])]
