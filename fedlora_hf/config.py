@@ -6,6 +6,7 @@ from dataclasses import MISSING, Field, dataclass, fields
 from enum import Enum
 from typing import Any
 
+import numpy as np
 from transformers import TrainingArguments
 
 from fedlora_hf.aggregation.attacks import ATTACKS
@@ -32,6 +33,7 @@ from fedlora_hf.options import (
 from fedlora_hf.options.arguments import check_arguments, fill_in
 from fedlora_hf.options.at_once import check_at_once
 from fedlora_hf.options.facts import check_bounds, check_effects, facts_of
+from fedlora_hf.options.numbers import check_numbers
 from fedlora_hf.options.spelling import suggestion
 from fedlora_hf.privacy import Privacy
 from fedlora_hf.util.counts import suspects_allowed
@@ -100,7 +102,12 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        check_arguments(self, [field.name for field in fields(TrainingArguments)])
+        for item in fields(self):
+            if isinstance(value := getattr(self, item.name), np.generic):
+                setattr(self, item.name, value.item())  # a number of numpy's is one, and a record holds Python's
+        borrowed = [item.name for item in fields(TrainingArguments)]
+        check_arguments(self, borrowed)
+        check_numbers(self, borrowed)
         # Seen before TrainingArguments fills in what was left open.
         self._given = {item.name for item in fields(TrainingArguments) if self._sets(item)}
         fill_in(self)
@@ -152,8 +159,6 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
             for name in ("dataloader_persistent_workers", "dataloader_prefetch_factor"):
                 if getattr(self, name):
                     raise ConfigError(f"{name}={getattr(self, name)}: needs workers; pass --dataloader_num_workers")
-        if self.local_steps is None and self.local_epochs <= 0:
-            raise ConfigError(f"local_epochs={self.local_epochs}: must be above 0; pass local_steps or local_epochs")
         if self.validation_fraction + self.test_fraction >= 1:
             raise ConfigError(
                 f"validation_fraction + test_fraction = {self.validation_fraction + self.test_fraction}: must stay "

@@ -17,6 +17,7 @@ from fedlora_hf.config import FederatedConfig
 from fedlora_hf.data.clients import named_clients, with_data_facts
 from fedlora_hf.data.labels import with_labels
 from fedlora_hf.data.prepare import prepare_client, wording_facts, wording_of
+from fedlora_hf.data.say import say
 from fedlora_hf.data.wording import save_tokenizer
 from fedlora_hf.errors import ConfigError, RecordError
 from fedlora_hf.hub import write_card
@@ -86,6 +87,8 @@ class FederatedTrainer(ClientTrainer):
         server = None if server_dataset is None else prepare_client(SERVER, server_dataset, tokenizer, args)
         self._server = server
         check_cohort(args, self.method, len(self.clients))
+        if (args.clients_per_round or 0) > len(self.clients):
+            say(f"clients_per_round={args.clients_per_round}: there are {len(self.clients)}; all take part in each")
         check_clients(args.contaminated, self.clients)
         self.publisher = Publisher(args, self.progress)
         self.store = RoundStore(f"{args.output_dir}/rounds", self.slot.config())

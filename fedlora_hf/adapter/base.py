@@ -24,6 +24,7 @@ from transformers import (
 from fedlora_hf.adapter.files import CONFIG
 from fedlora_hf.adapter.slot import check_config, own_adapter, peft_config, with_adapter
 from fedlora_hf.config import FederatedConfig
+from fedlora_hf.data.say import say
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.launch.quantisation import bits, loading
 from fedlora_hf.launch.quiet import no_bars_in_logs
@@ -61,8 +62,10 @@ def load_base(args: FederatedConfig, labels: Sequence[str] | None) -> Base:
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
     _check_vocabulary(model, tokenizer, name)
-    longest = getattr(model.config, "max_position_embeddings", None)
-    return Base(model, tokenizer, min(args.max_length, longest) if longest else args.max_length)
+    longest = getattr(model.config, "max_position_embeddings", None) or args.max_length
+    if args.max_length > longest and args.max_length != FederatedConfig.max_length:
+        say(f"max_length={args.max_length}: {name} takes {longest} tokens at most, and gets no more")
+    return Base(model, tokenizer, min(args.max_length, longest))
 
 
 def load_tokenizer(args: FederatedConfig) -> PreTrainedTokenizerBase:

@@ -4,13 +4,13 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Literal, get_args, get_origin
 
 from fedlora_hf.errors import ConfigError, one_line
 from fedlora_hf.options import GROUPS
 from fedlora_hf.options.arguments import ARGUMENTS
-from fedlora_hf.options.facts import facts_of
+from fedlora_hf.options.facts import check_number, facts_of, kind_of
+from fedlora_hf.options.numbers import NUMBERS
 from fedlora_hf.options.spelling import ALIASES, suggestion
 
 OWN = {item.name: item for group in GROUPS for item in fields(group)}
@@ -57,30 +57,26 @@ def _given(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
 
 
 def _check_values(name: str, values: list[str]) -> None:
-    """ConfigError for a value of one of our own options that is no choice, no number or out of bounds."""
-    if name not in OWN or len(values) != 1:
+    """ConfigError for a value that is no choice, no number or out of bounds; of Trainer's options the numbers."""
+    if len(values) != 1 or (name not in OWN and name not in NUMBERS):
         return
-    (text,), item = values, OWN[name]
-    kinds = get_args(item.type) if get_origin(item.type) in (Union, UnionType) else (item.type,)
-    kinds = tuple(kind for kind in kinds if kind is not type(None))
-    if len(kinds) != 1:
-        return
-    value: Any = text
-    if get_origin(kinds[0]) is Literal:
-        choices = get_args(kinds[0])
-        if text not in map(str, choices):
-            close = get_close_matches(text, list(map(str, choices)), 1, 0.6)
-            listing = ", ".join(map(str, choices))
+    (text,) = values
+    kind, bound = (
+        NUMBERS[name] if name in NUMBERS else (kind_of(OWN[name]), getattr(facts_of(OWN[name]), "bound", None))
+    )
+    if get_origin(kind) is Literal:
+        choices = list(map(str, get_args(kind)))
+        if text not in choices:
+            close = get_close_matches(text, choices, 1, 0.6)
             raise ConfigError(
-                f"{name}={one_line(text)}: must be one of {listing}; "
+                f"{name}={one_line(text)}: must be one of {', '.join(choices)}; "
                 f"{f'did you mean {close[0]}?' if close else 'choose one of these'}"
             )
-    elif kinds[0] in (int, float):
+    elif kind in (int, float):
         try:
-            value = kinds[0](text)
+            value = kind(text)
         except ValueError:
-            what = "whole number" if kinds[0] is int else "number"
+            what = "whole number" if kind is int else "number"
             raise ConfigError(f"{name}={one_line(text)}: must be a {what}; see fedlora train --help") from None
-    facts = facts_of(item)
-    if facts is not None and facts.bound is not None and kinds[0] in (int, float) and not facts.bound.holds(value):
-        raise ConfigError(f"{name}={text}: {facts.bound.rule}; {facts.bound.remedy}")
+        if bound is not None:
+            check_number(name, value, kind, bound, one_line(text))

@@ -1,11 +1,16 @@
 """What is said about an option, in its field: help, bound, needs, resumability, side; and the checks of these."""
 # SPDX-License-Identifier: Apache-2.0
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any, Final, Literal
+from numbers import Integral, Real
+from types import UnionType
+from typing import Any, Final, Literal, Union, get_args, get_origin
 
-from fedlora_hf.errors import ConfigError
+from fedlora_hf.errors import ConfigError, one_line
+
+Kind = type[int] | type[float]
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,16 @@ def at_least(low: float, remedy: str) -> Bound:
 def share(remedy: str) -> Bound:
     """From 0 to below 1."""
     return Bound(lambda value: 0 <= value < 1, "must be in [0, 1)", remedy)
+
+
+def positive(remedy: str) -> Bound:
+    """Above 0, and finite."""
+    return Bound(lambda value: 0 < value < math.inf, "must be a finite number above 0", remedy)
+
+
+def not_negative(remedy: str) -> Bound:
+    """0 or above, and finite."""
+    return Bound(lambda value: 0 <= value < math.inf, "must be a finite number, 0 or above", remedy)
 
 
 class Given:
@@ -76,10 +91,28 @@ def facts_of(item: "Field[Any]") -> Help | None:
     return facts if isinstance(facts, Help) else None
 
 
+def kind_of(item: "Field[Any]") -> Any:
+    """The one type of a field's values, None apart; None where there are several."""
+    kinds = get_args(item.type) if get_origin(item.type) in (Union, UnionType) else (item.type,)
+    kinds = tuple(kind for kind in kinds if kind is not type(None))
+    return kinds[0] if len(kinds) == 1 else None
+
+
 def differs(value: object, item: "Field[Any]") -> bool:
     """Whether a field's value is not its default."""
     default = item.default if item.default_factory is MISSING else item.default_factory()
     return bool(value != default)
+
+
+def check_number(name: str, value: object, kind: Kind, bound: Bound, shown: str | None = None) -> None:
+    """ConfigError where a value is no number of this kind, or out of its bound; None passes. shown: how it was said."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, Integral if kind is int else Real):
+        what = "whole number" if kind is int else "number"
+        raise ConfigError(f"{name}={one_line(repr(value), 80)}: must be a {what}; {bound.remedy}")
+    if not bound.holds(value):
+        raise ConfigError(f"{name}={value if shown is None else shown}: {bound.rule}; {bound.remedy}")
 
 
 def check_bounds(options: Any) -> None:
@@ -88,7 +121,10 @@ def check_bounds(options: Any) -> None:
         facts, value = facts_of(item), getattr(options, item.name)
         if facts is None or facts.bound is None or value is None:
             continue
-        if not facts.bound.holds(value):
+        kind = kind_of(item)
+        if kind in (int, float):
+            check_number(item.name, value, kind, facts.bound)
+        elif not facts.bound.holds(value):
             raise ConfigError(f"{item.name}={value}: {facts.bound.rule}; {facts.bound.remedy}")
 
 

@@ -1,12 +1,11 @@
 """Options of what the federation makes of the updates: aggregation, privacy, pipeline, evaluation, the Hub."""
 # SPDX-License-Identifier: Apache-2.0
 
-import math
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fedlora_hf.options.facts import GIVEN, Bound, at_least, option, share
+from fedlora_hf.options.facts import GIVEN, Bound, at_least, not_negative, option, positive, share
 
 
 @dataclass
@@ -54,7 +53,7 @@ class AggregationOptions:
     server_learning_rate: float | None = option(
         None,
         "Of the server's step; default 1 for avgm, 1e-3 for the others.",
-        bound=Bound(lambda r: 0 < r < math.inf, "must be a finite number above 0", "leave it out for the default"),
+        bound=positive("leave it out for the default"),
         needs={"server_optimizer": ("avgm", "adam", "yogi", "adagrad")},
         side="server",
     )
@@ -75,7 +74,7 @@ class AggregationOptions:
     server_tau: float = option(
         1e-3,
         "Of the server's step: adaptivity of adam, yogi and adagrad.",
-        bound=Bound(lambda t: 0 < t < math.inf, "must be a finite number above 0", "1e-3 for instance"),
+        bound=positive("1e-3 for instance"),
         needs={"server_optimizer": ("adam", "yogi", "adagrad")},
         side="server",
     )
@@ -114,13 +113,14 @@ class AggregationOptions:
         0.0,
         "Ditto: the personal steps start from the global adapter, and half the squared distance to it, times this, is "
         "added to their loss. 0: they start from the adapter that was chosen, and nothing holds them.",
-        bound=at_least(0, "0 leaves the term out"),
+        bound=not_negative("0 leaves the term out"),
         needs={"personal_steps": GIVEN},
         resumable=True,
     )
     personal_learning_rate: float | None = option(
         None,
         "Learning rate of the personal steps; default learning_rate, in a pipeline 5e-2.",
+        bound=positive("personal_steps=0 adds none"),
         needs={"personal_steps": GIVEN},
         resumable=True,
     )
@@ -133,12 +133,12 @@ class PrivacyOptions:
     dp_clip: float | None = option(
         None,
         "Largest L2 norm of a client's change of the trained factors in a round; longer ones are scaled down.",
-        bound=Bound(lambda c: 0 < c < math.inf, "must be a finite number above 0", "the norm of a usual change"),
+        bound=positive("the norm of a usual change"),
     )
     dp_noise_multiplier: float | None = option(
         None,
         "Standard deviation of the noise that each client adds to every entry, in units of dp_clip; default 0.",
-        bound=Bound(lambda s: 0 <= s < math.inf, "must be a finite number, 0 or above", "0 only clips"),
+        bound=not_negative("0 only clips"),
         needs={"dp_clip": GIVEN},
     )
     dp_delta: float | None = option(
@@ -150,7 +150,7 @@ class PrivacyOptions:
     dp_max_epsilon: float | None = option(
         None,
         "Stop before the round that would take a client past this epsilon (exit code 3, nothing changed).",
-        bound=Bound(lambda e: 0 < e < math.inf, "must be a finite number above 0", "8 for instance"),
+        bound=positive("8 for instance"),
         needs={"dp_clip": GIVEN, "dp_noise_multiplier": GIVEN},
         resumable=True,
         side="server",
@@ -158,6 +158,7 @@ class PrivacyOptions:
     dp_seed: int | None = option(
         None,
         "Draw the noise from this instead of a secret: for experiments; it voids the guarantee.",
+        bound=at_least(0, "leave it out for a secret"),
         needs={"dp_clip": GIVEN, "dp_noise_multiplier": GIVEN},
     )
 
@@ -181,6 +182,7 @@ class PipelineOptions:
     global_learning_rate: float | None = option(
         None,
         "Learning rate of the global stage; default learning_rate.",
+        bound=positive("global_rounds=0 leaves the global stage out"),
         needs={"pipeline": ("fedlora_optimizer",), "global_rounds": GIVEN},
     )
     server_dataset: str | None = option(

@@ -1,11 +1,10 @@
 """Options of the model, the data, the rounds of local training and the adapter."""
 # SPDX-License-Identifier: Apache-2.0
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fedlora_hf.options.facts import GIVEN, Bound, at_least, option, share
+from fedlora_hf.options.facts import GIVEN, Bound, at_least, not_negative, option, positive, share
 
 
 @dataclass
@@ -90,7 +89,7 @@ class DataOptions:
     dirichlet_alpha: float = option(
         0.5,
         "Concentration of the Dirichlet mixtures: small is uneven, large is even.",
-        bound=Bound(lambda a: 0 < a < math.inf, "must be a finite number above 0", "0.5 is uneven, 100 nearly even"),
+        bound=positive("0.5 is uneven, 100 nearly even"),
         needs={"partition_by": ("dirichlet",)},
     )
     max_examples_per_client: int | None = option(
@@ -143,9 +142,14 @@ class RoundOptions:
         bound=at_least(1, "leave it out to train by local_epochs"),
     )
     local_epochs: float = option(
-        1.0, "Passes of a client over its own data in a round.", needs={"local_steps": (None,)}
+        1.0,
+        "Passes of a client over its own data in a round.",
+        bound=positive("num_rounds=0 trains nothing"),
+        needs={"local_steps": (None,)},
     )
-    learning_rate: float = option(2e-4, "Peak learning rate of a client's local optimizer.")
+    learning_rate: float = option(
+        2e-4, "Peak learning rate of a client's local optimizer.", bound=positive("num_rounds=0 trains nothing")
+    )
     lr_scheduler_type: str = option("constant", "Schedule over one client's steps of one round.")
     remove_unused_columns: bool = option(False, "Kept False: the clients' own collator picks the columns.")
     activation_checkpointing: bool | None = option(
@@ -164,7 +168,7 @@ class RoundOptions:
     round_lr_min: float = option(
         0.0,
         "Learning rate of the last round, for round_lr_scheduler linear and cosine.",
-        bound=at_least(0, "0 lets it end with nothing"),
+        bound=not_negative("0 lets it end with nothing"),
         needs={"round_lr_scheduler": ("linear", "cosine")},
     )
     keep_optimizer: bool = option(
@@ -173,7 +177,7 @@ class RoundOptions:
     fedprox_mu: float = option(
         0.0,
         "FedProx: weight of half the squared distance to the round's start, added to a client's loss.",
-        bound=at_least(0, "0 leaves the term out"),
+        bound=not_negative("0 leaves the term out"),
     )
     scaffold: bool = option(
         False,
@@ -197,7 +201,7 @@ class RoundOptions:
     client_timeout: float | None = option(
         None,
         "Seconds a client's local steps may take in a round; who takes longer is quarantined. Default: no limit.",
-        bound=at_least(0, "leave it out for no limit"),
+        bound=positive("leave it out for no limit"),
         resumable=True,
     )
     client_parallel: Literal["clients", "data"] = option(
@@ -236,8 +240,10 @@ class AdapterOptions:
 
     adapter: Literal["lora", "dirmag"] = option("lora", "Plain LoRA, or direction/magnitude LoRA.")
     lora_r: int = option(16, "Rank.", bound=at_least(1, "pass a positive rank"))
-    lora_alpha: int = option(32, "The update is scaled by lora_alpha / lora_r.")
-    lora_dropout: float = option(0.0, "Dropout on the adapter's input.")
+    lora_alpha: int = option(
+        32, "The update is scaled by lora_alpha / lora_r.", bound=at_least(1, "the same as lora_r scales by 1")
+    )
+    lora_dropout: float = option(0.0, "Dropout on the adapter's input.", bound=share("0 drops nothing"))
     use_rslora: bool = option(False, "Scale by lora_alpha / sqrt(lora_r) instead.")
     target_modules: list[str] | None = option(
         None, "Modules that get an adapter (name endings, or all-linear); default PEFT's choice for the architecture."

@@ -30,7 +30,7 @@ def test_aliases_and_hints_are_of_names_that_there_are_not() -> None:
         (["--num-rounds", "3"], ["--num_rounds", "3"]),
         (["--num_rou", "3"], ["--num_rou", "3"]),
         (["--no_dataloader_pin_memory"], ["--no_dataloader_pin_memory"]),
-        (["--lora_alpha", "-1"], ["--lora_alpha", "-1"]),
+        (["--local_rank", "-1"], ["--local_rank", "-1"]),
     ],
 )
 def test_names_are_ours_afterwards(given: list[str], understood: list[str]) -> None:
