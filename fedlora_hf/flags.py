@@ -65,6 +65,7 @@ def _from_yaml(path: str, parser: HfArgumentParser) -> list[str]:
         # An alias stands for what was written elsewhere: a few lines of them unfold to fill the memory with.
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
             raise ValueError("aliases (*name) are not for flags")
+        _check_once(yaml.compose(text, yaml.SafeLoader))
         content = yaml.safe_load(text)
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"--config {path}: {str(error).splitlines()[0]}; give a YAML file of flags") from None
@@ -80,9 +81,22 @@ def _from_yaml(path: str, parser: HfArgumentParser) -> list[str]:
         )
     given: list[str] = []
     for name, value in content.items():
+        if value is None and parser.get_default(name) is not None:
+            raise ConfigError(f"--config {path}: {name} has no value; give it one, or leave the line out")
         texts = [json.dumps(v, default=str) if isinstance(v, dict | bool) else str(v) for v in _as_list(value)]
         given += [f"--{name}", *texts] if isinstance(value, list) else [f"--{name}={text}" for text in texts]
     return given
+
+
+def _check_once(node: yaml.Node | None) -> None:
+    """ValueError for a key that stands twice in one mapping: the second would replace the first without a word."""
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise ValueError(f"{key.value} stands twice, the second time in line {key.start_mark.line + 1}")
+            seen.add(str(key.value))
+            _check_once(value)
 
 
 def _as_list(value: Any) -> list[Any]:

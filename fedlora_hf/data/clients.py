@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import hashlib
-import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,8 +15,6 @@ from fedlora_hf.data.say import say
 from fedlora_hf.errors import ConfigError, DataError
 from fedlora_hf.util.names import fit_ids
 from fedlora_hf.util.seeding import derive_seed
-
-logger = logging.getLogger(__name__)
 
 PARTITIONS = ("category", "task", "group", "dirichlet", "iid", "client")
 SPLITS = ("train", "validation", "test")
@@ -54,7 +51,7 @@ def make_clients(
     _check_options(partition_by, num_clients, validation_fraction, test_fraction, max_examples_per_client)
     unique, removed = deduplicate(examples)
     if removed:
-        logger.info("removed %d of %d records: word for word repeats of another", removed, len(examples))
+        say(f"{removed} of {len(examples)} records repeat another word for word, and are left out")
     fixed = {name: held for name, held in (("validation", validation), ("test", test)) if held is not None}
     unique = _without_held_out(unique, fixed)
     fractions = (0 if validation is not None else validation_fraction, 0 if test is not None else test_fraction)
@@ -219,9 +216,9 @@ def _split(
     free = indices[~repeated]
     if len(indices) <= validation + test or len(free) < validation + test:
         raise DataError(
-            f"client {client_id!r}: has {len(indices)} examples ({len(free)} of them unrepeated), and {validation} for "
-            f"validation, {test} for test and at least 1 for training must come of them; give it more, merge it with "
-            "another, or set the fractions to 0"
+            f"client {client_id!r}: {len(indices)} different examples, of which {len(free)} may be held out; "
+            f"{validation} for validation, {test} for test and at least 1 for training are needed; give it more, merge "
+            "it with another, or set the fractions to 0"
         )
     held_out = free[: validation + test]
     train = np.setdiff1d(indices, held_out)

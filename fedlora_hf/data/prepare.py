@@ -12,6 +12,7 @@ from fedlora_hf.data.clients import make_clients
 from fedlora_hf.data.contaminate import KINDS, contaminate_share
 from fedlora_hf.data.formats import load_examples
 from fedlora_hf.data.mapped import quiet
+from fedlora_hf.data.notices import empty_answers
 from fedlora_hf.data.packing import PackedRows
 from fedlora_hf.data.rows import TokenRows
 from fedlora_hf.data.say import say
@@ -32,7 +33,7 @@ _STREAMS = (datasets.IterableDataset, str, Path)
 class ClientData:
     """One client's tokenised splits; `questions`: the raw test examples with prompt and references, for generation,
     and `prompt_ids`, what the model is given to answer them. worded: by a chat template, some of them at least. form:
-    of a prompt in our own wording, see `own_form`."""
+    of a prompt in our own wording, see `own_form`. empty: training answers that say nothing."""
 
     train: TokenRows | PackedRows
     validation: datasets.Dataset | None = None
@@ -40,6 +41,7 @@ class ClientData:
     questions: datasets.Dataset | None = None
     worded: bool = False
     form: str = ""
+    empty: int = 0
 
 
 def rule_of(partition_by: str | None, several: bool) -> str:
@@ -122,7 +124,8 @@ def prepare_client(
     worded = wording.template is not None and "chat" in splits["train"].column_names and any(splits["train"]["chat"])
     form = own_form(splits["train"][0]["prompt"]) if "prompt" in splits["train"].column_names else ""
     validation, tokens = tokenised(splits.get("validation")), tokenised(test)
-    return ClientData(train, validation, tokens, _questions(test, tokenizer, args, wording), worded, form)
+    questions = _questions(test, tokenizer, args, wording)
+    return ClientData(train, validation, tokens, questions, worded, form, empty_answers(splits["train"]))
 
 
 def wording_facts(args: "FederatedConfig", tokenizer: Any, clients: Iterable[ClientData]) -> dict[str, Any]:

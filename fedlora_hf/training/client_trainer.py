@@ -27,6 +27,7 @@ from fedlora_hf.aggregation.update_attacks import attacked
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.data.collate import Collator
 from fedlora_hf.data.labels import head_labels
+from fedlora_hf.data.notices import notice
 from fedlora_hf.data.packing import check_packing
 from fedlora_hf.data.prepare import ClientData, prepare_client
 from fedlora_hf.errors import ConfigError
@@ -79,6 +80,7 @@ class ClientTrainer(StepTrainer):
             client_id: prepare_client(client_id, client_datasets[client_id], processing_class, args, head)
             for client_id in sorted(client_datasets)
         }
+        notice(args, self.clients.values())
         if args.packing:
             check_packing(model)
         check_tokens(model, self.clients)

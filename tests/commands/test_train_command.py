@@ -192,6 +192,24 @@ def test_published_dolly_and_natural_instructions(
     assert len(tasks["clients"]) == 40
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("num_rounds: 1\nlora_r: 4\nnum_rounds: 2\n", "num_rounds stands twice, the second time in line 3"),
+        ("dataset: {a: x.jsonl, b: y.jsonl, a: z.jsonl}\n", "a stands twice, the second time in line 1"),
+        ("learning_rate:\n", "learning_rate has no value; give it one, or leave the line out"),
+        ("seed: null\n", "seed has no value; give it one, or leave the line out"),
+    ],
+)
+def test_a_config_that_would_be_read_otherwise_than_it_was_meant_is_refused(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=f"^--config .*run.yaml: {said}"):
+        parse(["--config", str(path)])
+
+
 @pytest.mark.parametrize("kind", ["a pipe", "a device", "a folder", "too large"])
 def test_a_config_that_is_no_plain_file_is_refused_in_one_line(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "run.yaml"

@@ -1,13 +1,13 @@
 """Clients share no record, no test text was trained on, and every split is a function of the seed and the client."""
 # SPDX-License-Identifier: Apache-2.0
 
-import logging
 from pathlib import Path
 
 import datasets
 import pytest
 import sample_data
 
+from fedlora_hf.data import say
 from fedlora_hf.data.clients import SPLITS, deduplicate, make_clients
 from fedlora_hf.data.formats import load_examples
 from fedlora_hf.errors import ConfigError, DataError
@@ -51,13 +51,15 @@ def test_by_category_every_client_is_one_category(examples: datasets.Dataset) ->
     assert all(set(splits[split]["group"][:]) == {name} for name, splits in clients.items() for split in SPLITS)
 
 
-def test_repeats_are_counted_and_said(examples: datasets.Dataset, caplog: pytest.LogCaptureFixture) -> None:
+def test_repeats_are_counted_and_said(
+    examples: datasets.Dataset, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(say, "_SAID", set())
     unique, removed = deduplicate(examples)
     assert (len(unique), removed) == (80, 3)
     assert unique.to_list() == examples.to_list()[:80]
-    with caplog.at_level(logging.INFO):
-        make_clients(examples, partition_by="category")
-    assert "removed 3 of 83 records" in caplog.text
+    make_clients(examples, partition_by="category")
+    assert "3 of 83 records repeat another word for word, and are left out" in caplog.text
 
 
 def test_a_text_under_two_groups_is_only_trained_on() -> None:
@@ -116,7 +118,7 @@ def test_a_client_too_small_to_split_is_named() -> None:
     with pytest.raises(DataError) as caught:
         make_clients(load_examples(datasets.Dataset.from_list(records)), partition_by="category")
     message = str(caught.value)
-    assert "client 'brainstorming': has 2 examples" in message
+    assert "client 'brainstorming': 2 different examples" in message
     assert "at least 1 for training" in message
     assert "\n" not in message
 
