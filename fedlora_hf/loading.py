@@ -18,12 +18,12 @@ from fedlora_hf.data.clients import client_names, deduplicate, told_names
 from fedlora_hf.data.formats import load_examples
 from fedlora_hf.data.labels import class_counts, head_labels, imbalance
 from fedlora_hf.data.prepare import divided, rule_of
-from fedlora_hf.data.say import say
 from fedlora_hf.data.several import Loaded, load_several
 from fedlora_hf.data.wording import is_tuned
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.launch.processes import missing_processes
 from fedlora_hf.record.record import RunRecord
+from fedlora_hf.util.say import say
 
 
 class Job(NamedTuple):

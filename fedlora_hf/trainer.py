@@ -17,7 +17,6 @@ from fedlora_hf.config import FederatedConfig
 from fedlora_hf.data.clients import named_clients, with_data_facts
 from fedlora_hf.data.labels import with_labels
 from fedlora_hf.data.prepare import prepare_client, wording_facts, wording_of
-from fedlora_hf.data.say import say
 from fedlora_hf.data.wording import save_tokenizer
 from fedlora_hf.errors import ConfigError, RecordError
 from fedlora_hf.hub import write_card
@@ -38,6 +37,7 @@ from fedlora_hf.training.client_trainer import ClientTrainer
 from fedlora_hf.training.together import Entry, Told, train_round_together
 from fedlora_hf.update import ClientUpdate
 from fedlora_hf.util.rehearsal import check_clients
+from fedlora_hf.util.say import say
 
 
 class FederatedTrainer(ClientTrainer):

@@ -24,10 +24,10 @@ from transformers import (
 from fedlora_hf.adapter.files import CONFIG
 from fedlora_hf.adapter.slot import check_config, own_adapter, peft_config, with_adapter
 from fedlora_hf.config import FederatedConfig
-from fedlora_hf.data.say import say
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.launch.quantisation import bits, loading
 from fedlora_hf.launch.quiet import no_bars_in_logs
+from fedlora_hf.util.say import say
 from fedlora_hf.util.seeding import derive_seed
 
 

@@ -53,7 +53,7 @@ def with_adapter(model: nn.Module, config: PeftConfig, seed: int) -> PeftModel:
     """
     check_config(config)
     try:
-        with torch.random.fork_rng(devices=[]), _peft_quiet():
+        with torch.random.fork_rng(devices=[]), peft_quiet():
             torch.manual_seed(derive_seed(seed, "adapter"))
             return get_peft_model(model, config)
     except ValueError as error:
@@ -301,7 +301,7 @@ def set_frozen(model: PeftModel, state: Mapping[str, LoraFactors] | None) -> Non
     config = model.peft_config[name]
     rank = max(factors.rank for factors in state.values())
     plain = LoraConfig(r=rank, lora_alpha=rank, target_modules=sorted(state), task_type=config.task_type)
-    with _peft_quiet():
+    with peft_quiet():
         model.add_adapter(FROZEN, plain)
     AdapterSlot(model, FROZEN).write(AdapterState(state, {}))
     under = AdapterSlot(model, FROZEN)
@@ -314,7 +314,7 @@ def set_frozen(model: PeftModel, state: Mapping[str, LoraFactors] | None) -> Non
 
 
 @contextmanager
-def _peft_quiet() -> Iterator[None]:
+def peft_quiet() -> Iterator[None]:
     """Without two of PEFT's warnings: its own use of a deprecated name, and that one model has several adapters."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)

@@ -85,6 +85,7 @@ def aggregate(
     with torch.no_grad():
         with part("screen"):
             found = _screened(list(updates), reference, partial_modules)
+        _check_enough(found, chosen)
         trusted = None if server is None else checked_server(server, found.usable[0], found.modules)
         counts = _counted(found.usable, chosen, weight_by, weight_cap)
         usable = tuple(replace(u, num_examples=counts.used.get(u.client_id, u.num_examples)) for u in found.usable)
@@ -126,6 +127,17 @@ def _screened(
     if not found.modules:
         raise UpdateError("0 modules that all clients have: at least one is needed; train the same target modules")
     return found
+
+
+def _check_enough(found: Screened, method: Method) -> None:
+    """UpdateError where screening leaves fewer clients than the method needs; it names those that were left out."""
+    number, least = len(found.usable), method.least_clients
+    if number < least:
+        out = "; ".join(f"{client}: {reason}" for client, reason in list(found.quarantined.items())[:3])
+        raise UpdateError(
+            f"clients that can be used: {number}, and {method.name} needs at least {least}; use product_mean for fewer"
+            + (f" (left out: {out})" if out else "")
+        )
 
 
 def _counted(updates: Sequence[ClientUpdate], method: Method, weight_by: str, cap: float) -> Counts:

@@ -84,7 +84,7 @@ def aggregate_adapters(
     sources = named(adapters)
     check_output(output_dir, "aggregate", [source.folder for source in sources.values() if source.folder is not None])
     counts = _weights(chosen, weights, sources)
-    found = _collected(sources, counts, progress)
+    found = _collected(sources, counts, chosen.least_clients, progress)
     cost = costs(found.updates)
     costing = told(cost, partial_modules) if cost and partial_modules != "refuse" else []
     for line in [*check_bases(found.bases, require_same_base), *costing]:
@@ -184,7 +184,7 @@ def _weights(method: Method, given: Sequence[str] | None, clients: Mapping[str, 
     return read_weights(given, clients)
 
 
-def _collected(sources: Mapping[str, Source], counts: Mapping[str, int], progress: Progress) -> Collected:
+def _collected(sources: Mapping[str, Source], counts: Mapping[str, int], least: int, progress: Progress) -> Collected:
     updates: list[ClientUpdate] = []
     folders, configs, unreadable = {}, {}, {}
     for client_id, source in progress.over(sources.items(), "reading adapters"):
@@ -199,6 +199,11 @@ def _collected(sources: Mapping[str, Source], counts: Mapping[str, int], progres
     if not updates:
         client_id, reason = next(iter(unreadable.items()))
         raise AdapterError(f"none of {len(sources)} adapters can be read; {client_id!r} for one: {reason}")
+    if len(updates) < least and unreadable:
+        raise AdapterError(
+            f"{len(updates)} of {len(sources)} adapters can be read, and the method needs {least}; the others: "
+            + "; ".join(f"{client!r}: {reason}" for client, reason in list(unreadable.items())[:3])
+        )
     return Collected(updates, folders, configs, unreadable, bases_of(configs))
 
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from fedlora_hf.options.facts import at_least, check_number
 from fedlora_hf.using.asking import Question, ask, told_wording, wording_of_run
 from fedlora_hf.using.finished import Finished
 from fedlora_hf.using.loaded import load
@@ -25,6 +26,7 @@ def ask_run(
     model_dtype: str | None = None,
 ) -> None:
     """Print the answer of the global adapter, of groups' and clients', or of all side by side; see `using.asking`."""
+    check_number("max_new_tokens", max_new_tokens, int, at_least(1, "leave it out for 64"))
     run = Finished.read(folder)
     adapters = run.adapters(client, everything, group)
     changes: dict[str, Any] = {"use_cpu": use_cpu} | ({"model_dtype": model_dtype} if model_dtype else {})

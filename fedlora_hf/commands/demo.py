@@ -23,6 +23,8 @@ from fedlora_hf.commands.summary import print_summary
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.data.collate import Collator
 from fedlora_hf.data.tokenize import tokenize_examples
+from fedlora_hf.options.facts import check_number
+from fedlora_hf.options.numbers import NUMBERS
 from fedlora_hf.record.record import RunRecord
 from fedlora_hf.trainer import FederatedTrainer
 from fedlora_hf.util.progress import Progress
@@ -38,6 +40,7 @@ BASELINES = {"local": "every client alone", "fedavg": "FedAvg of the factors", "
 
 def demo(output_dir: str, seed: int = 0) -> dict[str, RunRecord]:
     """Run the demo, print what came out, leave CLAIR's output folder and the baselines' below it; the three records."""
+    check_number("seed", seed, *NUMBERS["seed"])
     disable_progress_bar()  # of saving and loading a few kilobytes
     progress = Progress()
     folder = Path(output_dir)

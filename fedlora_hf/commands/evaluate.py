@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedlora_hf.errors import ConfigError
+from fedlora_hf.options.facts import at_least, check_number
 from fedlora_hf.record.record import plain
 from fedlora_hf.using.evaluating import evaluate, read
 from fedlora_hf.using.finished import Finished
@@ -45,8 +45,7 @@ def evaluate_run(
         ("max_new_tokens", max_new_tokens, 1),
         ("per_device_eval_batch_size", batch_size, 1),
     ):
-        if value is not None and value < least:
-            raise ConfigError(f"{name}={value}: must be at least {least}; leave it out for the usual")
+        check_number(name, value, int, at_least(least, "leave it out for the usual"))
     run = Finished.read(folder)
     some = client or group or everything
     adapters = run.adapters(client, True, group) if some else run.adapters((), True)[:2]

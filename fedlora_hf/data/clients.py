@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora_hf.data import partition
-from fedlora_hf.data.say import say
 from fedlora_hf.errors import ConfigError, DataError
 from fedlora_hf.util.names import fit_ids
+from fedlora_hf.util.say import say
 from fedlora_hf.util.seeding import derive_seed
 
 PARTITIONS = ("category", "task", "group", "dirichlet", "iid", "client")
@@ -216,7 +216,7 @@ def _split(
     free = indices[~repeated]
     if len(indices) <= validation + test or len(free) < validation + test:
         raise DataError(
-            f"client {client_id!r}: {len(indices)} different examples, of which {len(free)} may be held out; "
+            f"client {client_id!r}: has {len(indices)} different examples, of which {len(free)} may be held out; "
             f"{validation} for validation, {test} for test and at least 1 for training are needed; give it more, merge "
             "it with another, or set the fractions to 0"
         )

@@ -20,11 +20,11 @@ from datasets.fingerprint import Hasher
 
 from fedlora_hf.data.labels import class_order, label_of
 from fedlora_hf.data.mapped import quiet_map
-from fedlora_hf.data.say import say
 from fedlora_hf.data.schemas import Schema, choose_column, choose_schema, render_prompt
 from fedlora_hf.data.sources import MAX_STREAMED, Table, read_table
 from fedlora_hf.data.values import Record, Row
 from fedlora_hf.errors import ConfigError, DataError
+from fedlora_hf.util.say import say
 
 __all__ = ["TASKS", "load_examples", "render_prompt"]
 

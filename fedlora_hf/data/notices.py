@@ -4,7 +4,7 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from fedlora_hf.data.say import say
+from fedlora_hf.util.say import say
 
 if TYPE_CHECKING:
     from fedlora_hf.config import FederatedConfig

@@ -12,15 +12,15 @@ from fedlora_hf.data.clients import make_clients
 from fedlora_hf.data.contaminate import KINDS, contaminate_share
 from fedlora_hf.data.formats import load_examples
 from fedlora_hf.data.mapped import quiet
-from fedlora_hf.data.notices import empty_answers
+from fedlora_hf.data.notices import empty_answers, notice
 from fedlora_hf.data.packing import PackedRows
 from fedlora_hf.data.rows import TokenRows
-from fedlora_hf.data.say import say
 from fedlora_hf.data.several import SPLITS, Loaded, parts_of
 from fedlora_hf.data.sources import MAX_STREAMED
 from fedlora_hf.data.tokenize import question_ids, tokenize_examples
 from fedlora_hf.data.wording import Wording, choose_wording, own_form
 from fedlora_hf.errors import DataError
+from fedlora_hf.util.say import say
 from fedlora_hf.util.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -126,6 +126,15 @@ def prepare_client(
     validation, tokens = tokenised(splits.get("validation")), tokenised(test)
     questions = _questions(test, tokenizer, args, wording)
     return ClientData(train, validation, tokens, questions, worded, form, empty_answers(splits["train"]))
+
+
+def prepare_clients(
+    clients: Mapping[str, Any], tokenizer: Any, args: "FederatedConfig", head: Sequence[str] | None = None
+) -> dict[str, ClientData]:
+    """Every client's data, by id in order; see `prepare_client`. What would be lost without a word is said."""
+    found = {client: prepare_client(client, clients[client], tokenizer, args, head) for client in sorted(clients)}
+    notice(args, found.values())
+    return found
 
 
 def wording_facts(args: "FederatedConfig", tokenizer: Any, clients: Iterable[ClientData]) -> dict[str, Any]:

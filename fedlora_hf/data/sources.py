@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import datasets
 
 from fedlora_hf.data.files import SUFFIXES, Records, read_file, suffix_of
-from fedlora_hf.data.say import say
 from fedlora_hf.data.values import Record
 from fedlora_hf.errors import DataError, one_line
 from fedlora_hf.launch.quiet import no_bars_in_logs
+from fedlora_hf.util.say import say
 
 # Of a stream without an end in sight, so many records are taken (our choice).
 MAX_STREAMED = 100_000

@@ -27,9 +27,8 @@ from fedlora_hf.aggregation.update_attacks import attacked
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.data.collate import Collator
 from fedlora_hf.data.labels import head_labels
-from fedlora_hf.data.notices import notice
 from fedlora_hf.data.packing import check_packing
-from fedlora_hf.data.prepare import ClientData, prepare_client
+from fedlora_hf.data.prepare import ClientData, prepare_clients
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.launch.processes import Processes
 from fedlora_hf.launch.quantisation import keep_trainable
@@ -76,11 +75,7 @@ class ClientTrainer(StepTrainer):
     ) -> None:
         check_construction(args, client_datasets, kwargs)
         head = head_labels(getattr(model, "config", None))
-        self.clients: dict[str, ClientData] = {
-            client_id: prepare_client(client_id, client_datasets[client_id], processing_class, args, head)
-            for client_id in sorted(client_datasets)
-        }
-        notice(args, self.clients.values())
+        self.clients: dict[str, ClientData] = prepare_clients(client_datasets, processing_class, args, head)
         if args.packing:
             check_packing(model)
         check_tokens(model, self.clients)

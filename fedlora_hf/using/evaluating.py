@@ -9,7 +9,6 @@ import datasets
 
 from fedlora_hf.data.collate import Collator
 from fedlora_hf.data.mapped import quiet
-from fedlora_hf.data.say import say
 from fedlora_hf.data.several import load_several
 from fedlora_hf.data.tokenize import question_ids, tokenize_examples
 from fedlora_hf.data.wording import Wording
@@ -20,6 +19,7 @@ from fedlora_hf.training.metrics import generate_answers, held_out_metrics
 from fedlora_hf.using.asking import wording_of_run
 from fedlora_hf.using.finished import Adapter, Finished
 from fedlora_hf.using.loaded import Loaded
+from fedlora_hf.util.say import say
 
 Metrics = dict[str, float]
 

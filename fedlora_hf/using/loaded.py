@@ -15,6 +15,7 @@ from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from fedlora_hf.adapter.files import read_adapter
+from fedlora_hf.adapter.slot import peft_quiet
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.loading import load_base, refused
@@ -90,7 +91,7 @@ def _fitting(model: PreTrainedModel, folder: Path) -> Iterator[None]:
     """AdapterError for a folder that holds no plain LoRA in safetensors, ConfigError for one that does not fit."""
     read_adapter(folder)
     try:
-        with warnings.catch_warnings():
+        with peft_quiet():
             warnings.filterwarnings("error", ".*issing adapter keys")
             yield
     except (RuntimeError, ValueError, UserWarning) as error:

@@ -14,6 +14,7 @@ from fedlora_hf.data.collate import Collator
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.launch.processes import Processes
 from fedlora_hf.loading import described
+from fedlora_hf.options.facts import at_least, check_number
 from fedlora_hf.record.record import RunRecord
 from fedlora_hf.record.standing import collaborative
 from fedlora_hf.record.write import add_metrics
@@ -51,8 +52,7 @@ class Measure:
             ("per_device_eval_batch_size", self.batch_size, 1),
             ("max_eval_examples", self.max_eval_examples, 1),
         ):
-            if value is not None and value < least:
-                raise ConfigError(f"{name}={value}: must be at least {least}; leave it out for the usual")
+            check_number(name, value, int, at_least(least, "leave it out for the usual"))
         if self.dataset is None:
             named: dict[str, Any] = {
                 "model_name_or_path": self.base,

@@ -293,6 +293,16 @@ def test_no_usable_adapter_is_an_error(tmp_path: Path, capsys: Any) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_where_too_few_can_be_used_the_others_are_told_with_their_reasons(tmp_path: Path, capsys: Any) -> None:
+    """clair needs three: what is missing is named, not only how many are left."""
+    good = [stock(tmp_path / f"site{seed}", seed) for seed in range(2)]
+    line = refused(capsys, *good, pickled(tmp_path / "p"), "--output_dir", tmp_path / "out")
+    assert "2 of 3 adapters can be read, and the method needs 3; the others: 'p':" in line
+    line = refused(capsys, *good, with_nan(tmp_path / "n"), "--output_dir", tmp_path / "out")
+    assert "clients that can be used: 2, and clair needs at least 3; use product_mean for fewer (left out: n: " in line
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_again_replaces_the_clients_of_before(tmp_path: Path) -> None:
     folders = [stock(tmp_path / f"site{seed}", seed) for seed in range(4)]
     combined(tmp_path / "out", *folders, method="fedavg")

@@ -79,7 +79,7 @@ def test_an_empty_client(capsys: Any, tmp_path: Path, base_model: Path) -> None:
     data = write_rows(tmp_path / "few.jsonl", rows)
     flags = train_flags(base_model, data, tmp_path, partition_by="client", client_column="hospital")
     line = refused(capsys, *flags)
-    assert line.startswith("client 'small': has 1 examples")
+    assert line.startswith("client 'small': has 1 different examples")
     assert "give it more, merge it with another" in line
     line = refused(capsys, *train_flags(base_model, data, tmp_path, partition_by="iid", num_clients=50))
     assert line.startswith("num_clients 50: must be 1 to 3")

@@ -7,10 +7,10 @@ import datasets
 import pytest
 import sample_data
 
-from fedlora_hf.data import say
 from fedlora_hf.data.clients import SPLITS, deduplicate, make_clients
 from fedlora_hf.data.formats import load_examples
 from fedlora_hf.errors import ConfigError, DataError
+from fedlora_hf.util import say
 
 Clients = dict[str, datasets.DatasetDict]
 
@@ -118,7 +118,7 @@ def test_a_client_too_small_to_split_is_named() -> None:
     with pytest.raises(DataError) as caught:
         make_clients(load_examples(datasets.Dataset.from_list(records)), partition_by="category")
     message = str(caught.value)
-    assert "client 'brainstorming': 2 different examples" in message
+    assert "client 'brainstorming': has 2 different examples" in message
     assert "at least 1 for training" in message
     assert "\n" not in message
 

@@ -8,10 +8,10 @@ import models
 import pytest
 
 from fedlora_hf import FederatedConfig
-from fedlora_hf.data import say
 from fedlora_hf.data.formats import load_examples
 from fedlora_hf.data.notices import empty_answers, notice
 from fedlora_hf.data.prepare import ClientData, prepare_client
+from fedlora_hf.util import say
 
 LONG = " ".join(["word"] * 50)
 

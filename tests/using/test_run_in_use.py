@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,16 @@ def test_an_answer_is_that_of_the_adapter_in_the_wording_of_training(plain_out: 
     expected = generate_answers(model, ids, tokenizer, max_new_tokens=6)[0].strip()
     assert shown.out.strip() == (expected or "(no answer: the model ended at once)")
     assert "asked in our wording of instructions" in shown.err
+
+
+def test_nothing_of_others_is_said_when_an_adapter_is_put_in(plain_out: Path) -> None:
+    """The suite ignores PEFT's use of a deprecated name; a user would read it with every answer."""
+    run = Finished.read(plain_out)
+    loaded = load(run, use_cpu=True)
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
+        warnings.simplefilter("error")
+        ask(run, loaded, run.adapters(everything=True), Question("Name a colour."), 1)
 
 
 def test_side_by_side_each_adapter_answers_for_itself(plain_out: Path) -> None:
