@@ -31,6 +31,8 @@ def notice(args: "FederatedConfig", clients: Iterable["ClientData"]) -> None:
     total = sum(data.train.num_examples for data in clients)
     if empty := sum(data.empty for data in clients):
         say(f"{empty} of {total} training answers are empty: there the model learns to say nothing")
+    if unlearned := sum(data.unlearned for data in clients):
+        say(f"{unlearned} of {total} training examples have no token to learn: their labels are -100")
     # Packed rows are full by design, and of what they hold nothing is cut but what is longer than a whole row.
     full = 0 if args.packing else sum(n >= args.max_length for data in clients for n in data.train.lengths)
     if full:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
+import pyarrow as pa
 
 from fedlora_hf.data.clients import make_clients
 from fedlora_hf.data.contaminate import KINDS, contaminate_share
@@ -18,8 +19,9 @@ from fedlora_hf.data.rows import TokenRows
 from fedlora_hf.data.several import SPLITS, Loaded, parts_of
 from fedlora_hf.data.sources import MAX_STREAMED
 from fedlora_hf.data.tokenize import question_ids, tokenize_examples
+from fedlora_hf.data.tokens import as_tokens
 from fedlora_hf.data.wording import Wording, choose_wording, own_form
-from fedlora_hf.errors import DataError
+from fedlora_hf.errors import DataError, one_line
 from fedlora_hf.util.say import say
 from fedlora_hf.util.seeding import derive_seed
 
@@ -33,7 +35,8 @@ _STREAMS = (datasets.IterableDataset, str, Path)
 class ClientData:
     """One client's tokenised splits; `questions`: the raw test examples with prompt and references, for generation,
     and `prompt_ids`, what the model is given to answer them. worded: by a chat template, some of them at least. form:
-    of a prompt in our own wording, see `own_form`. empty: training answers that say nothing."""
+    of a prompt in our own wording, see `own_form`. empty: training answers that say nothing; unlearned: training
+    examples without a token that is learned."""
 
     train: TokenRows | PackedRows
     validation: datasets.Dataset | None = None
@@ -42,6 +45,7 @@ class ClientData:
     worded: bool = False
     form: str = ""
     empty: int = 0
+    unlearned: int = 0
 
 
 def rule_of(partition_by: str | None, several: bool) -> str:
@@ -80,9 +84,9 @@ def prepare_client(
 ) -> ClientData:
     """A client's data as the trainer takes it, ready for the model.
 
-    data: a Dataset, an IterableDataset (at most max_examples_per_client of it, or sources.MAX_STREAMED), a path or Hub
-        id, or {"train", "validation", "test"} of any of these. Examples are of any schema that `load_examples` reads,
-        or made by it, or already tokenised (input_ids and labels).
+    data: a Dataset, an IterableDataset (at most max_examples_per_client of it, or sources.MAX_STREAMED), a list of
+        records, a DataFrame, a path or Hub id, or {"train", "validation", "test"} of any of these. Examples are of any
+        schema that `load_examples` reads, or made by it, or already tokenised (see `as_tokens`).
     head: the classes that the model's head knows by name, for labels that are names.
     Raises DataError for a client without a training example or without a column to train on.
     """
@@ -102,30 +106,40 @@ def prepare_client(
         share, seed = spoiled.strength or 1.0, derive_seed(args.seed, "rehearsal", client_id)
         splits["train"] = contaminate_share(splits["train"], spoiled.kind, share, seed)
 
-    def tokenised(examples: Any) -> Any:
-        if not examples or "input_ids" in examples.column_names:
-            return examples or None
-        needed = ("prompt", "completion") if args.task == "causal_lm" else ("text", "label")
-        if not set(needed) <= set(examples.column_names):
-            raise DataError(
-                f"client {client_id!r}: columns {', '.join(examples.column_names)}; needs {' and '.join(needed)}, or "
-                "input_ids and labels; load the data with fedlora_hf.data.formats.load_examples"
-            )
-        if tokenizer is None:
-            raise DataError(f"client {client_id!r}: text without a tokenizer; pass processing_class=tokenizer")
-        try:
-            return tokenize_examples(examples, tokenizer, max_length=args.max_length, task=args.task, wording=wording)
-        except DataError as error:
-            raise DataError(f"client {client_id!r}, {error}") from None
-
-    train: TokenRows | PackedRows = TokenRows(tokenised(splits["train"]))
-    if args.packing:
-        train = PackedRows(train, args.max_length)
+    try:
+        found = {"train": splits["train"], "validation": splits.get("validation"), "test": test}
+        made = {name: _tokenised(split, tokenizer, args, wording) for name, split in found.items()}
+    except DataError as error:
+        raise DataError(f"client {client_id!r}: {error}") from None
+    rows = TokenRows(made["train"])
+    if rows.unlearned == len(rows):
+        raise DataError(
+            f"client {client_id!r}: none of its {len(rows)} training examples has a token to learn; labels other than "
+            "-100 are needed, after the first token"
+        )
+    train = PackedRows(rows, args.max_length) if args.packing else rows
     worded = wording.template is not None and "chat" in splits["train"].column_names and any(splits["train"]["chat"])
     form = own_form(splits["train"][0]["prompt"]) if "prompt" in splits["train"].column_names else ""
-    validation, tokens = tokenised(splits.get("validation")), tokenised(test)
     questions = _questions(test, tokenizer, args, wording)
-    return ClientData(train, validation, tokens, questions, worded, form, empty_answers(splits["train"]))
+    lost = {"empty": empty_answers(splits["train"]), "unlearned": rows.unlearned}
+    return ClientData(train, made["validation"], made["test"], questions, worded, form, **lost)
+
+
+def _tokenised(examples: Any, tokenizer: Any, args: "FederatedConfig", wording: Wording) -> datasets.Dataset | None:
+    """input_ids and labels of examples as text, or as tokens; None of none."""
+    if not examples:
+        return None
+    if "input_ids" in examples.column_names:
+        return as_tokens(examples, args.task)
+    needed = ("prompt", "completion") if args.task == "causal_lm" else ("text", "label")
+    if not set(needed) <= set(examples.column_names):
+        raise DataError(
+            f"columns {', '.join(examples.column_names)}; needs {' and '.join(needed)}, or input_ids and labels; load "
+            "the data with fedlora_hf.data.formats.load_examples"
+        )
+    if tokenizer is None:
+        raise DataError("text without a tokenizer; pass processing_class=tokenizer")
+    return tokenize_examples(examples, tokenizer, max_length=args.max_length, task=args.task, wording=wording)
 
 
 def prepare_clients(
@@ -176,6 +190,14 @@ def _splits(data: Any) -> dict[str, Any]:
 
 def _read(split: Any, args: "FederatedConfig", wording: Wording, head: Sequence[str] | None) -> Any:
     """A split as examples, or tokenised as it was; what needs no reading is left as it is."""
+    if isinstance(split, list):
+        split = _from_records(split)
+    elif type(split).__name__ == "DataFrame" and type(split).__module__.split(".")[0] == "pandas":
+        split = datasets.Dataset.from_pandas(split, preserve_index=False)
+    elif split is not None and not isinstance(split, (*_STREAMS, datasets.Dataset, tuple)):
+        raise DataError(
+            f"holds a {type(split).__name__}: must be a Dataset, a list of records, a DataFrame, a path or a Hub id"
+        )
     if isinstance(split, tuple):
         return datasets.concatenate_datasets([_read(part, args, wording, head) for part in split])
     if not isinstance(split, _STREAMS) and not (isinstance(split, datasets.Dataset) and _is_raw(split, args)):
@@ -189,6 +211,19 @@ def _read(split: Any, args: "FederatedConfig", wording: Wording, head: Sequence[
         turns=wording.instructions,
         records_at_most=args.max_examples_per_client or MAX_STREAMED,
     )
+
+
+def _from_records(records: list[Any]) -> datasets.Dataset:
+    """A list of {column: value} as a dataset."""
+    odd = next((number for number, record in enumerate(records, 1) if not isinstance(record, Mapping)), None)
+    if odd is not None:
+        raise DataError(f"record {odd} is a {type(records[odd - 1]).__name__}: must be {{column: value}}; convert it")
+    try:
+        return datasets.Dataset.from_list([dict(record) for record in records])
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(
+            f"its records do not make columns of one type ({one_line(str(error), 100)}); make them alike"
+        ) from None
 
 
 def _is_raw(split: datasets.Dataset, args: "FederatedConfig") -> bool:

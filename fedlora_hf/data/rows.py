@@ -8,6 +8,7 @@ import datasets
 import numpy as np
 
 from fedlora_hf.data.collate import Example
+from fedlora_hf.data.tokenize import IGNORED
 
 # Rows that are Python lists at a time.
 _BATCH = 10_000
@@ -33,6 +34,15 @@ class TokenRows(Sequence[Example]):
     def lengths(self) -> list[int]:
         """Tokens of each row."""
         return np.diff(self._starts).tolist()
+
+    @property
+    def unlearned(self) -> int:
+        """Rows without a token that is learned: a causal LM is never asked for a row's first."""
+        if not self._per_token or not len(self):
+            return 0
+        learned = self._labels != IGNORED
+        learned[self._starts[:-1]] = False
+        return int((np.add.reduceat(learned, self._starts[:-1]) == 0).sum())
 
     @property
     def largest_id(self) -> int:
