@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, TaskType
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from fedlora_hf.adapter.files import CONFIG
-from fedlora_hf.adapter.slot import check_config, own_adapter, peft_config, with_adapter
+from fedlora_hf.adapter.slot import TASKS, check_config, own_adapter, peft_config, with_adapter
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.launch.quantisation import bits, loading
@@ -190,11 +190,27 @@ def adapted(model: nn.Module, config: PeftConfig | None, args: FederatedConfig) 
     """The model with the adapter to train: a new one, or the one it has."""
     if not isinstance(model, PeftModel):
         _check_bare(model, str(getattr(model, "name_or_path", "")))
+        if config is not None:
+            check_config(config)
+            config = _of_task(copy.copy(config), args)
         return with_adapter(model, config or peft_config(args), args.seed)
     if config is not None:
         raise ConfigError("peft_config: the model has an adapter already; pass one of the two")
     check_config(model.peft_config[own_adapter(model)], initialised=True)
+    _of_task(model.peft_config[own_adapter(model)], args)
     return model
+
+
+def _of_task(config: PeftConfig, args: FederatedConfig) -> PeftConfig:
+    """The config with the run's task, which says by what class the adapter is loaded; ConfigError for another."""
+    wanted = TASKS[args.task]
+    if config.task_type not in (None, wanted):
+        raise ConfigError(
+            f"peft_config: task_type={TaskType(config.task_type).value}: the run's task is {args.task}, whose adapters "
+            f"are {wanted.value}; leave it out, or pass the other task"
+        )
+    config.task_type = wanted
+    return config
 
 
 def checkpoint_activations(model: PeftModel, args: FederatedConfig) -> None:

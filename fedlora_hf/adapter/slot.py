@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 DEFAULT = "default"
 FROZEN = "frozen"
-_TASKS = {"causal_lm": TaskType.CAUSAL_LM, "sequence_classification": TaskType.SEQ_CLS}
+TASKS = {"causal_lm": TaskType.CAUSAL_LM, "sequence_classification": TaskType.SEQ_CLS}
 
 
 def peft_config(args: "FederatedConfig") -> LoraConfig:
@@ -42,7 +42,7 @@ def peft_config(args: "FederatedConfig") -> LoraConfig:
         lora_dropout=args.lora_dropout,
         use_rslora=args.use_rslora,
         target_modules=targets[0] if targets == ["all-linear"] else targets,
-        task_type=_TASKS[args.task],
+        task_type=TASKS[args.task],
     )
 
 

@@ -79,6 +79,20 @@ def test_another_kind_of_adapter_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path, IA3Config(task_type="CAUSAL_LM", target_modules=["q_proj"], feedforward_modules=[]))
 
 
+def test_the_adapter_says_the_task_of_the_run(tmp_path: Path) -> None:
+    """Whoever loads it takes the class from there: none, or another, would be loaded otherwise than it was trained."""
+    config = LoraConfig(r=2, target_modules=["q_proj"])
+    run = trainer(tmp_path / "none", config)
+    assert run.slot.config()["task_type"] == "CAUSAL_LM"
+    assert config.task_type is None  # the caller's own is as it was
+    wrong = LoraConfig(r=2, **{**TARGETS, "task_type": "SEQ_CLS"})
+    said = "peft_config: task_type=SEQ_CLS: the run's task is causal_lm, whose adapters are CAUSAL_LM; leave it out"
+    with pytest.raises(ConfigError, match=said):
+        trainer(tmp_path / "other", wrong)
+    with pytest.raises(ConfigError, match=said):
+        models.federation(tmp_path / "had", model=get_peft_model(models.tiny_llama(), wrong))
+
+
 def test_a_field_of_a_later_peft_is_refused_when_it_is_set() -> None:
     @dataclasses.dataclass
     class Later(LoraConfig):
