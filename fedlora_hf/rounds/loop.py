@@ -7,6 +7,7 @@ it is used: after each commit the loop goes on from what it reads back.
 # SPDX-License-Identifier: Apache-2.0
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -63,10 +64,17 @@ class RoundLoop:
             held.enter_context(leaving())
             with self.processes.all_or_none():
                 if self.processes.first:
-                    check_output(self.args.output_dir, self.run.record.kind)
+                    check_output(self.args.output_dir, self.run.record.kind, beside=self._read())
                     held.enter_context(one_writer(self.args.output_dir))
             held.enter_context(heartbeat(self.processes.number, self.processes.count))
             yield
+
+    def _read(self) -> list[str]:
+        """The folders here that the run was made from: its base, its data, the adapter that it starts from."""
+        named = [self.run.record.model.get("name_or_path"), self.args.initial_adapter, self.args.server_dataset]
+        data = self.args.dataset
+        named += data.values() if isinstance(data, dict) else data if isinstance(data, list) else [data]
+        return [name for name in named if isinstance(name, str) and os.path.isdir(name)]
 
     def train(self, resume: str | None = None) -> Run:
         """The rounds, and the personal adapters; `evaluate` and `write` are the caller's to ask for."""

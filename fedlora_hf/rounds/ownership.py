@@ -16,15 +16,23 @@ REPLACED = ("clients", "groups", "rounds", "report")
 _ROUND = re.compile(r"[1-9][0-9]{0,8}|\.open-[1-9][0-9]{0,8}|\..*\.(?:tmp|gone)")
 
 
-def check_output(folder: str | os.PathLike[str], kind: str, inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
+def check_output(
+    folder: str | os.PathLike[str],
+    kind: str,
+    inputs: Iterable[str | os.PathLike[str]] = (),
+    beside: Iterable[str | os.PathLike[str]] = (),
+) -> None:
     """ConfigError, before anything is changed, for a folder that a run must not write into.
 
-    kind: of the run, as in its record ("train", "aggregate" ...). inputs: folders that it reads.
-    Refused: a folder that is an input, lies in one or holds one; one that holds another kind of run; and one where no
-    run of ours has been but files or folders have the names that it would replace.
+    kind: of the run, as in its record ("train", "aggregate" ...). inputs: folders that it reads while it writes.
+    beside: what it has read before it writes (base, data, an adapter to start from), which may lie near.
+    Refused: a folder that is an input, lies in one or holds one; one that is one of `beside`, or would replace it; one
+    that holds another kind of run; and one where no run of ours has been but files or folders have the names that it
+    would replace.
     """
     folder = Path(folder)
     _check_overlap(folder, inputs)
+    _check_beside(folder, beside)
     earlier = _record(folder)
     if earlier is not None:
         if earlier.kind != kind:
@@ -51,6 +59,16 @@ def _check_overlap(folder: Path, inputs: Iterable[str | os.PathLike[str]]) -> No
         source = Path(given).resolve()
         if out == source or out in source.parents or source in out.parents:
             raise _refused(folder, f"overlaps with the input {str(given)!r}, which would be changed while it is read")
+
+
+def _check_beside(folder: Path, beside: Iterable[str | os.PathLike[str]]) -> None:
+    """A base with an adapter in its folder is taken for an adapter, and data with a record in theirs for other data."""
+    out = folder.resolve()
+    replaced = [out / name for name in REPLACED]
+    for given in beside:
+        source = Path(given).resolve()
+        if source == out or any(place in (source, *source.parents) for place in replaced):
+            raise _refused(folder, f"what the run reads is there ({str(given)!r}), and would be changed")
 
 
 def _record(folder: Path) -> RunRecord | None:

@@ -48,6 +48,10 @@ def told_in_one_line() -> Iterator[None]:
         yield
     except (FedLoraError, NotImplementedError):
         raise
+    except OSError as error:  # of the output folder, which Trainer makes; others' have no file name
+        if error.filename is None:
+            raise ConfigError(one_line(error, 400)) from error
+        raise ConfigError(f"output_dir={error.filename!r}: {error.strerror}; pass another --output_dir") from error
     except (ValueError, ImportError, KeyError, RuntimeError) as error:
         raise ConfigError(one_line(error, 400)) from error
 

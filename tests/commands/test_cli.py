@@ -261,3 +261,16 @@ def test_a_process_of_its_own(tmp_path: Path) -> None:
     assert "none.jsonl" in lines[-1]
     assert sum("fedlora" in line for line in lines) == 1
     assert "Traceback" not in done.stderr
+
+
+def test_an_output_folder_that_is_no_place_for_one_is_one_line(
+    base_model: Path, dolly: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file, and the folder of the base itself, which would be an adapter afterwards."""
+    before = {path.name: path.read_bytes() for path in base_model.iterdir() if path.is_file()}
+    (tmp_path / "file").write_text("mine")
+    line = refused(capsys, *train_flags(base_model, dolly, tmp_path, output_dir=tmp_path / "file"))
+    assert "File exists; pass another --output_dir" in line
+    line = refused(capsys, *train_flags(base_model, dolly, tmp_path, output_dir=base_model))
+    assert "what the run reads is there" in line
+    assert {path.name: path.read_bytes() for path in base_model.iterdir() if path.is_file()} == before

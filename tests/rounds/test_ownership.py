@@ -72,3 +72,18 @@ def test_a_finished_run_is_not_replaced_by_less(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"holds a run of 3 rounds, and this one has 0; call train\(\) first"):
         check_no_less(tmp_path, 0)
     check_no_less(tmp_path, 3)
+
+
+@pytest.mark.parametrize("name", ["", "clients/a", "rounds", "groups/1/deeper"])
+def test_what_a_run_has_read_is_not_replaced_by_it(tmp_path: Path, name: str) -> None:
+    """A base whose folder is the output's would be an adapter afterwards, with another README."""
+    read = tmp_path / "out" / name
+    read.mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"what the run reads is there \('.*'\), and would be changed; pass another"):
+        check_output(tmp_path / "out", "train", beside=[read])
+
+
+@pytest.mark.parametrize("name", ["../base", "base", ".."])
+def test_what_a_run_has_read_may_lie_near(tmp_path: Path, name: str) -> None:
+    (tmp_path / "out").mkdir()
+    check_output(tmp_path / "out", "train", beside=[tmp_path / "out" / name])
