@@ -33,6 +33,7 @@ from fedlora_hf.options import (
 from fedlora_hf.options.arguments import check_arguments, fill_in
 from fedlora_hf.options.at_once import check_at_once
 from fedlora_hf.options.facts import check_bounds, check_effects, facts_of
+from fedlora_hf.options.needs import check_needs
 from fedlora_hf.options.numbers import check_numbers
 from fedlora_hf.options.spelling import suggestion
 from fedlora_hf.privacy import Privacy
@@ -119,6 +120,7 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
             super().__post_init__()
         # Processes train different clients, or count a step's tokens themselves (client.py).
         self.average_tokens_across_devices = False
+        check_needs(self, self._given)
         self._normalise()
         check_quantisation(self)
         check_bounds(self)
@@ -155,6 +157,11 @@ class FederatedConfig(  # type: ignore[misc]  # output_dir is never None here
             self._check_scaffold()
         if self.labels is not None and not 1 < len(self.labels) == len(set(self.labels)):
             raise ConfigError(f"labels={','.join(self.labels)}: must be two or more, all different; name every class")
+        if self.round_lr_scheduler != "constant" and self.round_lr_min >= self.learning_rate:
+            raise ConfigError(
+                f"round_lr_min={self.round_lr_min}: must be below learning_rate={self.learning_rate}, from which the "
+                "rate falls; leave it out for 0"
+            )
         if not self.dataloader_num_workers:
             for name in ("dataloader_persistent_workers", "dataloader_prefetch_factor"):
                 if getattr(self, name):

@@ -139,7 +139,14 @@ def test_upstreams_own_parser_reads_the_options(tmp_path: Path) -> None:
 
 
 def test_every_value_of_training_arguments_that_is_set_is_told(tmp_path: Path) -> None:
-    told = config(adam_beta1=0.8, warmup_steps=2, hub_token="secret", report_to="none", logging_steps=7).changed()
+    told = config(
+        adam_beta1=0.8,
+        warmup_steps=2,
+        lr_scheduler_type="linear",
+        hub_token="secret",
+        report_to="none",
+        logging_steps=7,
+    ).changed()
     assert (told["adam_beta1"], told["warmup_steps"], told["logging_steps"]) == (0.8, 2, 7)
     assert not {"hub_token", "output_dir", "adam_beta2", "seed"} & set(told)
     assert "secret" not in str(told)

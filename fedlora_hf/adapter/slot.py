@@ -52,19 +52,22 @@ def with_adapter(model: nn.Module, config: PeftConfig, seed: int) -> PeftModel:
     ConfigError when the target modules match nothing, or the config asks for what cannot travel (adapter/contract.py).
     """
     check_config(config)
+    targets = getattr(config, "target_modules", None)
+    names = [name for name, _ in model.named_modules()]
+    linear = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
+    rest = f"this model's linear layers end in {', '.join(linear[:12])}; pass --target_modules with some of them"
+    listed = sorted(targets) if targets is not None and not isinstance(targets, str) else []
+    lost = [target for target in listed if not any(f".{name}".endswith(f".{target}") for name in names)]
+    if 0 < len(lost) < len(listed):  # PEFT would adapt what it finds, and say nothing of the rest
+        raise ConfigError(f"target_modules={','.join(listed)}: no module's name ends in {lost[0]}; {rest}")
     try:
         with torch.random.fork_rng(devices=[]), peft_quiet():
             torch.manual_seed(derive_seed(seed, "adapter"))
             return get_peft_model(model, config)
     except ValueError as error:
-        linear = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
-        targets = getattr(config, "target_modules", None)
-        if targets is not None and not isinstance(targets, str):
-            targets = ",".join(sorted(targets))
-        raise ConfigError(
-            f"target_modules={targets or 'not given'}: no adapter could be added ({str(error).splitlines()[0][:160]}); "
-            f"this model's linear layers end in {', '.join(linear[:12])}; pass --target_modules with some of them"
-        ) from None
+        shown = ",".join(listed) or targets or "not given"
+        reason = str(error).splitlines()[0][:160]
+        raise ConfigError(f"target_modules={shown}: no adapter could be added ({reason}); {rest}") from None
 
 
 def check_config(config: PeftConfig, *, initialised: bool = False) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedlora_hf.errors import ConfigError, one_line
+from fedlora_hf.options.needs import NEEDS
 
 Fate = Literal["followed", "replaced", "refused", "no effect"]
 
@@ -225,9 +226,13 @@ def table() -> str:
     lines: list[str] = []
     for title, group in GROUPS.items():
         lines += [f"### {title}", "", "| argument | | what becomes of it |", "|---|---|---|"]
-        lines += [f"| `{name}` | {rule.fate} | {rule.text} |" for name, rule in group.items()]
+        lines += [f"| `{name}` | {rule.fate} | {rule.text}{_needed(name)} |" for name, rule in group.items()]
         lines.append("")
     return "\n".join(lines)
+
+
+def _needed(name: str) -> str:
+    return f" ({NEEDS[name].said.partition(';')[0]})" if name in NEEDS else ""
 
 
 BEGIN, END = "<!-- made by fedlora_hf.options.arguments -->", "<!-- end -->"

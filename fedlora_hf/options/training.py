@@ -148,7 +148,7 @@ class RoundOptions:
         needs={"local_steps": (None,)},
     )
     learning_rate: float = option(
-        2e-4, "Peak learning rate of a client's local optimizer.", bound=positive("num_rounds=0 trains nothing")
+        2e-4, "Peak learning rate of a client's local optimizer.", bound=not_negative("0 trains nothing")
     )
     lr_scheduler_type: str = option("constant", "Schedule over one client's steps of one round.")
     remove_unused_columns: bool = option(False, "Kept False: the clients' own collator picks the columns.")

@@ -156,6 +156,19 @@ def test_targets_that_match_nothing_name_what_there_is() -> None:
     assert "\n" not in message
 
 
+def test_a_target_that_matches_nothing_among_others_that_do_is_refused() -> None:
+    """PEFT adapts q_proj alone, and says nothing."""
+    model = models.tiny_llama()
+    with pytest.raises(
+        ConfigError, match=r"^target_modules=q_proj,value: no module's name ends in value; this model's"
+    ):
+        with_adapter(model, LoraConfig(**{**CONFIG, "target_modules": ["value", "q_proj"]}), seed=0)
+    assert not any("lora" in name for name, _ in model.named_parameters())  # the model is as it was
+    with_adapter(
+        model, LoraConfig(**{**CONFIG, "target_modules": ["self_attn.q_proj", "layers.0.mlp.up_proj"]}), seed=0
+    )
+
+
 def test_an_adapter_of_another_name_is_not_there() -> None:
     with pytest.raises(AdapterError, match=r"adapter 'other': not in the model \(default\)"):
         AdapterSlot(adapted(), "other")

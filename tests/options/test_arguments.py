@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from fedlora_hf import FederatedConfig
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.options.arguments import ARGUMENTS, NOT_IN_ALL, check_arguments, with_table
+from fedlora_hf.options.needs import NEEDS
 
 PAGE = Path(__file__).parents[2] / "docs" / "trainer.md"
 FIELDS = {field.name: field for field in dataclasses.fields(TrainingArguments)}
@@ -75,3 +76,37 @@ def test_a_field_of_a_later_version_is_refused_when_it_is_set() -> None:
     check_arguments(Later(seed=1), ["seed", "quantum"])
     with pytest.raises(ConfigError, match="quantum=True: this version does not know"):
         check_arguments(Later(quantum=True), ["seed", "quantum"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"warmup_steps": 5},
+            "warmup_steps=5: has no effect with lr_scheduler_type constant; pass constant_with_warmup",
+        ),
+        ({"adam_beta1": 0.8, "optim": "sgd"}, "adam_beta1=0.8: has no effect with optimizers that are no Adam"),
+        ({"hub_model_id": "a/b"}, "hub_model_id=a/b: has no effect without push_to_hub; pass --push_to_hub"),
+        ({"activation_checkpointing_kwargs": {"use_reentrant": False}}, "activation_checkpointing_kwargs=.*no effect"),
+        ({"eval_delay": 2}, "eval_delay=2: has no effect without eval_strategy; pass --eval_strategy epoch"),
+        ({"eval_steps": 2, "eval_strategy": "epoch"}, "eval_steps=2: has an effect with eval_strategy steps only"),
+        ({"save_steps": 3, "save_strategy": "epoch"}, "save_steps=3: has an effect with save_strategy steps only"),
+        (
+            {"logging_steps": 3, "logging_strategy": "epoch"},
+            "logging_steps=3: has an effect with logging_strategy steps",
+        ),
+        ({"round_lr_scheduler": "cosine", "round_lr_min": 1.0}, "round_lr_min=1.0: must be below learning_rate=0.0"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{said}"):
+        config(tmp_path, **changes)
+
+
+def test_every_need_is_of_a_followed_field_and_can_be_met(tmp_path: Path) -> None:
+    met = {"lr_scheduler_type": "linear", "push_to_hub": True, "activation_checkpointing": True}
+    met |= {"eval_strategy": "steps", "save_strategy": "steps", "hub_model_id": "a/b"}
+    args = config(tmp_path, **met)
+    for name, need in NEEDS.items():
+        assert ARGUMENTS[name].fate == "followed"
+        assert need.holds(args), name
