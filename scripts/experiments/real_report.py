@@ -1,4 +1,6 @@
-"""The page of the experiments on real bases: tables.md and three figures, from methods.csv, attacks.csv, protocol.csv.
+"""The page of the experiments on real bases, from methods.csv, attacks.csv and protocol.csv.
+
+tables.md and three figures are made anew; in README.md the two tables between marks are.
 
     python -m scripts.experiments.real_report                 # of docs/results/real
     python -m scripts.experiments.real_report --take OUT GPU  # after adding the cells found in these folders
@@ -100,6 +102,68 @@ def methods_table(rows: Sequence[Row], kind: str) -> str:
     return markdown(lines)
 
 
+def methods_overview(rows: Sequence[Row]) -> str:
+    """One line a method, two columns a base and source: the gain in loss over the reference, % with its interval."""
+    groups = list(dict.fromkeys((r["base"], r["data"]) for r in rows if not int(r["tuning"])))
+    methods = dict.fromkeys(r["method"] for r in rows if not int(r["tuning"]))
+    held = {group: reference_of(reported(rows, *group)) for group in groups}
+    lines = []
+    for method in methods:
+        line: dict[str, object] = {"method": method}
+        for base, data in groups:
+            own = reported(rows, base, data)
+            seeds = len({r["seed"] for r in own if r["method"] == held[base, data]})
+            for kind in KINDS:
+                found = gains(own, method, kind, "loss")
+                column = f"{base}, {data} ({seeds}): {'personal' if kind == 'local' else kind}"
+                line[column] = f"over `{held[base, data]}`" if method == held[base, data] else _interval(found)
+        lines.append(line)
+    return markdown(lines)
+
+
+def _interval(found: Mapping[str, Sequence[float]]) -> str:
+    if not found:
+        return "-"
+    mean, low, high = summary(found)[:3]
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def attacks_overview(rows: Sequence[Row]) -> str:
+    """One line a base, kind of clients and attack: the honest clients' loss, and how many of the contaminated are found
+    and of the honest left out."""
+    lines = []
+    for base, split in dict.fromkeys((row["base"], row["split"]) for row in rows):
+        own = [row for row in rows if (row["base"], row["split"]) == (base, split)]
+        for attack in dict.fromkeys(row["attack"] for row in own):
+            mine = [row for row in own if row["attack"] == attack]
+            seeds = len({row["seed"] for row in mine})
+            line: dict[str, object] = {"base, clients (seeds)": f"{base}, {split} ({seeds})", "attack": attack}
+            for rule in real_attacks.RULES:
+                kind = "personal" if rule == "local" else "global"
+                losses = [float(row[f"{kind}_loss"]) for row in mine if row["rule"] == rule]
+                line["alone" if rule == "local" else rule] = f"{statistics.fmean(losses):.2f}"
+            for rule in ("multikrum", "clair", real_attacks.JUDGED):
+                line[f"{rule}: found, honest out"] = _found([row for row in mine if row["rule"] == rule])
+            lines.append(line)
+    return markdown(lines)
+
+
+def _found(rows: Sequence[Row]) -> str:
+    """How many of the contaminated were found, and how many honest clients were left out."""
+    bad = sum(int(row["contaminated"]) for row in rows)
+    found, wrong = (sum(int(row[name]) for row in rows) for name in ("found", "wrongly_out"))
+    # Where nobody is contaminated, those who would be are honest too.
+    return f"{found} of {bad}, {wrong}" if bad else f"-, {found + wrong}"
+
+
+def put_between(page: str, name: str, table: str) -> str:
+    """The page with the table between its two marks of that name; as it is without them."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    if begin not in page or end not in page:
+        return page
+    return f"{page.partition(begin)[0]}{begin}\n{table}\n{end}{page.partition(end)[2]}"
+
+
 def whole(rows: Sequence[Row]) -> list[Row]:
     """The rows of the attack table's seeds that have every attack: losses of different seeds are not comparable."""
     attacks: dict[tuple[str, ...], set[str]] = {}
@@ -136,11 +200,7 @@ def attacks_table(rows: Sequence[Row]) -> str:
                 spread = statistics.stdev(values) if len(values) > 1 else 0.0
                 line[f"{rule}, {kind}"] = f"{statistics.fmean(values):.3f} ± {spread:.3f}"
         for rule in ("multikrum", "clair", real_attacks.JUDGED):
-            mine = [row for row in own if row["rule"] == rule]
-            bad = sum(int(row["contaminated"]) for row in mine)
-            found, wrong = (sum(int(row[name]) for row in mine) for name in ("found", "wrongly_out"))
-            # Where nobody is contaminated, those who would be are honest too.
-            line[f"{rule}: found, wrongly out"] = f"{found} of {bad}, {wrong}" if bad else f"-, {found + wrong}"
+            line[f"{rule}: found, wrongly out"] = _found([row for row in own if row["rule"] == rule])
         for rule in ("clair", real_attacks.JUDGED):
             mine = [row for row in own if row["rule"] == rule and int(row["contaminated"])]
             kept = statistics.fmean(float(row["weight_of_bad"]) for row in mine) if mine else None
@@ -201,7 +261,12 @@ def main(given: Sequence[str] | None = None) -> None:
             print(f"{folder / name}.csv: {table.take(folder / f'{name}.csv')} rows taken")
     args.results.mkdir(parents=True, exist_ok=True)
     (args.results / "tables.md").write_text("\n\n".join(parts(tables)) + "\n", encoding="utf-8")
-    rows = [row for row in tables["methods"].rows if not int(row["tuning"])]
+    page, rows = args.results / "README.md", tables["methods"].rows
+    if page.exists():
+        text = put_between(page.read_text(encoding="utf-8"), "methods", methods_overview(rows))
+        text = put_between(text, "attacks", attacks_overview(whole(tables["attacks"].rows)))
+        page.write_text(text, encoding="utf-8")
+    rows = [row for row in rows if not int(row["tuning"])]
     if rows:
         draw_methods(rows, args.results / "methods.png", reference_of(rows))
     if tables["attacks"].rows:
