@@ -78,13 +78,14 @@ def aggregate(
     Raises ConfigError for a bad argument, UpdateError when no usable update is left or ids repeat.
     """
     chosen = method_named(method)
+    updates = _listed(updates)
     settings = method_options(chosen, **options)
     _one_of("weight_by", weight_by, ("examples", "uniform"))
     _one_of("partial_modules", partial_modules, get_args(PartialModules))
     _check_numbers(weight_cap, target_rank)
     with torch.no_grad():
         with part("screen"):
-            found = _screened(list(updates), reference, partial_modules)
+            found = _screened(updates, reference, partial_modules)
         _check_enough(found, chosen)
         trusted = None if server is None else checked_server(server, found.usable[0], found.modules)
         counts = _counted(found.usable, chosen, weight_by, weight_cap)
@@ -154,6 +155,17 @@ def rule_of(method: Method) -> Callable[[Cohort, Any], Aggregate]:
         return method.rule
     rule: Callable[[Cohort, Any], Aggregate] = getattr(import_module(f"{__name__}.{method.name}"), method.name)
     return rule
+
+
+def _listed(updates: Any) -> list[ClientUpdate]:
+    """The updates; UpdateError for what is none."""
+    items = list(updates) if isinstance(updates, Iterable) and not isinstance(updates, str | Mapping) else [updates]
+    for number, item in enumerate(items, 1):
+        if not isinstance(item, ClientUpdate):
+            raise UpdateError(
+                f"updates: item {number} is a {type(item).__name__}; pass a list of ClientUpdate(client_id, state)"
+            )
+    return items
 
 
 def _check_numbers(weight_cap: object, target_rank: object) -> None:

@@ -18,6 +18,8 @@ METHODS: dict[str, Method] = {
 def method_named(name: str) -> Method:
     """The method of that name: ours, one that was registered or installed, or MODULE:NAME; else a ConfigError that
     lists the names there are."""
+    if not isinstance(name, str):
+        raise ConfigError(f"aggregation method {name!r}: must be a name; fedlora methods lists them")
     if name in METHODS:
         return METHODS[name]
     method = own.found(name)

@@ -179,6 +179,21 @@ def test_bad_arguments_are_refused_in_one_line(arguments: dict[str, object], sai
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("given", [None, "abc", {"a": 1}, [1], "a state"])
+def test_what_is_no_list_of_updates_is_one_line(given: Any) -> None:
+    with pytest.raises(
+        UpdateError, match=r"^updates: item 1 is a \w+; pass a list of ClientUpdate\(client_id, state\)$"
+    ):
+        aggregate([cohort(1)[0].state] if given == "a state" else given, "fedavg")
+
+
+def test_names_that_are_none_are_refused() -> None:
+    with pytest.raises(UpdateError, match=r"^client_id=3: must be a name; pass str\(3\)"):
+        ClientUpdate(3, cohort(1)[0].state)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="^aggregation method None: must be a name"):
+        aggregate(cohort(2), None)  # type: ignore[arg-type]
+
+
 def test_no_usable_update_is_an_error_that_says_why() -> None:
     with pytest.raises(UpdateError, match="none came"):
         aggregate([], "fedavg")
