@@ -78,14 +78,13 @@ def aggregate(
     Raises ConfigError for a bad argument, UpdateError when no usable update is left or ids repeat.
     """
     chosen = method_named(method)
-    updates = _listed(updates)
     settings = method_options(chosen, **options)
     _one_of("weight_by", weight_by, ("examples", "uniform"))
     _one_of("partial_modules", partial_modules, get_args(PartialModules))
     _check_numbers(weight_cap, target_rank)
     with torch.no_grad():
         with part("screen"):
-            found = _screened(updates, reference, partial_modules)
+            found = _screened(_listed(updates), reference, partial_modules)
         _check_enough(found, chosen)
         trusted = None if server is None else checked_server(server, found.usable[0], found.modules)
         counts = _counted(found.usable, chosen, weight_by, weight_cap)
