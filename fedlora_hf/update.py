@@ -256,8 +256,6 @@ class ClientUpdate:
     control: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.client_id, str):
-            raise UpdateError(f"client_id={self.client_id!r}: must be a name; pass str({self.client_id!r})")
         if not isinstance(self.state, AdapterState):
             object.__setattr__(self, "state", AdapterState(self.state))
 
