@@ -85,8 +85,11 @@ def _mean(rows: Sequence[Row], attack: str, rule: str, column: str) -> float:
 
 
 def draw_protocol(rows: Sequence[Row], path: Path) -> None:
-    """Loss against what was sent, one panel a first rate, one line a strategy."""
-    base = rows[0]["base"]
+    """Loss against what was sent, one panel a first rate, one line a strategy: of those that ran with every seed, since
+    seeds differ by more than strategies."""
+    base, every = rows[0]["base"], {row["seed"] for row in rows}
+    ran = {s: {r["seed"] for r in rows if r["strategy"] == s} for s in dict.fromkeys(row["strategy"] for row in rows)}
+    rows = [row for row in rows if ran[row["strategy"]] == every]
     peaks = list(dict.fromkeys(row["peak"] for row in rows if row["base"] == base))
     strategies = list(dict.fromkeys(row["strategy"] for row in rows if row["base"] == base))
     canvas = figure(1.5 + 4.4 * len(peaks), 3.8)
@@ -105,5 +108,6 @@ def draw_protocol(rows: Sequence[Row], path: Path) -> None:
         axes.set_xlabel("MB sent, both ways")
         axes.grid(alpha=0.25)
     panels[0].set_ylabel("test loss, nats a token")
-    canvas.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    shown = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    canvas.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=4, frameon=False)
     save(canvas, path)
