@@ -93,9 +93,10 @@ def _check_once(node: yaml.Node | None) -> None:
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
-            if key.value in seen:
-                raise ValueError(f"{key.value} stands twice, the second time in line {key.start_mark.line + 1}")
-            seen.add(str(key.value))
+            name = str(key.value)
+            if name in seen:
+                raise ValueError(f"{name} stands twice, the second time in line {key.start_mark.line + 1}")
+            seen.add(name)
             _check_once(value)
 
 

@@ -134,7 +134,7 @@ def _json_lines(path: Path) -> Iterator[Record]:
 
 def _line(line: str, where: str) -> Record:
     try:
-        record = json.loads(line)
+        record = json.loads(line, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
         raise DataError(
             f"{where}: {error.msg} at column {error.colno}; every line must be one JSON object, correct or remove the "
@@ -143,6 +143,15 @@ def _line(line: str, where: str) -> Record:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: {one_line(error, 80)}; correct or remove the line") from None
     return _as_object(record, where)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; ValueError for a name that stands twice, of which json would take the second."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands twice in one object")
+    return found
 
 
 def _json_records(path: Path) -> Iterator[Record]:
@@ -155,7 +164,7 @@ def _json_content(path: Path) -> Iterable[Record]:
     with _open(path) as file:
         text = file.read()
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":
             return Records(lambda: _json_lines(path))

@@ -144,8 +144,13 @@ SAVING = {
     **_refused("enable_jit_checkpoint", "a round that is under way goes on from its finished clients; leave it out"),
     **_refused("restore_callback_states_from_checkpoint", "callbacks start afresh; leave it out"),
     **_replaced("resume_from_checkpoint", "say --resume_from last, or a round's number, or hub:user/name"),
-    **_followed("push_to_hub hub_token hub_private_repo hub_model_id", "private unless hub_private_repo is False"),
-    **_followed("hub_strategy hub_always_push hub_revision", "every strategy but end pushes each round"),
+    **_followed(
+        "push_to_hub hub_token hub_private_repo hub_model_id",
+        "private unless hub_private_repo is False; for a push alone",
+    ),
+    **_followed(
+        "hub_strategy hub_always_push hub_revision", "every strategy but end pushes each round; for a push alone"
+    ),
 }
 MACHINES = {
     **_followed("use_cpu local_rank ddp_backend ddp_timeout", "as Trainer does"),

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from fedlora_hf.errors import RecordError
 from fedlora_hf.hub.publishing import Publisher
@@ -71,9 +72,10 @@ class RoundLoop:
 
     def _read(self) -> list[str]:
         """The folders here that the run was made from: its base, its data, the adapter that it starts from."""
-        named = [self.run.record.model.get("name_or_path"), self.args.initial_adapter, self.args.server_dataset]
-        data = self.args.dataset
-        named += data.values() if isinstance(data, dict) else data if isinstance(data, list) else [data]
+        args = self.args
+        named: list[Any] = [self.run.record.model.get("name_or_path"), args.initial_adapter, args.server_dataset]
+        for data in (args.dataset, args.validation_dataset, args.test_dataset):
+            named += data.values() if isinstance(data, dict) else data if isinstance(data, list) else [data]
         return [name for name in named if isinstance(name, str) and os.path.isdir(name)]
 
     def train(self, resume: str | None = None) -> Run:

@@ -26,7 +26,17 @@ from fedlora_hf.rounds.panel import Panel
 from fedlora_hf.training.personal import given
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate
 from fedlora_hf.util.seeding import derive_seed
-from scripts.experiments.real_cells import INSTRUCTIONS, Clients, Row, Table, add_flags, options, scores, trainer_of
+from scripts.experiments.real_cells import (
+    INSTRUCTIONS,
+    Clients,
+    Row,
+    Table,
+    add_flags,
+    options,
+    parsed,
+    scores,
+    trainer_of,
+)
 from scripts.experiments.update_attacks import UPDATE_ATTACKS, Knowledge
 
 KEY = ("base", "split", "seed", "attack", "rule")
@@ -151,9 +161,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--validation_share", type=float, default=0.2, help="of a client's examples, to judge with")
     parser.add_argument("--test_share", type=float, default=0.25)
-    args, args.more = parser.parse_known_args(given)
-    args.base_name = args.base_name or args.base.name
-    return args
+    return parsed(parser, given)
 
 
 def main(given: Sequence[str] | None = None) -> None:

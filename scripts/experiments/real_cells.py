@@ -156,6 +156,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="one seed and few cells: a complete, if noisy, table")
 
 
+def parsed(parser: argparse.ArgumentParser, given: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; `more` is what the parser does not know: flags of `fedlora train`, for every cell."""
+    args, args.more = parser.parse_known_args(given)
+    args.base_name = args.base_name or args.base.name
+    return args
+
+
 def each(args: argparse.Namespace) -> Iterator[tuple[bool, int]]:
     """(whether it is for tuning, seed); in quick runs one of each."""
     yield from ((True, seed) for seed in args.tuning_seeds[: 1 if args.quick else None])

@@ -17,7 +17,18 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from scripts.experiments.real_cells import SOURCES, Row, Table, add_flags, answers, each, options, scores, trainer_of
+from scripts.experiments.real_cells import (
+    SOURCES,
+    Row,
+    Table,
+    add_flags,
+    answers,
+    each,
+    options,
+    parsed,
+    scores,
+    trainer_of,
+)
 
 Flags = Callable[[int, int], list[str]]
 KEY = ("base", "data", "tuning", "seed", "method", "rate")
@@ -144,9 +155,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--test_share", type=float, default=0.5, help="of a client's examples")
     parser.add_argument("--answers", nargs="*", default=["tasks"], help="the sources whose test answers are generated")
     parser.add_argument("--new_tokens", type=int, default=16, help="of a generated answer, at most")
-    args, args.more = parser.parse_known_args(given)
-    args.base_name = args.base_name or args.base.name
-    return args
+    return parsed(parser, given)
 
 
 def main(given: Sequence[str] | None = None) -> None:

@@ -23,7 +23,7 @@ from fedlora_hf.training.stages import FACTORS, Stage, StageName
 from fedlora_hf.update import AdapterState, ClientUpdate
 from fedlora_hf.util.seeding import derive_seed
 from scripts.experiments.other_aggregators import by_strategy
-from scripts.experiments.real_cells import DOLLY, Clients, Row, Table, add_flags, options, trainer_of
+from scripts.experiments.real_cells import DOLLY, Clients, Row, Table, add_flags, options, parsed, trainer_of
 from scripts.experiments.vectors import flat, shaped, stacked
 
 KEY = ("base", "peak", "strategy", "seed")
@@ -114,9 +114,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     numbers = (("clients", 20), ("cohort", 2), ("rounds", 10), ("steps", 10), ("batch", 2), ("max_length", 512))
     for name, default in (*numbers, ("rank", 32), ("every", 2), ("examples", 60), ("test", 48)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    args, args.more = parser.parse_known_args(given)
-    args.base_name = args.base_name or args.base.name
-    return args
+    return parsed(parser, given)
 
 
 def main(given: Sequence[str] | None = None) -> None:

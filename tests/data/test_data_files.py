@@ -92,3 +92,11 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory,
     path.write_bytes(content)
     with contextlib.suppress(DataError):
         list(read_table(path).records)
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json"])
+def test_a_name_that_stands_twice_in_one_object_is_refused(name: str, tmp_path: Path) -> None:
+    """json takes the second without a word."""
+    (tmp_path / name).write_text('{"prompt": "a", "prompt": "b", "completion": "c"}\n')
+    with pytest.raises(DataError, match="'prompt' stands twice in one object"):
+        list(read_file(tmp_path / name))
