@@ -12,11 +12,15 @@ from fedlora_hf.aggregation.soundness import unsound, unsound_factors, unsound_s
 from fedlora_hf.errors import UpdateError, one_line
 from fedlora_hf.update import AdapterState, ClientUpdate, Outline, sorted_updates
 from fedlora_hf.util.names import unfit_reason
+from fedlora_hf.util.side_by_side import side_by_side
 
 LONGEST_NAME = 300
 # All clients' factors are padded to the largest rank, so one client's costs everybody: a rank above so many times the
 # median of the cohort's is no client's to choose, unless it is small as such [our choice].
 RANK_FACTOR, SMALL_RANK = 8, 128
+
+# Clients from which several are read at once, and how many: each holds one module while it is looked at.
+MANY, READERS = 8, 16
 
 # {module: (out, in), name of a modules_to_save tensor: its shape}
 Shapes = Mapping[str, tuple[int, ...]]
@@ -54,8 +58,9 @@ def screen(
         raise UpdateError(f"client id {repeated[0][:40]!r} comes twice: ids must differ; rename one of the two")
     quarantined: dict[str, str] = {}
     found: dict[str, Outline] = {}
+    at_once = _all_read([update for update in updates if not update.state.outline], reference)
     for update in updates:
-        result = _outlined(update) if update.state.outline else _read(update, reference)
+        result = _outlined(update) if update.state.outline else at_once[update.client_id]
         if isinstance(result, str):
             quarantined[str(update.client_id)] = result
         else:
@@ -69,7 +74,7 @@ def screen(
             for client_id, outline in found.items()
             if (reason := mismatch(outline.shapes, expected, partial_modules) or _too_high(outline, ranks))
         }
-        results = {u.client_id: _read(u, reference) for u in unread if u.client_id not in misfits}
+        results = _all_read([u for u in unread if u.client_id not in misfits], reference)
         unread = [update for update in unread if update.client_id in misfits]
         unsound_ones = {client_id: result for client_id, result in results.items() if isinstance(result, str)}
         if not unsound_ones:
@@ -117,6 +122,12 @@ def _unfit(update: ClientUpdate) -> str | None:
         if not isinstance(name, str) or not name.isprintable() or len(name) > LONGEST_NAME:
             return f"{str(name)[:80]!r} is no name of a module: must be printable, at most {LONGEST_NAME} characters"
     return None
+
+
+def _all_read(updates: Sequence[ClientUpdate], reference: AdapterState | None) -> dict[str, Outline | str]:
+    """{client id: what `_read` says of it}, several clients at once where there is enough to read."""
+    results = side_by_side(lambda update: _read(update, reference), updates, len(updates) >= MANY, READERS)
+    return {update.client_id: result for update, result in zip(updates, results, strict=True)}
 
 
 def _read(update: ClientUpdate, reference: AdapterState | None) -> Outline | str:
