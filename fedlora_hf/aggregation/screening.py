@@ -8,7 +8,7 @@ from numbers import Integral
 from statistics import median
 from typing import Literal, NamedTuple
 
-from fedlora_hf.aggregation.soundness import unsound, unsound_factors, unsound_shape
+from fedlora_hf.aggregation.soundness import far_within, unsound, unsound_factors, unsound_shape
 from fedlora_hf.errors import UpdateError, one_line
 from fedlora_hf.update import AdapterState, ClientUpdate, Outline, sorted_updates
 from fedlora_hf.util.names import unfit_reason
@@ -20,7 +20,7 @@ LONGEST_NAME = 300
 RANK_FACTOR, SMALL_RANK = 8, 128
 
 # Clients from which several are read at once, and how many: each holds one module while it is looked at.
-MANY, READERS = 8, 16
+MANY, READERS = 8, 4
 
 # {module: (out, in), name of a modules_to_save tensor: its shape}
 Shapes = Mapping[str, tuple[int, ...]]
@@ -137,9 +137,11 @@ def _read(update: ClientUpdate, reference: AdapterState | None) -> Outline | str
     shapes: dict[str, tuple[int, ...]] = {}
     ranks: dict[str, int] = {}
     try:
+        # What is on disk is read one module at a time; what is in memory can be looked at in one go.
+        values = not (update.state.resident and far_within(update.state, reference))
         for module, factors in update.state.items():
             start = reference[module] if reference is not None and module in reference else None
-            if reason := unsound_factors(factors, start):
+            if reason := unsound_factors(factors, start, values):
                 return f"{module}: {reason}"
             shapes[module], ranks[module] = factors.shape, factors.rank
         for name, tensor in update.state.extras.items():

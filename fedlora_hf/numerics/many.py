@@ -11,8 +11,9 @@ from torch import Tensor
 from fedlora_hf.numerics import gram, lowrank
 from fedlora_hf.numerics.small import ON_CPU, cholesky_qr, eigh, orthonormal, svd
 
-# Columns iterated on: as many as are decomposed at once where they lie, or those wanted and SPARE more.
-COLUMNS, SPARE = 32, 8
+# Columns iterated on: as many as are decomposed at once where they lie, while LEAST of them are to spare, else those
+# wanted and SPARE more.
+COLUMNS, LEAST, SPARE = 32, 4, 16
 # Highest degree of a polynomial, and how far it may draw the largest unfound direction apart from the rest: beyond it
 # rounding along that one hides the others.
 DEGREE, APART = 40, 1e10
@@ -33,9 +34,9 @@ def _one(B: Tensor, A: Tensor, rank: int) -> lowrank.LowRank:
 
 def _by_grams(B: Tensor, A: Tensor, rank: int) -> list[lowrank.LowRank | None]:
     """From the Gram matrices of both factors; None for a module that these do not tell well enough."""
-    modules, n = len(A), A.shape[1]
+    n = A.shape[1]
     if n > min(B.shape[1], A.shape[2]):
-        return [None] * modules
+        return _of_products(B @ A, rank)
     left, right = gram.gram_of(B), gram.gram_of(A.mT)
     traces, size = left.diagonal(dim1=1, dim2=2).sum(1), torch.linalg.matrix_norm(right)
     L, shift = _cholesky(left, traces)
@@ -47,12 +48,34 @@ def _by_grams(B: Tensor, A: Tensor, rank: int) -> list[lowrank.LowRank | None]:
     back = (right @ (L @ vectors)) * torch.where(kept, values, torch.inf).reciprocal()[:, None, :]
     U, turned = cholesky_qr(B @ back)
     inner = left @ (back @ turned)  # B^T U without a pass over B
-    Q, R = torch.linalg.qr(A.mT @ inner)
+    return _written(U, A.mT @ inner, total, sound & torch.isfinite(L).all((1, 2)), rank)
+
+
+def _of_products(W: Tensor, rank: int) -> list[lowrank.LowRank | None]:
+    """From W (M, out, in) itself, and the Gram matrix of its smaller side."""
+    if W.shape[1] > W.shape[2]:
+        return [None if low is None else _swapped(low) for low in _of_products(W.mT, rank)]
+    H = W @ W.mT
+    values, U, sound = leading_eigenpairs(H, min(rank, H.shape[1]))
+    rounding = torch.finfo(W.dtype).eps * torch.linalg.matrix_norm(H)
+    total = W.square().sum((1, 2))
+    return _written(U, W.mT @ U, total, sound & (total > 0) & (rounding < gram.NOTHING * values[:, -1]), rank)
+
+
+def _swapped(low: lowrank.LowRank) -> lowrank.LowRank:
+    """Of the transpose."""
+    B, A = lowrank.signed(low.A.mT, low.B.mT)
+    return low._replace(B=B, A=A)
+
+
+def _written(U: Tensor, N: Tensor, total: Tensor, sound: Tensor, rank: int) -> list[lowrank.LowRank | None]:
+    """U N^T, U orthonormal, cut to a rank, on the CPU; total: squared norm of all that it is a part of."""
+    Q, R = torch.linalg.qr(N)
     R = torch.where(torch.isfinite(R), R, 0.0)  # what is not finite is refused below; a decomposition would end all
     V, S, turn = svd(R)
     root = S[:, :rank].sqrt()
     out, inward = (U @ turn[:, :rank].mT) * root[:, None, :], root[..., None] * (Q @ V[:, :, :rank]).mT
-    sound = sound & torch.isfinite(L).all((1, 2)) & torch.isfinite(out).all((1, 2)) & torch.isfinite(inward).all((1, 2))
+    sound = sound & torch.isfinite(out).all((1, 2)) & torch.isfinite(inward).all((1, 2))
     parts = [part.cpu() for part in (out, inward, S, total, sound)]
     return [
         lowrank.LowRank(*lowrank.signed(b, a), s, max(float(t) - float(s[:rank].square().sum()), 0.0) / float(t))
@@ -79,7 +102,7 @@ def leading_eigenpairs(H: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     of H (M, n, n), positive semi-definite, float64, and of a few more that are less exact, to `gram.TOLERANCE`."""
     n, finite = H.shape[-1], torch.isfinite(H).all((1, 2))
     H = torch.where(finite[:, None, None], (H + H.mT) / 2, 0.0)
-    columns = max(COLUMNS, count + SPARE)
+    columns = COLUMNS if count + LEAST <= COLUMNS else count + SPARE
     if n <= max(ON_CPU, 2 * columns):
         values, vectors = eigh(H)
         return values[:, -count:], vectors[:, :, -count:], finite

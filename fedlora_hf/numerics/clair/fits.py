@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 
 from collections.abc import Sequence
-from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -54,7 +53,7 @@ def fitted(
     keys: Sequence[Key] = source.modules
     if _several(source, options):
         plans = dict(enumerate(each(blocks, lambda m, _: planned(m))))
-        keys = [part for key in source.keys for part in _of_one_rank(key, place, blocks, plans)]
+        keys = source.keys
     found = zip(keys, side_by_side(worked, keys, source.large), strict=True)
     fits = {module: fit for key, of_key in found for module, fit in zip(names(key), of_key, strict=True)}
     return {module: fits[module].cpu() for module in source.modules}
@@ -64,17 +63,6 @@ def _several(source: Source, options: ClairOptions) -> bool:
     """Whether modules are worked on in groups; options that few use are left to one at a time."""
     plain = not options.center and not options.exact and options.refine != "soft"
     return plain and not all(isinstance(key, str) for key in source.keys)
-
-
-def _of_one_rank(
-    key: Key, place: dict[str, int], blocks: Sequence[Blocks], plans: dict[int, Plan]
-) -> list[tuple[str, ...]]:
-    """A group's modules apart by the rank of their subspaces, and by what was kept of them."""
-
-    def kind(name: str) -> tuple[int, bool]:
-        return plans[place[name]].rank, blocks[place[name]].grams is not None
-
-    return [tuple(part) for _, part in groupby(sorted(names(key), key=kind), key=kind)]
 
 
 def _planned(blocks: Blocks, weights: Tensor, options: ClairOptions) -> Plan:
@@ -148,11 +136,11 @@ def _fit_modules(
     target_rank: int | None,
     options: ClairOptions,
 ) -> list[ModuleFit]:
-    """`_fit_module` of several modules at once, whose subspaces have one rank; clips: (M, K)."""
+    """`_fit_module` of several modules at once; clips: (M, K). Ranks may differ: columns of zeros stay so."""
     B, A = turned(source.change(key), options.side)
-    rank, unit = plans[0].rank, torch.stack([plan.unit for plan in plans])
-    start = torch.stack([_start(own, plan).to(B) for own, plan in zip(blocks, plans, strict=True)])
-    grams = None
+    rank, unit = max(plan.rank for plan in plans), torch.stack([plan.unit for plan in plans])
+    starts = [_start(own, plan).to(B) for own, plan in zip(blocks, plans, strict=True)]
+    start = torch.stack([torch.cat([own, own.new_zeros(len(own), rank - own.shape[1])], dim=1) for own in starts])
     if all(own.grams is not None for own in blocks):
         kept = [own.grams for own in blocks if own.grams is not None]
         grams = Grams(*(torch.stack(parts) for parts in zip(*kept, strict=True)))
@@ -163,10 +151,9 @@ def _fit_modules(
         B, A = turned(source.whole(key), options.side)
     target = min(target_rank or A.shape[-2], B.shape[-2], A.shape[-1])
     whole, wanted = _started(source, key, (B, A), shares, clips, options.side)
-    means = refine.mean_updates(*whole, wanted, target, rank, grams if source.restarted else None)
-    gains = torch.ones(rank, dtype=torch.float64)
+    means = refine.mean_updates(*whole, wanted, target, rank)
     return [
-        ModuleFit(subspace, plan.spectrum, gains, mean, total)
+        ModuleFit(subspace[:, : plan.rank], plan.spectrum, torch.ones(plan.rank, dtype=torch.float64), mean, total)
         for subspace, plan, (mean, total) in zip(subspaces.cpu(), plans, means, strict=True)
     ]
 

@@ -132,16 +132,16 @@ def mean_update(
     return _cut(low, rank)
 
 
-def mean_updates(
-    B: Tensor, A: Tensor, shares: Tensor, rank: int, extra: int, grams: Grams | None = None
-) -> list[tuple[Pair, lowrank.LowRank]]:
-    """`mean_update` of several modules at once: B (M, K, out, r), A (M, K, r, in), shares (M, K); found on the CPU."""
-    if not _iterated(B, A, int((shares > 0).any(0).sum()), rank + extra):
-        weighted = B.double() * shares.to(B.device)[..., None, None]
-        lows = many.means_truncated(flat(weighted), A.double().flatten(1, 2), rank + extra)
-        return [_cut(low, rank) for low in lows]
-    parts = [part.cpu() for part in _leading_mean(flat(B), A.flatten(1, 2), shares, rank + extra, grams)]
-    return [_cut(lowrank.LowRank(b, a, S, _share(k, lost)), rank) for b, a, S, k, lost in zip(*parts, strict=True)]
+def mean_updates(B: Tensor, A: Tensor, shares: Tensor, rank: int, extra: int) -> list[tuple[Pair, lowrank.LowRank]]:
+    """`mean_update` of several modules at once, exact: B (M, K, out, r), A (M, K, r, in), shares (M, K); on the CPU.
+
+    On a GPU the best approximation costs less than a Krylov space; where the spectrum has no gap at the rank asked
+    for, the two differ by what the Krylov space leaves.
+    """
+    kept = (shares > 0).any(0).nonzero().squeeze(1).to(B.device)
+    weighted = B[:, kept].double() * shares.to(B.device)[:, kept, None, None]
+    lows = many.means_truncated(flat(weighted), A[:, kept].double().flatten(1, 2), rank + extra)
+    return [_cut(low, rank) for low in lows]
 
 
 def _iterated(B: Tensor, A: Tensor, K: int, rank: int) -> bool:
