@@ -141,8 +141,8 @@ def clair(cohort: Cohort, options: ClairOptions) -> Aggregate:
             "spectrum": fit.spectrum.tolist(),
             "discarded_energy": fit.total.discarded,
             "evidence": {
-                client: {kind: float(scores[k]) for kind, scores in solution.module_scores[module].items()}
-                for k, client in enumerate(cohort.ids)
+                client: dict(zip(solution.module_scores[module], scores, strict=True))
+                for client, *scores in zip(cohort.ids, *_lists(solution.module_scores[module]), strict=True)
             },
         }
     flagged = [client for client, bad in zip(cohort.ids, solution.flagged.tolist(), strict=True) if bad]
@@ -164,6 +164,10 @@ def clair(cohort: Cohort, options: ClairOptions) -> Aggregate:
         n_iter=solution.n_iter,
         converged=solution.converged,
     )
+
+
+def _lists(scores: Mapping[str, Tensor]) -> list[list[float]]:
+    return [values.tolist() for values in scores.values()]
 
 
 def held(cohort: Cohort, shares: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from fedlora_hf.update import ClientUpdate, LoraFactors
 
 # Modules that are worked on at once, at most; threads that read.
-AT_ONCE, READERS = 16, 8
+AT_ONCE, READERS = 32, 8
 # What a module is worked on in takes, in sizes of its clients' factors in float32, and the share of the free memory
 # that all factors may keep.
 WORK, KEPT = 12, 0.4

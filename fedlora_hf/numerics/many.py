@@ -133,13 +133,10 @@ def _degree(unfound: Tensor, lowest: Tensor, open_: Tensor) -> int:
 
 def _filtered(H: Tensor, X: Tensor, values: Tensor, there: Tensor, lowest: Tensor, degree: int) -> Tensor:
     """The Chebyshev polynomial of H, without what is found of it, that is small on [0, lowest] and grows beyond."""
+    half = (2 / lowest)[:, None, None]
     found = torch.where(there[:, None, :], X, 0.0)
-    half = 2 / lowest[:, None, None]
-
-    def shifted(Y: Tensor) -> Tensor:
-        return half * (H @ Y - found @ (values[..., None] * (found.mT @ Y))) - Y
-
-    before, now = X, shifted(X)
+    rest = torch.baddbmm(H * half, found * (values[:, None, :] * half), found.mT, alpha=-1)
+    before, now = X, rest @ X - X
     for _ in range(degree - 1):
-        before, now = now, 2 * shifted(now) - before
+        before, now = now, torch.baddbmm(2 * now + before, rest, now, beta=-1, alpha=2)
     return torch.where(there[:, None, :], X, now)

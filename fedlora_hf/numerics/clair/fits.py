@@ -13,7 +13,7 @@ from fedlora_hf.numerics.clair.blocks import Blocks, Grams, flat
 from fedlora_hf.numerics.clair.influence import Influence
 from fedlora_hf.numerics.clair.refine import ModuleFit, Pair
 from fedlora_hf.numerics.clair.source import Key, Source, names, turned
-from fedlora_hf.numerics.clair.subspace import MAX_RANK, OUTSIDE, each, held_out_energies, shared_rank
+from fedlora_hf.numerics.clair.subspace import MAX_RANK, OUTSIDE, each, held_out_energies, scatter, shared_rank
 from fedlora_hf.util.side_by_side import side_by_side
 
 
@@ -67,12 +67,10 @@ def _several(source: Source, options: ClairOptions) -> bool:
 
 def _planned(blocks: Blocks, weights: Tensor, options: ClairOptions) -> Plan:
     d, r = blocks.coords.shape[1:]
-    rank = options.rank_limit
+    rank, (values, vectors) = options.rank_limit, scatter(blocks.coords, weights)
     if rank is None:
-        energy = held_out_energies(blocks.coords, weights, min(MAX_RANK, d))
+        energy = held_out_energies(blocks.coords, weights, min(MAX_RANK, d), (values, vectors))
         rank = shared_rank(energy[weights > OUTSIDE].double(), blocks.out) if bool((weights > OUTSIDE).any()) else 1
-    scaled = blocks.coords * weights.sqrt().to(blocks.coords)[:, None, None]
-    values, vectors = torch.linalg.eigh(flat(scaled) @ flat(scaled).T)
     spectrum = values.flip(0)[: refine.SPECTRUM].clamp_min(0).double() / weights.sum().clamp_min(1e-300)
     places = min(blocks.out, int((weights > 0).sum()) * r)
     wide = min(d, max(rank, min(2 * r, places // 4))) if options.refine == "soft" else rank

@@ -55,23 +55,31 @@ def each(modules: Sequence[Blocks], work: Callable[[int, Blocks], Found]) -> lis
     return list(side_by_side(lambda m: work(m, modules[m]), range(len(modules)), large, AT_ONCE))
 
 
-def held_out_energies(coords: Tensor, weights: Tensor, limit: int) -> Tensor:
+def scatter(coords: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues in ascending order and eigenvectors (d, d) of the clients' weighted scatter in coordinates."""
+    scaled = (coords * weights.sqrt().to(coords)[:, None, None]).permute(1, 0, 2).flatten(1)
+    values, vectors = torch.linalg.eigh(scaled @ scaled.T)
+    return values, vectors
+
+
+def held_out_energies(
+    coords: Tensor, weights: Tensor, limit: int, known: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
     """(K, p) energy of each client along the leading directions of the others' weighted scatter, largest first.
 
     One eigenproblem of size d for all, then one of size q = p + 2r per client that carries weight, in the basis of
-    the q leading directions: the client's own part is subtracted there. Exact when q = d.
+    the q leading directions: the client's own part is subtracted there. Exact when q = d. known: of `scatter`.
     """
-    K, d, r = coords.shape
+    _, d, r = coords.shape
     p = min(limit, d)
-    scaled = (coords * weights.sqrt().to(coords)[:, None, None]).permute(1, 0, 2).reshape(d, K * r)
-    values, vectors = torch.linalg.eigh(scaled @ scaled.T)
+    values, vectors = scatter(coords, weights) if known is None else known
     q = min(d, max(p + 2 * r, LOCAL))
     values, vectors = values[-q:].flip(0), vectors[:, -q:].flip(1)
     local = vectors.T @ coords
     energy = local[:, :p].square().sum(2)
     own = (weights > 10 * OUTSIDE).nonzero().squeeze(1)
-    scatter = local[own] @ local[own].transpose(1, 2)
-    without = torch.diag(values) - weights[own].to(coords)[:, None, None] * scatter
+    part = local[own] @ local[own].transpose(1, 2)
+    without = torch.diag(values) - weights[own].to(coords)[:, None, None] * part
     found = torch.linalg.eigh(without)[1][:, :, -p:].flip(2)
     energy[own] = (found.transpose(1, 2) @ local[own]).square().sum(2)
     return energy
@@ -127,9 +135,7 @@ def common_use(modules: Sequence[Blocks], fit: Fit) -> float:
     the subspace, against energies as large as the kept's median."""
 
     def within(m: int, blocks: Blocks) -> tuple[Tensor, float]:
-        scaled = blocks.coords * fit.weights.sqrt().to(blocks.coords)[:, None, None]
-        stacked = scaled.permute(1, 0, 2).flatten(1)
-        local = torch.linalg.eigh(stacked @ stacked.T)[1][:, -fit.ranks[m] :].T @ blocks.coords
+        local = scatter(blocks.coords, fit.weights)[1][:, -fit.ranks[m] :].T @ blocks.coords
         return fit.ranks[m] * affinity(local).double(), float(local[fit.kept].square().sum((1, 2)).median()) ** 2
 
     overlap, level = torch.zeros(len(fit.weights), len(fit.weights), dtype=torch.float64), 0.0
