@@ -150,10 +150,12 @@ def _fit_modules(
     target = min(target_rank or A.shape[-2], B.shape[-2], A.shape[-1])
     whole, wanted = _started(source, key, (B, A), shares, clips, options.side)
     means = refine.mean_updates(*whole, wanted, target, rank)
-    return [
-        ModuleFit(subspace[:, : plan.rank], plan.spectrum, torch.ones(plan.rank, dtype=torch.float64), mean, total)
-        for subspace, plan, (mean, total) in zip(subspaces.cpu(), plans, means, strict=True)
-    ]
+    fits = []
+    for subspace, plan, ((left, right), total) in zip(subspaces.cpu(), plans, means, strict=True):
+        own, more = plan.rank, target + plan.rank
+        gains = torch.ones(own, dtype=torch.float64)
+        fits.append(ModuleFit(subspace[:, :own], plan.spectrum, gains, (left[:, :more], right[:more]), total))
+    return fits
 
 
 def _taken(shares: Tensor, clips: Tensor) -> float:
