@@ -165,8 +165,9 @@ class Lockstep:
     def _divided(self, items: Tensor | int | None) -> bool:
         """Whether a loss is divided by the items of the whole step already, as Trainer sees it."""
         trainer = self.trainer
-        if trainer.loss_is_scaled_for_ga is not None:
-            return bool(trainer.loss_is_scaled_for_ga)
+        # The Trainer of transformers 5.17 has no such attribute: it goes by the two below alone.
+        if (scaled := getattr(trainer, "loss_is_scaled_for_ga", None)) is not None:
+            return bool(scaled)
         return (trainer.model_accepts_loss_kwargs and items is not None) or trainer.compute_loss_func is not None
 
     def _take(self, place: int, loss: Tensor) -> None:
