@@ -26,7 +26,7 @@ from fedlora_hf.training.heads import answered_logits, takes_mask
 from fedlora_hf.training.metrics import held_out_metrics
 
 COLLATE = Collator(pad_token_id=0)
-MASKED = hasattr(modeling_utils, "slice_logits_to_keep")  # with transformers 5.17 no model takes a mask
+MASKED = hasattr(modeling_utils, "slice_logits_to_keep")  # before transformers 5.21 no model takes a mask
 SHAPE: dict[str, Any] = {
     "vocab_size": models.VOCABULARY,
     "hidden_size": 16,
