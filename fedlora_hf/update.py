@@ -182,6 +182,12 @@ class AdapterState(Mapping[str, LoraFactors]):
     def __len__(self) -> int:
         return len(self._names)
 
+    @property
+    def resident(self) -> bool:
+        """Whether its factors are in memory, so that looking at all of them at once needs no more of it."""
+        kept = self._factors
+        return isinstance(kept, dict) or (isinstance(kept, AdapterState) and kept.resident)
+
     def rank(self, module: str) -> int:
         """The rank of a module's factors; they are read only where no outline tells it."""
         return self.outline.ranks[module] if self.outline is not None else self[module].rank

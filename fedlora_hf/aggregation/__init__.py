@@ -19,6 +19,7 @@ assert not combined.flagged
 # SPDX-License-Identifier: Apache-2.0
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from importlib import import_module
 from numbers import Integral, Real
@@ -29,8 +30,9 @@ import torch
 from fedlora_hf.aggregation.cohort import Cohort, PastRound, client_weights
 from fedlora_hf.aggregation.counts import WEIGHT_CAP, Counts, believed
 from fedlora_hf.aggregation.coverage import check_alike, filled
-from fedlora_hf.aggregation.device import chosen_device, moved, placed
+from fedlora_hf.aggregation.device import chosen_device, free_memory, moved
 from fedlora_hf.aggregation.screening import PartialModules, Screened, checked_server, screen
+from fedlora_hf.aggregation.stacks import Stacks
 from fedlora_hf.errors import ConfigError, UpdateError
 from fedlora_hf.methods import method_named
 from fedlora_hf.methods.method import Method
@@ -108,7 +110,8 @@ def _worked(cohort: Cohort, method: Method, settings: Any, choice: str) -> Aggre
     home, place = cohort.updates[0].state[cohort.modules[0]].A.device, chosen_device(choice, cohort.updates)
     if place == home:
         return rule_of(method)(cohort, settings)
-    result = rule_of(method)(replace(cohort, updates=placed(cohort.updates, place), device=place), settings)
+    with closing(Stacks(cohort.updates, cohort.modules, place, free_memory(place))) as stacks:
+        result = rule_of(method)(replace(cohort, device=place, stacks=stacks), settings)
     return replace(result, state=moved(result.state, home))
 
 

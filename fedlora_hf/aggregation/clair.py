@@ -14,7 +14,8 @@ from fedlora_hf.aggregation.over_rounds import combined, found_in, suspicion, tr
 from fedlora_hf.methods.clair import ClairOptions
 from fedlora_hf.numerics import clair as numerics
 from fedlora_hf.numerics import lowrank
-from fedlora_hf.numerics.clair.blocks import stack
+from fedlora_hf.numerics.clair.blocks import SMALL, stack
+from fedlora_hf.numerics.clair.source import Key
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, LoraFactors
 
 Pair = tuple[Tensor, Tensor]
@@ -22,13 +23,18 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class CohortSource:
-    """A cohort as `numerics.clair` reads it: one module at a time, one client's file after another."""
+    """A cohort as `numerics.clair` reads it: one module at a time, one client's file after another; several modules at
+    once where they are stacked on a GPU."""
 
     cohort: Cohort
 
     @property
     def modules(self) -> Sequence[str]:
         return self.cohort.modules
+
+    @property
+    def keys(self) -> Sequence[Key]:
+        return self.cohort.modules if self.cohort.several is None else self.cohort.several.groups
 
     @property
     def restarted(self) -> bool:
@@ -39,18 +45,50 @@ class CohortSource:
     def large(self) -> bool:
         return self.cohort.large
 
-    def whole(self, module: str) -> Pair:
+    def whole(self, key: Key) -> Pair:
         """What the clients hold, stacked."""
-        return self._stacked(module, None)
+        return self._stacked(key, None) if isinstance(key, str) else self._several(key)
 
-    def with_start(self, module: str) -> Pair:
+    def with_start(self, key: Key) -> Pair:
         """The same, and the reference as one row more."""
-        return self._stacked(module, None, also=() if self.cohort.reference is None else (self.cohort.reference,))
+        reference = self.cohort.reference
+        if isinstance(key, str):
+            return self._stacked(key, None, also=() if reference is None else (reference,))
+        B, A = self._several(key)
+        own = self._references(key, B)
+        if own is None:
+            return B, A
+        return _joined(B, own[0], -1), _joined(A, own[1], -2)
 
-    def change(self, module: str) -> Pair:
+    def change(self, key: Key) -> Pair:
         """What they learned this round: W_k less the reference they started from, of rank r + r_ref."""
         reference = self.cohort.reference
-        return self._stacked(module, None if reference is None else reference[module])
+        if isinstance(key, str):
+            return self._stacked(key, None if reference is None else reference[key])
+        B, A = self._several(key)
+        own = self._references(key, B)
+        if own is None:
+            return B, A
+        minus, less = (part.expand(-1, B.shape[1], -1, -1) for part in own)
+        return torch.cat([B, -minus], dim=-1), torch.cat([A, less], dim=-2)
+
+    def _several(self, key: tuple[str, ...]) -> Pair:
+        """Of modules that are stacked on a GPU, in the dtype that `stack` has for their size."""
+        if self.cohort.several is None:
+            raise LookupError(f"{key[0]}: this cohort is read module by module")
+        stack, reference = self.cohort.several.stacked(key), self.cohort.reference
+        more = 0 if reference is None else max(reference[module].rank for module in key)
+        numbers = stack.A.shape[1] * (stack.A.shape[2] + more) * (stack.B.shape[2] + stack.A.shape[3])
+        return stack.pair(torch.float64 if numbers <= SMALL else torch.float32)
+
+    def _references(self, key: tuple[str, ...], like: Tensor) -> Pair | None:
+        """The reference's factors as one client more: B (M, 1, out, r) and A (M, 1, r, in), where and as `like` is."""
+        reference = self.cohort.reference
+        if reference is None:
+            return None
+        rank = max(reference[module].rank for module in key)
+        B, A = zip(*(reference[module].padded(rank).pair() for module in key), strict=True)
+        return torch.stack(B).to(like)[:, None], torch.stack(A).to(like)[:, None]
 
     def _stacked(self, module: str, less: LoraFactors | None, also: Sequence[AdapterState] = ()) -> Pair:
         states = [*(update.state for update in self.cohort.updates), *also]
@@ -60,6 +98,16 @@ class CohortSource:
         factors = (state[module] if device is None else state[module].to(device) for state in states)
         pairs = ((f if less is None else f - less).pair() for f in factors)
         return stack(pairs, len(states), rank)
+
+
+def _joined(clients: Tensor, one: Tensor, side: int) -> Tensor:
+    """One client more in dimension 1; the rank, in dimension `side`, is the larger of the two, with zeros."""
+    rank, parts = max(clients.shape[side], one.shape[side]), []
+    for part in (clients, one):
+        missing = list(part.shape)
+        missing[side] = rank - part.shape[side]
+        parts.append(torch.cat([part, part.new_zeros(missing)], dim=side))
+    return torch.cat(parts, dim=1)
 
 
 def clair(cohort: Cohort, options: ClairOptions) -> Aggregate:
@@ -93,8 +141,8 @@ def clair(cohort: Cohort, options: ClairOptions) -> Aggregate:
             "spectrum": fit.spectrum.tolist(),
             "discarded_energy": fit.total.discarded,
             "evidence": {
-                client: {kind: float(scores[k]) for kind, scores in solution.module_scores[module].items()}
-                for k, client in enumerate(cohort.ids)
+                client: dict(zip(solution.module_scores[module], scores, strict=True))
+                for client, *scores in zip(cohort.ids, *_lists(solution.module_scores[module]), strict=True)
             },
         }
     flagged = [client for client, bad in zip(cohort.ids, solution.flagged.tolist(), strict=True) if bad]
@@ -116,6 +164,10 @@ def clair(cohort: Cohort, options: ClairOptions) -> Aggregate:
         n_iter=solution.n_iter,
         converged=solution.converged,
     )
+
+
+def _lists(scores: Mapping[str, Tensor]) -> list[list[float]]:
+    return [values.tolist() for values in scores.values()]
 
 
 def held(cohort: Cohort, shares: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fedlora_hf.aggregation.stacks import Stacks
 from fedlora_hf.numerics.evidence import Evidence
 from fedlora_hf.update import AdapterState, ClientUpdate, LoraFactors
 from fedlora_hf.util.side_by_side import LARGE
@@ -34,7 +35,8 @@ class Cohort:
         were not believed, for methods whose weights do not follow from the counts alone.
     functional: {client id: what its update does to others' losses}, of this round, where that was measured.
     server: an update trained on the server's own data from the same start, for methods that compare with it.
-    device: where modules are worked on; None: where their factors are.
+    device: where modules are worked on; None: where their factors are. stacks: of them there, several at once; None:
+        module by module.
     """
 
     updates: tuple[ClientUpdate, ...]
@@ -47,11 +49,17 @@ class Cohort:
     weight_limits: Mapping[str, float] = field(default_factory=dict)
     server: AdapterState | None = None
     device: torch.device | None = None
+    stacks: Stacks | None = None
 
     @cached_property
     def weights(self) -> Mapping[str, float]:
         """{client id: share of the mean}, summing to 1."""
         return client_weights(self.updates, self.weight_by)
+
+    @property
+    def several(self) -> Stacks | None:
+        """The stacks, where they are of these very updates."""
+        return self.stacks if self.stacks is not None and self.stacks.updates is self.updates else None
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -64,6 +72,8 @@ class Cohort:
 
     def factors(self, module: str) -> list[LoraFactors]:
         """Every client's factors of one module, in order: the only part of the cohort that is in memory at once."""
+        if self.several is not None:
+            return self.several.factors(module)
         factors = [update.state[module] for update in self.updates]
         return factors if self.device is None else [f.to(self.device) for f in factors]
 

@@ -1,9 +1,8 @@
-"""Where a round is aggregated: `auto`, `cpu` or `cuda[:n]`, and whether all clients' factors fit there at once."""
+"""Where a round is aggregated: `auto`, `cpu` or `cuda[:n]`, and whether its largest module fits there."""
 # SPDX-License-Identifier: Apache-2.0
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 import torch
 
@@ -31,24 +30,17 @@ def chosen_device(choice: str, updates: Sequence[ClientUpdate]) -> torch.device:
     factors and what it is worked on in fit into its free memory, otherwise the CPU."""
     if checked_device(choice) != "auto":
         return torch.device(choice)
-    if not torch.cuda.is_available() or _needed(updates)[0] > torch.cuda.mem_get_info()[0]:
+    if not torch.cuda.is_available() or _needed(updates) > torch.cuda.mem_get_info()[0]:
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def placed(
-    updates: Sequence[ClientUpdate],
-    device: torch.device,
-    free: Callable[[torch.device], int] = lambda device: torch.cuda.mem_get_info(device)[0],
-) -> tuple[ClientUpdate, ...]:
-    """The updates with all factors on a device that is not the CPU, where they fit beside what one module is worked on
-    in; otherwise as they are, to be moved module by module (`Cohort.factors`)."""
-    if device.type == "cpu":
-        return tuple(updates)
-    work, factors = _needed(updates)
-    if work + factors > free(device):
-        return tuple(updates)
-    return tuple(replace(update, state=moved(update.state, device)) for update in updates)
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device, torch's own reserve included; of a CPU 0: nothing is gathered there."""
+    if device.type != "cuda":
+        return 0
+    reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + reserved
 
 
 def moved(state: AdapterState, device: torch.device) -> AdapterState:
@@ -56,7 +48,7 @@ def moved(state: AdapterState, device: torch.device) -> AdapterState:
     return AdapterState({module: factors.to(device) for module, factors in state.items()}, state.extras)
 
 
-def _needed(updates: Sequence[ClientUpdate]) -> tuple[int, int]:
-    """(bytes to work on the largest module in, bytes of all factors in float32), by the first client's ranks."""
+def _needed(updates: Sequence[ClientUpdate]) -> int:
+    """Bytes to work on the largest module in, by the first client's ranks."""
     sizes = [(f.rank * sum(f.shape) * len(updates), f.shape[0] * f.shape[1]) for f in updates[0].state.values()]
-    return max(8 * COPIES * (factors + dense) for factors, dense in sizes) + BESIDE, 4 * sum(size[0] for size in sizes)
+    return max(8 * COPIES * (factors + dense) for factors, dense in sizes) + BESIDE

@@ -29,21 +29,58 @@ def unsound_state(state: AdapterState) -> str | None:
     return next((f"{name} {why}" for name in state.extras if (why := unsound(state.extras[name]))), None)
 
 
-def unsound_factors(factors: object, start: LoraFactors | None = None) -> str | None:
-    """Why one module's factors cannot be used, or None. start: those that the round began with."""
+def far_within(state: AdapterState, reference: AdapterState | None = None) -> bool:
+    """Whether the values of all factors are so far within every bound that none need be looked at again, in one call
+    for all of them; False says nothing. A norm bounds each entry, and one that is not finite tells of such an entry."""
+    factors = list(state.values())
+    tensors = [tensor for f in factors if isinstance(f, LoraFactors) for tensor in (f.A, f.B)]
+    if not tensors or len(tensors) < 2 * len(factors) or not all(map(_plain, tensors)):
+        return False
+    norms = torch.stack(torch._foreach_norm([tensor.detach() for tensor in tensors])).tolist()
+    for (module, own), norm_A, norm_B in zip(state.items(), norms[::2], norms[1::2], strict=True):
+        unit = abs(reference[module].scale) if reference is not None and module in reference else 1.0
+        scaled = abs(own.scale) * norm_B
+        # Twice the norms, for their rounding in whatever dtype they come.
+        if not (2 * max(norm_A, norm_B) <= LARGEST_ENTRY and 2 * scaled <= LARGEST_ENTRY * unit):
+            return False
+        if not 4 * norm_A * scaled <= LARGEST_NORM:
+            return False
+    return True
+
+
+def _plain(tensor: object) -> bool:
+    """Whether it is a tensor on the CPU with values of a float dtype that norms can be taken of."""
+    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.device.type != "cpu":
+        return False
+    return tensor.dtype in FLOATS and tensor.numel() > 0
+
+
+def unsound_factors(factors: object, start: LoraFactors | None = None, values: bool = True) -> str | None:
+    """Why one module's factors cannot be used, or None. start: those that the round began with. values: whether they
+    are still to be looked at."""
     if not isinstance(factors, LoraFactors):
         return f"is {type(factors).__name__}, not LoraFactors"
     if reason := unsound_shape(factors.shape, factors.rank):
         return reason
+    if values:
+        return _unsound_values(factors, start)
+    return _unsound_scale(factors)
+
+
+def _unsound_values(factors: LoraFactors, start: LoraFactors | None) -> str | None:
     largest = []
     for name, tensor in (("A", factors.A), ("B", factors.B)):
         size, reason = _looked_at(tensor)
         if reason:
             return f"{name} {reason}"
         largest.append(size)
-    if not (isfinite(factors.scale) and LEAST_SCALE <= abs(factors.scale) <= LARGEST_SCALE):
-        return f"scale {factors.scale} is not a number of size {LEAST_SCALE:g} to {LARGEST_SCALE:g}"
-    return _too_large(factors, largest[0], largest[1], start)
+    return _unsound_scale(factors) or _too_large(factors, largest[0], largest[1], start)
+
+
+def _unsound_scale(factors: LoraFactors) -> str | None:
+    if isfinite(factors.scale) and LEAST_SCALE <= abs(factors.scale) <= LARGEST_SCALE:
+        return None
+    return f"scale {factors.scale} is not a number of size {LEAST_SCALE:g} to {LARGEST_SCALE:g}"
 
 
 def unsound_shape(shape: tuple[int, ...], rank: int) -> str | None:

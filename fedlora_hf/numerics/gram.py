@@ -38,14 +38,14 @@ class Leading(NamedTuple):
 
 
 def gram_of(X: Tensor) -> Tensor:
-    """X^T X (n, n) of X (out, n), in strips of columns: what lies below a strip's diagonal block is copied from beside
-    it, so that the work is little more than half that of the product."""
-    n = X.shape[1]
-    gram = X.new_empty(n, n)
+    """X^T X (..., n, n) of X (..., out, n), in strips of columns: what lies below a strip's diagonal block is copied
+    from beside it, so that the work is little more than half that of the product."""
+    n = X.shape[-1]
+    gram = X.new_empty(*X.shape[:-2], n, n)
     for first in range(0, n, STRIP):
         last = first + STRIP
-        gram[first:last, first:] = X[:, first:last].T @ X[:, first:]
-        gram[last:, first:last] = gram[first:last, last:].T
+        gram[..., first:last, first:] = X[..., first:last].mT @ X[..., first:]
+        gram[..., last:, first:last] = gram[..., first:last, last:].mT
     return gram
 
 

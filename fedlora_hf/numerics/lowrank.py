@@ -44,8 +44,13 @@ def inner_products(pairs: Sequence[Pair], other: Sequence[Pair] | None = None) -
 
     Pairs are stacked once, in float64 and zero-padded to the largest rank; cost O(K K' r^2 (out + in)).
     """
-    left_B, left_A = stacked(pairs)
-    right_B, right_A = (left_B, left_A) if other is None else stacked(other)
+    return stacked_products(stacked(pairs), None if other is None else stacked(other))
+
+
+def stacked_products(left: Pair, right: Pair | None = None) -> Tensor:
+    """The same of pairs that are stacked: all B^T (K, r, out) and all A (K, r, in)."""
+    (left_B, left_A), other = left, right
+    right_B, right_A = left if right is None else right
     (K, r), (width, s) = left_A.shape[:2], right_A.shape[:2]
     G = left_A.new_zeros(K, width)
     step = max(1, CHUNK // max(r, 1))
@@ -89,7 +94,7 @@ def truncate(B: Tensor, A: Tensor, rank: int) -> LowRank:
     Q_out, R_out = torch.linalg.qr(B)
     Q_in, R_in = torch.linalg.qr(A.T)
     core = truncate_dense(R_out @ R_in.T, rank)
-    return LowRank(*_signed(Q_out @ core.B, core.A @ Q_in.T), core.spectrum, core.discarded)
+    return LowRank(*signed(Q_out @ core.B, core.A @ Q_in.T), core.spectrum, core.discarded)
 
 
 def _truncate_many(B: Tensor, A: Tensor, rank: int) -> LowRank:
@@ -102,7 +107,7 @@ def _truncate_many(B: Tensor, A: Tensor, rank: int) -> LowRank:
         return truncate(B, A, rank)
     root = found.S.sqrt()
     lost = max(found.total - float(found.S.square().sum()), 0.0) / found.total
-    return LowRank(*_signed(found.U * root, found.Vh * root[:, None]), found.S, lost)
+    return LowRank(*signed(found.U * root, found.Vh * root[:, None]), found.S, lost)
 
 
 def truncate_dense(W: Tensor, rank: int) -> LowRank:
@@ -116,7 +121,7 @@ def truncate_dense(W: Tensor, rank: int) -> LowRank:
     energy, total = S.square(), float(W.square().sum())
     lost = float(energy[kept:].sum()) if S.shape[0] == min(W.shape) else total - float(energy[:kept].sum())
     root = S[:kept].sqrt()
-    B, A = _signed(U[:, :kept] * root, Vh[:kept] * root[:, None])
+    B, A = signed(U[:, :kept] * root, Vh[:kept] * root[:, None])
     return LowRank(B, A, S, max(lost, 0.0) / total if total > 0 else 0.0)
 
 
@@ -156,7 +161,7 @@ def subspace_distance(U: Tensor, V: Tensor) -> float:
     return float(torch.linalg.matrix_norm(outside, 2).clamp(max=1.0))
 
 
-def _signed(B: Tensor, A: Tensor) -> Pair:
+def signed(B: Tensor, A: Tensor) -> Pair:
     """The same product with each column of B turned so that its largest entry is positive."""
     if not B.numel():
         return B, A

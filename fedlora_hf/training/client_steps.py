@@ -20,7 +20,7 @@ class ClientSteps:
 
     def __init__(self, trainer: "ClientTrainer", proximal_mu: float, controls: Controls | None) -> None:
         self.trainer, self.proximal_mu = trainer, proximal_mu
-        named = [(name, p) for name, p in trainer.model_wrapped.named_parameters() if p.requires_grad]
+        self.named = named = [(name, p) for name, p in trainer.model_wrapped.named_parameters() if p.requires_grad]
         self.parameters: list[nn.Parameter] = [parameter for _, parameter in named]
         self.correction = None if controls is None else Correction(controls, named)
         self.start = [parameter.detach().clone() for parameter in self.parameters] if proximal_mu else []
@@ -29,7 +29,7 @@ class ClientSteps:
 
     def begin(self, steps: int, moments: bytes = b"") -> None:
         """Make the optimizer, and the schedule over so many steps. moments: state that the optimizer goes on with."""
-        self.optimizer, self.scheduler = self.trainer.new_optimizer(steps)
+        self.optimizer, self.scheduler = self.trainer.new_optimizer(steps, self.named)
         self.trainer.use_optimizer(self.optimizer, self.scheduler)
         if moments:
             restore(self.optimizer, moments)

@@ -108,6 +108,18 @@ class HeadGroup(nn.Module):
         return torch.cat([self.copies[m](part) for m, part in zip(self.rows.members, parts, strict=True)])
 
 
+def copied(module: nn.Module) -> nn.Module:
+    """A copy of a factor with parameters of its own, as deepcopy makes it, which takes ten times as long over it."""
+    other = copy.copy(module)
+    other._parameters = {
+        name: None if own is None else nn.Parameter(own.detach().clone(), own.requires_grad)
+        for name, own in module._parameters.items()
+    }
+    other._buffers = {name: None if own is None else own.clone() for name, own in module._buffers.items()}
+    other._modules = {name: None if own is None else copied(own) for name, own in module._modules.items()}
+    return other
+
+
 class Seats:
     """Copies of all modules of an adapter slot, any one of which, or all together, can stand in the model.
 
@@ -118,8 +130,11 @@ class Seats:
     def __init__(self, slot: AdapterSlot, count: int) -> None:
         self.key, self.places, self.rows = slot.name, slot.places(), Rows()
         self.own = slot.modules()
-        self.copies = [[copy.deepcopy(module) for module in self.own] for _ in range(count)]
         lora = 2 * len(slot.layers)
+        self.copies = [
+            [copied(module) if number < lora else copy.deepcopy(module) for number, module in enumerate(self.own)]
+            for _ in range(count)
+        ]
         groups: list[nn.Module] = []
         for number, modules in enumerate(zip(*self.copies, strict=True)):
             groups.append(FactorGroup(modules, self.rows) if number < lora else HeadGroup(modules, self.rows))

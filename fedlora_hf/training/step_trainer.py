@@ -1,7 +1,7 @@
 """What a client's local steps need of the Trainer: all that they change of it is changed here."""
 # SPDX-License-Identifier: Apache-2.0
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,19 @@ from fedlora_hf.training.local import StoppedError
 from fedlora_hf.training.step_log import MAX_HISTORY, StepLog, input_tokens
 
 
+class _Listed:
+    """A model whose trainable parameters are known: Trainer asks for them twice, and walks over the model each time."""
+
+    def __init__(self, model: nn.Module, trained: Sequence[tuple[str, nn.Parameter]]) -> None:
+        self._model, self._trained = model, trained
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return iter(self._trained)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
 class StepTrainer(Trainer):
     """A Trainer that lends its parts, optimizer step by optimizer step, to `LocalTraining`."""
 
@@ -24,10 +37,14 @@ class StepTrainer(Trainer):
     client_in_training = ""
     _decay_names: list[str] | None = None
 
-    def new_optimizer(self, steps: int) -> tuple[Any, Any]:
-        """A new (optimizer, scheduler) over what is trainable now, for so many steps; see `optimizers_forgotten`."""
+    def new_optimizer(self, steps: int, trained: Sequence[tuple[str, nn.Parameter]]) -> tuple[Any, Any]:
+        """A new (optimizer, scheduler) over what is trainable now, for so many steps; see `optimizers_forgotten`.
+
+        trained: these parameters, by their names in the wrapped model.
+        """
         self.optimizer = self.lr_scheduler = None
-        optimizer = self.create_optimizer()
+        known = self.model_wrapped is self.model
+        optimizer = self.create_optimizer(_Listed(self.model, trained) if known else None)
         scheduler = self.create_scheduler(num_training_steps=steps, optimizer=optimizer)
         if self.accelerator.scaler is not None:
             self.optimizer = optimizer = self.accelerator.prepare_optimizer(optimizer)

@@ -19,14 +19,16 @@ AT_ONCE = 4
 LARGE = 2_000_000
 
 
-def side_by_side(work: Callable[[Item], Result], items: Sequence[Item], large: bool) -> Iterator[Result]:
+def side_by_side(
+    work: Callable[[Item], Result], items: Sequence[Item], large: bool, at_once: int = AT_ONCE
+) -> Iterator[Result]:
     """work(item) for every item, in order; an error is that of the first item that has one.
 
     large: whether the items are worth it; if not, or with one thread or one item, they are worked on one by one, with
     all threads.
     """
     threads = torch.get_num_threads()
-    workers = min(threads, AT_ONCE, len(items))
+    workers = min(threads, at_once, len(items))
     if not large or workers < 2:
         yield from map(work, items)
         return

@@ -36,12 +36,12 @@ class Part(NamedTuple):
 
 
 PARTS: dict[str, Part] = {
-    "client": Part(gpu_parts.client, 120),
-    "scoring": Part(gpu_parts.scoring_of, 40),
-    "aggregation": Part(gpu_parts.aggregation, 80),
-    "robust_aggregation": Part(gpu_parts.robust_aggregation, 60),
-    "lockstep": Part(gpu_lockstep.small, 60),
-    "lockstep_7b": Part(gpu_lockstep.large, 80),
+    "client": Part(gpu_parts.client, 60),
+    "scoring": Part(gpu_parts.scoring_of, 20),
+    "aggregation": Part(gpu_parts.aggregation, 70),
+    "robust_aggregation": Part(gpu_parts.robust_aggregation, 50),
+    "lockstep": Part(gpu_lockstep.small, 40),
+    "lockstep_7b": Part(gpu_lockstep.large, 55),
 }
 TINY = {"hidden": 32, "layers": 2, "heads": 2, "vocabulary": 64, "batch": 2, "tokens": 16, "steps": 2, "repeats": 2}
 TINY |= {"rank": 4, "clients": 8}

@@ -45,7 +45,7 @@ tests tests --ignore=tests/docs --ignore=tests/flower --ignore=tests/scripts
 tests tests/flower tests/scripts
 "${pip[@]}" install -c "$venv/constraints-flower.txt" -e ".[quantised]"
 tests tests/launch/test_quantisation.py tests/dirmag/test_dirmag_quantised.py \
-  -W "ignore:_check_is_size will be removed:FutureWarning" -W "ignore:MatMul8bitLt. inputs will be cast:UserWarning"
+  -W "ignore:_check_is_size will be removed:FutureWarning" -W "ignore:MatMul8bitLt:UserWarning"
 "${pip[@]}" install -c "$venv/constraints-flower.txt" -e ".[deepspeed]"
 tests tests/launch/test_zero.py
 exit $failed

@@ -8,6 +8,7 @@ import torch
 
 from fedlora_hf.aggregation import aggregate, device, rule_of
 from fedlora_hf.aggregation.cohort import Cohort
+from fedlora_hf.aggregation.stacks import Stacks
 from fedlora_hf.config import FederatedConfig
 from fedlora_hf.errors import ConfigError
 from fedlora_hf.methods import method_named
@@ -55,18 +56,16 @@ def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 @pytest.mark.usefixtures("size")
-@pytest.mark.parametrize("resident", [False, True], ids=["module by module", "all at once"])
+@pytest.mark.parametrize("several", [False, True], ids=["module by module", "several at once"])
 @pytest.mark.parametrize("started", [False, True], ids=["from nothing", "from a reference"])
 @pytest.mark.parametrize("method", METHODS)
-def test_every_tensor_is_where_it_belongs(method: str, started: bool, resident: bool) -> None:
+def test_every_tensor_is_where_it_belongs(method: str, started: bool, several: bool) -> None:
     reference = AdapterState({m: f * 0.1 for m, f in cohort_of().updates[0].state.items()}) if started else None
     cohort = cohort_of(reference)
     here = combined(method, cohort)
     with OtherDevice() as other:
-        updates = device.placed(cohort.updates, PLACE, lambda _: 2**40 if resident else 0)
-        first = updates[0].state["up"].A
-        assert isinstance(first, Elsewhere) is resident
-        there = combined(method, replace(cohort, updates=updates, device=PLACE))
+        stacks = Stacks(cohort.updates, cohort.modules, PLACE, 2**40) if several else None
+        there = combined(method, replace(cohort, stacks=stacks, device=PLACE))
         state = device.moved(there.state, torch.device("cpu"))
         home = torch.device("cpu")
         personal = {client: device.moved(adapter, home) for client, adapter in there.personalised.items()}

@@ -4,7 +4,6 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,46 +12,25 @@ from fedlora_hf.errors import ConfigError, ConvergenceWarning, UpdateError
 from fedlora_hf.methods.clair import LEAST_CLIENTS, ClairOptions
 from fedlora_hf.numerics import lowrank
 from fedlora_hf.numerics.clair import admm, refine
-from fedlora_hf.numerics.clair.blocks import Blocks, Grams, affinity, flat, summarise
+from fedlora_hf.numerics.clair.blocks import Blocks, affinity, summarise
 from fedlora_hf.numerics.clair.consensus import consensus, cosines, counted_once, independent, pooled
 from fedlora_hf.numerics.clair.evidence import Judgement, judge, unjudged
+from fedlora_hf.numerics.clair.fits import fitted
 from fedlora_hf.numerics.clair.influence import influence
 from fedlora_hf.numerics.clair.refine import ModuleFit, Pair
+from fedlora_hf.numerics.clair.source import Key, Source, names, turned
 from fedlora_hf.numerics.clair.subspace import (
     MAX_RANK,
     OUTSIDE,
     Fit,
     best_anchored,
+    each,
     fixed_weights,
-    held_out_energies,
-    shared_rank,
 )
 from fedlora_hf.util.side_by_side import side_by_side
 
 # A norm below this share of the typical one is a zero update.
 NOTHING = 1e-6
-
-
-class Source(Protocol):
-    """Where the clients' factors come from, module by module, stacked: B (K, out, r) and A (K, r, in), zero-padded to
-    one rank, scale folded in. `change` is what clients learned this round, `whole` what they hold; `restarted` says
-    that they are the same."""
-
-    @property
-    def modules(self) -> Sequence[str]: ...
-    @property
-    def restarted(self) -> bool: ...
-    def change(self, module: str) -> Pair: ...
-    def whole(self, module: str) -> Pair: ...
-    @property
-    def large(self) -> bool:
-        """Whether a module is worth a thread of its own."""
-        ...
-
-    def with_start(self, module: str) -> Pair:
-        """`whole` with one row more: what the clients started from, B (K + 1, out, r) and A (K + 1, r, in). Asked for
-        only where not `restarted`."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,12 +58,6 @@ class _Seen:
     blocks: list[Blocks]
     inner: list[Tensor]
     null: list[Tensor]
-
-
-def _turned(pair: Pair, side: str) -> Pair:
-    """The pair of W, or of its transpose when the input side is looked at."""
-    B, A = pair
-    return pair if side == "output" else (A.mT.contiguous(), B.mT.contiguous())
 
 
 def solve(
@@ -125,12 +97,7 @@ def solve(
     counts = influence(shares, counted, judgement, seen.inner, options, trusted)
     counts = counts if held is None else replace(counts, shares=held(counts.shares))
 
-    def fitted(m: int) -> ModuleFit:
-        module, clips = source.modules[m], counts.clips[m]
-        return _fit_module(source, module, seen.blocks[m], weights, counts.shares, clips, target_rank, options).cpu()
-
-    found = side_by_side(fitted, range(len(source.modules)), source.large)
-    fits = dict(zip(source.modules, found, strict=True))
+    fits = fitted(source, seen.blocks, weights, counts, target_rank, options)
     scores = _module_scores(source.modules, seen, fit, alive)
     if fit is None:
         return Solution(judgement, flagged, weights, counts.shares, counts.kept, scores, fits, 0, True)
@@ -149,14 +116,20 @@ def look(source: Source, options: ClairOptions, common: Mapping[str, Pair] | Non
     """One pass over all modules. common: {module: a component to take off every update first}; None: nothing."""
     blocks, products, nulls = [], [], []
 
-    def summary(module: str) -> tuple[Blocks, Tensor, Tensor]:
-        B, A = _turned(source.change(module), options.side)
+    def summary(key: Key) -> list[tuple[Blocks, Tensor, Tensor]]:
+        B, A = turned(source.change(key), options.side)
         if common is not None:
-            B, A = _less(B, A, common[module])
-        return summarise(B, A, keep=not options.center)
+            B, A = _less(B, A, common[names(key)[0]])
+        found = summarise(B, A, keep=not options.center)
+        if isinstance(key, str):
+            return [found]
+        return list(zip(found[0].apart(len(key)), found[1], found[2], strict=True))
 
-    summaries = side_by_side(summary, source.modules, source.large)
-    for module, (found, inner, null) in zip(source.modules, summaries, strict=True):
+    keys = source.modules if options.center else source.keys  # the common component is of one module at a time
+    of_keys = zip(keys, side_by_side(summary, keys, source.large), strict=True)
+    summaries = {module: one for key, found in of_keys for module, one in zip(names(key), found, strict=True)}
+    for module in source.modules:
+        found, inner, null = summaries[module]
         if not bool(torch.isfinite(inner.diag()).all()):
             k = int((~torch.isfinite(inner.diag())).nonzero()[0])
             raise UpdateError(f"{module}: the update of client {k} is not finite; leave it out or quarantine it")
@@ -186,7 +159,7 @@ def _common(source: Source, seen: _Seen, options: ClairOptions) -> dict[str, Pai
     shares = torch.zeros(len(seen.inner[0]), dtype=torch.float64).index_fill(0, agreed.core, 1 / len(agreed.core))
     means = {}
     for module in source.modules:
-        B, A = _turned(source.change(module), options.side)
+        B, A = turned(source.change(module), options.side)
         means[module] = refine.mean_update(B, A, shares, min(B.shape[1], A.shape[2], 4 * A.shape[1]), 0)[0]
     return means
 
@@ -203,7 +176,7 @@ def _judged(seen: _Seen, inner: Tensor, alive: Tensor, options: ClairOptions) ->
         return unjudged(inner, alive), None
     blocks = [replace(b, coords=b.coords[index], energy=b.energy[index]) for b in seen.blocks]
     agreed = consensus(independent(cosines(inner[index][:, index])))
-    overlap = pooled([affinity(b.coords) for b in blocks])
+    overlap = pooled(each(blocks, lambda _, own: affinity(own.coords)))
     limit = min(options.rank_limit or MAX_RANK, MAX_RANK)
     starts = [agreed.core, consensus(overlap).core]
     if options.solver == "convex":
@@ -231,91 +204,6 @@ def _weights(fit: Fit | None, alive: Tensor, collaborative: Tensor) -> Tensor:
     return weights / top if top > 0 else weights
 
 
-def _fit_module(
-    source: Source,
-    module: str,
-    blocks: Blocks,
-    weights: Tensor,
-    shares: Tensor,
-    clips: Tensor,
-    target_rank: int | None,
-    options: ClairOptions,
-) -> ModuleFit:
-    B, A = _turned(source.change(module), options.side)
-    d, r = blocks.coords.shape[1:]
-    rank = options.rank_limit
-    if rank is None:
-        energy = held_out_energies(blocks.coords, weights, min(MAX_RANK, d))
-        rank = shared_rank(energy[weights > OUTSIDE].double(), blocks.out) if bool((weights > OUTSIDE).any()) else 1
-    scaled = blocks.coords * weights.sqrt().to(blocks.coords)[:, None, None]
-    values, vectors = torch.linalg.eigh(flat(scaled) @ flat(scaled).T)
-    spectrum = values.flip(0)[: refine.SPECTRUM].clamp_min(0).double() / weights.sum().clamp_min(1e-300)
-    places = min(blocks.out, int((weights > 0).sum()) * r)
-    wide = min(d, max(rank, min(2 * r, places // 4))) if options.refine == "soft" else rank
-    start = vectors[:, -wide:].flip(1)
-    unit = torch.where(blocks.energy > 0, weights / blocks.energy.clamp_min(1e-300), 0.0)
-    if blocks.inward is not None and blocks.grams is not None:
-        start = blocks.inward @ start.to(blocks.inward)
-        subspace = refine.leading_by_grams(flat(B), blocks.grams, unit, start[:, :rank])
-        start = flat(B) @ start if options.refine == "soft" else start
-    else:
-        start = start if blocks.basis is None else blocks.basis @ start.to(blocks.basis)
-        subspace = (
-            refine.leading(B, A, unit, start[:, :rank])[1]
-            if not options.center
-            else refine.signed(start[:, :rank].double())
-        )
-
-    if not source.restarted:
-        B, A = _turned(source.whole(module), options.side)
-    target = min(target_rank or A.shape[1], B.shape[1], A.shape[2])
-    extra = max(B.shape[1], A.shape[2]) if options.exact else rank
-    grams = blocks.grams if source.restarted else None
-    mean, total = _mean(source, module, (B, A), shares, clips, target, extra, options.side, grams)
-    gains = torch.ones(rank, dtype=torch.float64)
-    if options.refine == "soft":
-        between = mean
-        if _taken(shares, clips):  # the scatter of the clipped changes: the start, common to all, drops out of it
-            B, A = _turned(source.change(module), options.side)
-            B = B * clips.to(B)[:, None, None]
-            between = refine.mean_update(B, A, shares, target, extra)[0]
-        subspace, gains = _soft(B, A, shares, start, between)
-    return ModuleFit(subspace, spectrum, gains, mean, total)
-
-
-def _taken(shares: Tensor, clips: Tensor) -> float:
-    """The share of the mean that the clips take from the clients' changes."""
-    return float((shares * (1 - clips)).sum())
-
-
-def _mean(
-    source: Source,
-    module: str,
-    whole: Pair,
-    shares: Tensor,
-    clips: Tensor,
-    rank: int,
-    extra: int,
-    side: str,
-    grams: Grams | None,
-) -> tuple[Pair, lowrank.LowRank]:
-    """`refine.mean_update` of start + clip * change of every client: the start stands in for what the clips take."""
-    taken = _taken(shares, clips)
-    weights = shares * clips
-    if taken > 0 and not source.restarted:
-        whole, weights = _turned(source.with_start(module), side), torch.cat([weights, weights.new_tensor([taken])])
-    return refine.mean_update(*whole, weights, rank, extra, grams)
-
-
-def _soft(B: Tensor, A: Tensor, shares: Tensor, start: Tensor, mean: Pair) -> Pair:
-    """(directions, gains) of the between-client scatter, unbiased for weighted clients."""
-    values, subspace = refine.leading(B, A, shares, start, mean, steps=6)
-    energy = torch.einsum("k,kab,kab->", shares.to(B), A @ A.mT, B.mT @ B)
-    total = float(energy) - float(((mean[0].T @ mean[0]) * (mean[1] @ mean[1].T)).sum())
-    places = min(B.shape[1], int((shares > 0).sum()) * A.shape[1])
-    return subspace, refine.soft_gains(values, total, places)
-
-
 def _module_scores(modules: Sequence[str], seen: _Seen, fit: Fit | None, alive: Tensor) -> dict[str, dict[str, Tensor]]:
     """The three scores of each module by itself, as the pooled ones are defined; 0 where a module shares nothing."""
     index = alive.nonzero().squeeze(1)
@@ -341,7 +229,7 @@ def _module_scores(modules: Sequence[str], seen: _Seen, fit: Fit | None, alive: 
 def refined(fit: ModuleFit, pair: Pair, options: ClairOptions, rank: int) -> lowrank.LowRank:
     """A client's refined update of one module from its own pair (B, A), float64: cut to `rank` with what that
     discards, or whole when `options.exact`."""
-    turned = _turned((pair[0][None].to(fit.subspace.device), pair[1][None].to(fit.subspace.device)), options.side)
-    B, A = fit.refined(*(part[0] for part in turned))
+    one = turned((pair[0][None].to(fit.subspace.device), pair[1][None].to(fit.subspace.device)), options.side)
+    B, A = fit.refined(*(part[0] for part in one))
     low = lowrank.LowRank(B, A, B.new_zeros(0), 0.0) if options.exact else lowrank.truncate(B, A, rank)
     return low if options.side == "output" else low._replace(B=low.A.mT, A=low.B.mT)

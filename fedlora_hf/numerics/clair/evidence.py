@@ -27,7 +27,7 @@ from fedlora_hf.numerics.clair.flagging import (
     scale_scores,
     stranger_threshold,
 )
-from fedlora_hf.numerics.clair.subspace import Fit, common_use
+from fedlora_hf.numerics.clair.subspace import Fit, common_use, each
 from fedlora_hf.numerics.evidence import OF_UPDATES, Evidence
 
 # Least agreement, and least energy beyond chance shared by a majority, that count as common structure. From FAINT on an
@@ -225,9 +225,12 @@ def shared_energy(fit: Fit, modules: Sequence[Blocks]) -> tuple[Tensor, Tensor, 
     """
     gain = fit.gains.sum(0)
     variance = torch.zeros_like(gain)
-    for blocks, p in zip(modules, fit.ranks, strict=True):
+
+    def squares(_: int, blocks: Blocks) -> Tensor:
+        return (blocks.coords.transpose(1, 2) @ blocks.coords).double().square().sum((1, 2))
+
+    for blocks, p, concentration in zip(modules, fit.ranks, each(modules, squares), strict=True):
         n = blocks.out
-        concentration = (blocks.coords.transpose(1, 2) @ blocks.coords).double().square().sum((1, 2))
         variance += 2 * p * max(n - p, 0) / (n * n * (n + 2)) * concentration
     return gain, variance.sqrt(), float(gain[fit.kept].median())
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fedlora_hf.methods.clair import ClairOptions
 from fedlora_hf.numerics.clair.consensus import cosines, majority_size, pooled, typical
-from fedlora_hf.numerics.clair.estimator import Source, look
+from fedlora_hf.numerics.clair.estimator import look
+from fedlora_hf.numerics.clair.source import Source
 
 # Fewest clients that are a group: two that agree. One alone agrees with nobody.
 LEAST_MEMBERS = 2

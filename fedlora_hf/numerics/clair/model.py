@@ -15,6 +15,7 @@ from fedlora_hf.numerics import lowrank
 from fedlora_hf.numerics.clair.blocks import stack
 from fedlora_hf.numerics.clair.estimator import Solution, refined, solve
 from fedlora_hf.numerics.clair.refine import Pair
+from fedlora_hf.numerics.clair.source import Key
 from fedlora_hf.numerics.evidence import Evidence
 from fedlora_hf.util.side_by_side import LARGE
 
@@ -102,11 +103,15 @@ class _InMemory:
         return tuple(self.pairs)
 
     @property
+    def keys(self) -> Sequence[Key]:
+        return self.modules
+
+    @property
     def restarted(self) -> bool:
         return True
 
-    def change(self, module: str) -> Pair:
-        return self.pairs[module]
+    def change(self, key: Key) -> Pair:
+        return self.pairs[str(key)]
 
     whole = change
 
@@ -114,7 +119,7 @@ class _InMemory:
     def large(self) -> bool:
         return max(B.numel() + A.numel() for B, A in self.pairs.values()) > LARGE
 
-    def with_start(self, module: str) -> Pair:
+    def with_start(self, key: Key) -> Pair:
         raise NotImplementedError("matrices in memory are what was learned from nothing")
 
 

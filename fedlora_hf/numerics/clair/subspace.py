@@ -5,8 +5,9 @@ for all modules. Every client is judged by the subspace of the others: in-sample
 """
 # SPDX-License-Identifier: Apache-2.0
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,12 +15,17 @@ from torch import Tensor
 from fedlora_hf.methods.clair import ClairOptions
 from fedlora_hf.numerics.clair.blocks import Blocks, affinity
 from fedlora_hf.numerics.clair.consensus import best, majority_size, ratings
+from fedlora_hf.util.side_by_side import side_by_side
+
+Found = TypeVar("Found")
 
 MAX_RANK = 16  # most directions that "auto" looks at
 CARRIES = 0.8  # share of what the majority shares that the judging rank must carry
 OUTSIDE = 1e-6  # weight of a client outside the kept half
 FLOOR = 1e-3  # smallest residual told apart
 SETTLED = 10  # steps after which the kept half stays
+# Numbers in all modules' coordinates from which they are worked on side by side, and how many modules at once.
+LARGE, AT_ONCE = 1_000_000, 32
 LOCAL = 48  # least dimension of the problem solved for each client
 
 
@@ -43,23 +49,37 @@ class Fit:
     converged: bool
 
 
-def held_out_energies(coords: Tensor, weights: Tensor, limit: int) -> Tensor:
+def each(modules: Sequence[Blocks], work: Callable[[int, Blocks], Found]) -> list[Found]:
+    """work(place, blocks) of every module, in order, on several threads where there is enough of it."""
+    large = sum(blocks.coords.numel() for blocks in modules) > LARGE
+    return list(side_by_side(lambda m: work(m, modules[m]), range(len(modules)), large, AT_ONCE))
+
+
+def scatter(coords: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues in ascending order and eigenvectors (d, d) of the clients' weighted scatter in coordinates."""
+    scaled = (coords * weights.sqrt().to(coords)[:, None, None]).permute(1, 0, 2).flatten(1)
+    values, vectors = torch.linalg.eigh(scaled @ scaled.T)
+    return values, vectors
+
+
+def held_out_energies(
+    coords: Tensor, weights: Tensor, limit: int, known: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
     """(K, p) energy of each client along the leading directions of the others' weighted scatter, largest first.
 
     One eigenproblem of size d for all, then one of size q = p + 2r per client that carries weight, in the basis of
-    the q leading directions: the client's own part is subtracted there. Exact when q = d.
+    the q leading directions: the client's own part is subtracted there. Exact when q = d. known: of `scatter`.
     """
-    K, d, r = coords.shape
+    _, d, r = coords.shape
     p = min(limit, d)
-    scaled = (coords * weights.sqrt().to(coords)[:, None, None]).permute(1, 0, 2).reshape(d, K * r)
-    values, vectors = torch.linalg.eigh(scaled @ scaled.T)
+    values, vectors = scatter(coords, weights) if known is None else known
     q = min(d, max(p + 2 * r, LOCAL))
     values, vectors = values[-q:].flip(0), vectors[:, -q:].flip(1)
     local = vectors.T @ coords
     energy = local[:, :p].square().sum(2)
     own = (weights > 10 * OUTSIDE).nonzero().squeeze(1)
-    scatter = local[own] @ local[own].transpose(1, 2)
-    without = torch.diag(values) - weights[own].to(coords)[:, None, None] * scatter
+    part = local[own] @ local[own].transpose(1, 2)
+    without = torch.diag(values) - weights[own].to(coords)[:, None, None] * part
     found = torch.linalg.eigh(without)[1][:, :, -p:].flip(2)
     energy[own] = (found.transpose(1, 2) @ local[own]).square().sum(2)
     return energy
@@ -92,8 +112,8 @@ def _evaluate(
     modules: Sequence[Blocks], weights: Tensor, kept: Tensor, limit: int, ranks: Sequence[int] | None
 ) -> tuple[Tensor, Tensor, list[Tensor], tuple[int, ...]]:
     gains, residual, energies, chosen = [], torch.zeros(len(weights), dtype=torch.float64), [], []
-    for m, blocks in enumerate(modules):
-        energy = held_out_energies(blocks.coords, weights, limit).double()
+    for m, energy in enumerate(each(modules, lambda _, own: held_out_energies(own.coords, weights, limit).double())):
+        blocks = modules[m]
         rank = min(ranks[m], energy.shape[1]) if ranks else judging_rank(energy[kept], blocks.out)
         inside = energy[:, :rank].sum(1)
         gains.append(inside - rank / blocks.out)
@@ -113,13 +133,15 @@ def common_use(modules: Sequence[Blocks], fit: Fit) -> float:
     """Whether the kept clients use the same directions: 1 where each uses the subspace at random, towards 0 where it is
     the union of what separate groups use. Median over the kept of their rating (see `consensus`) by overlap within
     the subspace, against energies as large as the kept's median."""
+
+    def within(m: int, blocks: Blocks) -> tuple[Tensor, float]:
+        local = scatter(blocks.coords, fit.weights)[1][:, -fit.ranks[m] :].T @ blocks.coords
+        return fit.ranks[m] * affinity(local).double(), float(local[fit.kept].square().sum((1, 2)).median()) ** 2
+
     overlap, level = torch.zeros(len(fit.weights), len(fit.weights), dtype=torch.float64), 0.0
-    for blocks, rank in zip(modules, fit.ranks, strict=True):
-        scaled = blocks.coords * fit.weights.sqrt().to(blocks.coords)[:, None, None]
-        stacked = scaled.permute(1, 0, 2).flatten(1)
-        local = torch.linalg.eigh(stacked @ stacked.T)[1][:, -rank:].T @ blocks.coords
-        overlap += rank * affinity(local).double()
-        level += float(local[fit.kept].square().sum((1, 2)).median()) ** 2
+    for own, reached in each(modules, within):
+        overlap += own
+        level += reached
     return float(ratings(overlap)[fit.kept].median()) / max(level, 1e-12)
 
 
