@@ -14,7 +14,7 @@ from fedlora_hf.aggregation.over_rounds import combined, found_in, suspicion, tr
 from fedlora_hf.methods.clair import ClairOptions
 from fedlora_hf.numerics import clair as numerics
 from fedlora_hf.numerics import lowrank
-from fedlora_hf.numerics.clair.blocks import SMALL, stack
+from fedlora_hf.numerics.clair.blocks import dtype_of, stack
 from fedlora_hf.numerics.clair.source import Key
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate, LoraFactors
 
@@ -79,7 +79,7 @@ class CohortSource:
         stack, reference = self.cohort.several.stacked(key), self.cohort.reference
         more = 0 if reference is None else max(reference[module].rank for module in key)
         numbers = stack.A.shape[1] * (stack.A.shape[2] + more) * (stack.B.shape[2] + stack.A.shape[3])
-        return stack.pair(torch.float64 if numbers <= SMALL else torch.float32)
+        return stack.pair(dtype_of(numbers))
 
     def _references(self, key: tuple[str, ...], like: Tensor) -> Pair | None:
         """The reference's factors as one client more: B (M, 1, out, r) and A (M, 1, r, in), where and as `like` is."""

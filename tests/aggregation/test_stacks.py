@@ -25,8 +25,8 @@ def adapter(k: int, ranks: dict[str, int] | None = None, dtype: torch.dtype = to
         common, rank = torch.Generator().manual_seed(number), (ranks or {}).get(module, 4)
         B, A = torch.randn(out, rank, generator=own), torch.randn(rank, width, generator=own)
         if k < CLIENTS - 1:
-            B[:, :2] += 4 * torch.randn(out, 2, generator=common)
-            A[:2] += torch.randn(2, width, generator=common)
+            B[:, :2] += 12 * torch.randn(out, 2, generator=common)
+            A[:2] += 3 * torch.randn(2, width, generator=common)
         state[module] = LoraFactors((A * torch.logspace(0, -1, rank)[:, None]).to(dtype), B.to(dtype), 0.5 + k % 2)
     return AdapterState(state)
 

@@ -82,19 +82,24 @@ def stack(
 ) -> tuple[Tensor, Tensor]:
     """(B (count, out, rank), A (count, rank, in)) of pairs that come one at a time, zero-padded to `rank`.
 
-    dtype: by default float64 for what is small, float32 for large layers.  On the first pair's device.
+    dtype: by default that of `dtype_of`. On the first pair's device.
     """
     B = A = torch.empty(0)
     for k, (left, right) in enumerate(pairs):
         if k == 0:
             size = count * rank * (left.shape[0] + right.shape[1])
-            dtype = dtype or (torch.float64 if size <= SMALL else torch.float32)
+            dtype = dtype or dtype_of(size)
             B = torch.zeros(left.shape[0], count, rank, dtype=dtype, device=left.device)
             B = B.permute(1, 0, 2)  # `flat` then copies nothing
             A = torch.zeros(count, rank, right.shape[1], dtype=dtype, device=left.device)
         B[k, :, : left.shape[1]] = left
         A[k, : right.shape[0]] = right
     return B, A
+
+
+def dtype_of(size: int) -> torch.dtype:
+    """What a stack of so many numbers is worked on in: float64 for what is small, float32 for large layers."""
+    return torch.float64 if size <= SMALL else torch.float32
 
 
 def flat(X: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from fedlora_hf.numerics.clair.evidence import Judgement, judge, unjudged
 from fedlora_hf.numerics.clair.fits import fitted
 from fedlora_hf.numerics.clair.influence import influence
 from fedlora_hf.numerics.clair.refine import ModuleFit, Pair
-from fedlora_hf.numerics.clair.source import Key, Source, names, turned
+from fedlora_hf.numerics.clair.source import Key, Source, keys_of, names, turned
 from fedlora_hf.numerics.clair.subspace import (
     MAX_RANK,
     OUTSIDE,
@@ -125,7 +125,7 @@ def look(source: Source, options: ClairOptions, common: Mapping[str, Pair] | Non
             return [found]
         return list(zip(found[0].apart(len(key)), found[1], found[2], strict=True))
 
-    keys = source.modules if options.center else source.keys  # the common component is of one module at a time
+    keys = keys_of(source, options)
     of_keys = zip(keys, side_by_side(summary, keys, source.large), strict=True)
     summaries = {module: one for key, found in of_keys for module, one in zip(names(key), found, strict=True)}
     for module in source.modules:

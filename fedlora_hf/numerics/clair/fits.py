@@ -12,7 +12,7 @@ from fedlora_hf.numerics.clair import refine
 from fedlora_hf.numerics.clair.blocks import Blocks, Grams, flat
 from fedlora_hf.numerics.clair.influence import Influence
 from fedlora_hf.numerics.clair.refine import ModuleFit, Pair
-from fedlora_hf.numerics.clair.source import Key, Source, names, turned
+from fedlora_hf.numerics.clair.source import Key, Source, keys_of, names, turned
 from fedlora_hf.numerics.clair.subspace import MAX_RANK, OUTSIDE, each, held_out_energies, scatter, shared_rank
 from fedlora_hf.util.side_by_side import side_by_side
 
@@ -50,19 +50,12 @@ def fitted(
         of_key, clips = [blocks[m] for m in rows], counts.clips[rows]
         return _fit_modules(source, key, of_key, [plans[m] for m in rows], counts.shares, clips, target_rank, options)
 
-    keys: Sequence[Key] = source.modules
-    if _several(source, options):
+    keys = keys_of(source, options)
+    if not all(isinstance(key, str) for key in keys):
         plans = dict(enumerate(each(blocks, lambda m, _: planned(m))))
-        keys = source.keys
     found = zip(keys, side_by_side(worked, keys, source.large), strict=True)
     fits = {module: fit for key, of_key in found for module, fit in zip(names(key), of_key, strict=True)}
     return {module: fits[module].cpu() for module in source.modules}
-
-
-def _several(source: Source, options: ClairOptions) -> bool:
-    """Whether modules are worked on in groups; options that few use are left to one at a time."""
-    plain = not options.center and not options.exact and options.refine != "soft"
-    return plain and not all(isinstance(key, str) for key in source.keys)
 
 
 def _planned(blocks: Blocks, weights: Tensor, options: ClairOptions) -> Plan:

@@ -97,8 +97,10 @@ def _whitened(Z: Tensor, gram: Tensor) -> Tensor:
     for _ in range(2):
         Z = Z / torch.linalg.vector_norm(Z, dim=-2, keepdim=True).clamp_min(1e-30)
         values, vectors = eigh((Z.mT @ (gram @ Z)).double())
-        values = torch.maximum(values, 1e-7 * values[..., -1:].clamp_min(1e-30))
-        Z = (Z.double() @ (vectors * values.rsqrt()[..., None, :])).to(gram)
+        top = values[..., -1:].clamp_min(1e-30)
+        # A column of zeros (see `fits`) stays one: what rounding mixes into it is not to be made large.
+        scale = torch.where(values.abs() <= 1e-14 * top, 0.0, torch.maximum(values, 1e-7 * top).rsqrt())
+        Z = (Z.double() @ (vectors * scale[..., None, :])).to(gram)
     return Z
 
 

@@ -6,6 +6,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from fedlora_hf.methods.clair import ClairOptions
+
 Pair = tuple[Tensor, Tensor]
 # A module, or several of one shape and rank that are worked on at once.
 Key = str | tuple[str, ...]
@@ -41,6 +43,12 @@ class Source(Protocol):
 def names(key: Key) -> tuple[str, ...]:
     """The modules of a key."""
     return (key,) if isinstance(key, str) else key
+
+
+def keys_of(source: Source, options: ClairOptions) -> Sequence[Key]:
+    """What both readings go by: groups of modules, unless an option that few use is left to one module at a time."""
+    plain = not options.center and not options.exact and options.refine != "soft"
+    return source.keys if plain else source.modules
 
 
 def turned(pair: Pair, side: str) -> Pair:
