@@ -62,8 +62,9 @@ OPTIMISATION = {
     **_refused("optim_target_modules", "an optimizer for some modules alone has no adapter to act on; leave it out"),
     **_followed("bf16 fp16 tf32", "in training; scores are taken in the model's own dtype"),
     **_refused("bf16_full_eval fp16_full_eval", "would cast the model, in which training goes on; leave it out"),
-    **_followed("activation_checkpointing activation_checkpointing_kwargs", "one meaning under both names"),
-    **_followed("gradient_checkpointing gradient_checkpointing_kwargs", "one meaning under both names"),
+    **_followed("activation_checkpointing gradient_checkpointing", "one meaning under both names"),
+    **_followed("activation_checkpointing_kwargs", "one meaning under both names; from transformers 5.23 on"),
+    **_followed("gradient_checkpointing_kwargs", "one meaning under both names"),
     **_followed("torch_compile torch_compile_backend torch_compile_mode", "the model is compiled in place, once"),
     **_refused(
         "use_liger_kernel liger_kernel_config", "its kernels are not put in place for local steps; leave it out"

@@ -27,7 +27,8 @@ def answered_logits(model: nn.Module, batch: dict[str, Tensor], answered: Tensor
 
 def takes_mask(model: Any) -> bool:
     """Whether a model selects hidden states by a mask before its head, and what follows its head (a scale, a cap on
-    the logits) looks at each by itself: those whose `forward` is in a file of transformers with `slice_logits_to_keep`.
+    the logits) looks at each by itself: those whose `forward` is in a file of transformers with `slice_logits_to_keep`,
+    which 5.21 brought.
 
     One that is compiled is left as it is: it would be compiled again for every number of positions.
     """

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers import Trainer
 
 from fedlora_hf.errors import FedLoraError, one_line
 from fedlora_hf.training.client_steps import ClientSteps
@@ -165,9 +166,9 @@ class Lockstep:
     def _divided(self, items: Tensor | int | None) -> bool:
         """Whether a loss is divided by the items of the whole step already, as Trainer sees it."""
         trainer = self.trainer
-        # The Trainer of transformers 5.17 has no such attribute: it goes by the two below alone.
-        if (scaled := getattr(trainer, "loss_is_scaled_for_ga", None)) is not None:
-            return bool(scaled)
+        # The Trainer of transformers 5.17 does not read the attribute: it goes by the two below alone.
+        if hasattr(Trainer, "loss_is_scaled_for_ga") and trainer.loss_is_scaled_for_ga is not None:
+            return bool(trainer.loss_is_scaled_for_ga)
         return (trainer.model_accepts_loss_kwargs and items is not None) or trainer.compute_loss_func is not None
 
     def _take(self, place: int, loss: Tensor) -> None:

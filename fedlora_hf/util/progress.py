@@ -3,7 +3,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 from rich.console import Console
@@ -74,7 +74,9 @@ class Progress:
             TransferSpeedColumn(),
             TimeRemainingColumn(),
         ]
-        with Bars(*columns, console=self.console, transient=True, disable=not on_terminal) as progress:
+        bars = Bars(*columns, console=self.console, transient=True, disable=not on_terminal)
+        # Bars that are disabled are not started either: rich 13.9 prints an empty line when they stop.
+        with bars if on_terminal else nullcontext(bars) as progress:
             task = progress.add_task(title, total=size)
             count, said = 0, start
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from launched import launch
 from peft import LoraConfig
-from transformers import BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, TrainerCallback
+from transformers import BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, Trainer, TrainerCallback
 
 from fedlora_hf import FederatedConfig, FederatedTrainer
 from fedlora_hf.adapter.slot import with_adapter
@@ -113,6 +113,18 @@ def test_a_loss_of_the_runs_own_is_taken_client_by_client(tmp_path: Path) -> Non
     found = in_lockstep(trainer)
     for client in SIZES:
         assert_close(found[client], trainer.train_client(client, 1))
+
+
+def test_a_trainer_that_does_not_read_loss_is_scaled_for_ga(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of transformers 5.17: losses are divided as where nothing is said, even if a subclass has the attribute."""
+    trainer = trainer_of(tmp_path, gradient_accumulation_steps=2)
+    found = in_lockstep(trainer)
+    monkeypatch.delattr(Trainer, "loss_is_scaled_for_ga", raising=False)
+    for said in ({}, {"loss_is_scaled_for_ga": False}):
+        vars(trainer).update(said)
+        again = in_lockstep(trainer)
+        for client in SIZES:
+            assert all(torch.equal(a, b) for a, b in zip(tensors(found[client]), tensors(again[client]), strict=True))
 
 
 def test_clipping_and_noise_are_each_clients_own(tmp_path: Path) -> None:
