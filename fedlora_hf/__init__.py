@@ -29,6 +29,7 @@ assert trainer.run.round == 2  # it stands where the run ended
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fedlora_hf.launch.collecting import not_collecting
 from fedlora_hf.launch.quiet import silence
 
 __version__ = "0.1.0"
@@ -57,7 +58,8 @@ silence()
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    with not_collecting():
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -11,6 +11,7 @@ from fedlora_hf import __version__
 from fedlora_hf.commands.launch import exit_code
 from fedlora_hf.commands.listing import ABOUT, MEASURING, add_measuring, add_using, by_purpose
 from fedlora_hf.errors import ConfigError
+from fedlora_hf.launch.collecting import not_collecting
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -35,9 +36,16 @@ def _run(arguments: list[str]) -> None:
         options = vars(build_parser().parse_args(arguments))
         chosen = options.pop("run")
         if isinstance(chosen, str):  # a command that is a file of its own, and a function there
-            chosen = getattr(import_module(f"fedlora_hf.commands.{chosen}"), f"{chosen}_run")
+            chosen = loaded(chosen, f"{chosen}_run")
         run: Callable[..., None] = chosen
         run(**options)
+
+
+def loaded(command: str, name: str) -> Callable[..., Any]:
+    """A function of a command's file, imported now."""
+    with not_collecting(own_process=True):
+        found: Callable[..., Any] = getattr(import_module(f"fedlora_hf.commands.{command}"), name)
+    return found
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -146,9 +154,7 @@ def _train(arguments: list[str]) -> None:
 
         arguments = checked(arguments)  # before torch is imported, which takes seconds
 
-        from fedlora_hf.commands.train import train
-
-        train(arguments)
+        loaded("train", "train")(arguments)
 
 
 def _preview(arguments: list[str]) -> None:
@@ -161,9 +167,7 @@ def _preview(arguments: list[str]) -> None:
 
 
 def _demo(output_dir: str, seed: int) -> None:
-    from fedlora_hf.commands.demo import demo
-
-    demo(output_dir, seed)
+    loaded("demo", "demo")(output_dir, seed)
 
 
 def _aggregate(
@@ -183,7 +187,7 @@ def _aggregate(
     if twice := sorted(set(named) & set(short)):
         raise ConfigError(f"--{twice[0]} {short[twice[0]]}: is in --aggregation_options too; leave one out")
 
-    from fedlora_hf.commands.aggregate import aggregate_adapters
+    aggregate_adapters = loaded("aggregate", "aggregate_adapters")
     from fedlora_hf.using.measuring import Measure
 
     measure = Measure(**{name: more.pop(name) for name in MEASURING})

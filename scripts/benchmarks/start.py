@@ -27,6 +27,7 @@ KINDS = {
         "import datasets, peft, torch\nfrom transformers import LlamaForCausalLM, Trainer\n"
         "from fedlora_hf import FederatedConfig, FederatedTrainer"
     ),
+    "what fedlora train imports": "from fedlora_hf.cli import loaded; loaded('train', 'train')",
     "import fedlora_hf": "import fedlora_hf",
     "fedlora --help": "import sys; sys.argv = ['fedlora', '--help']; from fedlora_hf.cli import main; main()",
     "fedlora train --help": (
