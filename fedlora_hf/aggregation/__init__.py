@@ -39,6 +39,7 @@ from fedlora_hf.methods.method import Method
 from fedlora_hf.methods.settings import method_options
 from fedlora_hf.numerics.evidence import Evidence
 from fedlora_hf.update import AdapterState, Aggregate, ClientUpdate
+from fedlora_hf.util.say import say
 from fedlora_hf.util.stopwatch import part
 
 
@@ -110,8 +111,14 @@ def _worked(cohort: Cohort, method: Method, settings: Any, choice: str) -> Aggre
     home, place = cohort.updates[0].state[cohort.modules[0]].A.device, chosen_device(choice, cohort.updates)
     if place == home:
         return rule_of(method)(cohort, settings)
-    with closing(Stacks(cohort.updates, cohort.modules, place, free_memory(place))) as stacks:
-        result = rule_of(method)(replace(cohort, device=place, stacks=stacks), settings)
+    try:
+        with closing(Stacks(cohort.updates, cohort.modules, place, free_memory(place))) as stacks:
+            result = rule_of(method)(replace(cohort, device=place, stacks=stacks), settings)
+    except torch.OutOfMemoryError:
+        if choice != "auto":
+            raise
+        say(f"aggregation: {place} has no room for it, so it is done on the CPU; aggregation_device=cpu begins there")
+        return rule_of(method)(cohort, settings)
     return replace(result, state=moved(result.state, home))
 
 

@@ -64,7 +64,8 @@ class Stacks:
         ranks = {module: max(state.rank(module) for state in states) for module in self.modules}
         shapes: dict[tuple[int, int, int], list[str]] = {}
         for module in self.modules:
-            out, width = states[0][module].shape
+            outline = states[0].outline
+            out, width = states[0][module].shape if outline is None else outline.shapes[module]
             shapes.setdefault((out, width, ranks[module]), []).append(module)
         sizes = {shape: 4 * len(states) * shape[2] * (shape[0] + shape[1]) for shape in shapes}
         self.groups = tuple(

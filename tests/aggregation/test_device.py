@@ -120,6 +120,30 @@ def test_auto_asks_for_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert device.chosen_device("cpu", updates) == torch.device("cpu")
 
 
+@pytest.mark.parametrize("choice", ["auto", "cuda"])
+def test_a_device_without_room_is_left_for_the_cpu_unless_it_was_asked_for(
+    choice: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    updates, rule = cohort_of().updates, rule_of(method_named("clair"))
+
+    def crowded(cohort: Cohort, options: object) -> Aggregate:
+        if cohort.several is not None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return rule(cohort, options)
+
+    monkeypatch.setattr("fedlora_hf.aggregation.chosen_device", lambda *_: PLACE)
+    monkeypatch.setattr("fedlora_hf.aggregation.rule_of", lambda _: crowded)
+    monkeypatch.setattr("fedlora_hf.util.say._SAID", set())
+    if choice == "cuda":
+        with pytest.raises(torch.OutOfMemoryError):
+            aggregate(updates, "clair", device=choice)
+        return
+    found = aggregate(updates, "clair", device=choice)
+    assert "meta has no room for it, so it is done on the CPU" in caplog.text
+    here = combined("clair", cohort_of())
+    assert all(torch.equal(found.state[module].A, here.state[module].A) for module in MODULES)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.usefixtures("size")
 @pytest.mark.parametrize("method", METHODS)
