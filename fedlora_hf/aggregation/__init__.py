@@ -109,7 +109,7 @@ def _worked(cohort: Cohort, method: Method, settings: Any, choice: str) -> Aggre
     """The method's result on the device that is chosen, brought to where the first client's factors are. Fixed
     projections are drawn on the CPU and clients are judged there, so flags are the same wherever it is."""
     home, place = cohort.updates[0].state[cohort.modules[0]].A.device, chosen_device(choice, cohort.updates)
-    if place == home:
+    if place == home and place.type == "cpu":
         return rule_of(method)(cohort, settings)
     try:
         with closing(Stacks(cohort.updates, cohort.modules, place, free_memory(place))) as stacks:

@@ -7,10 +7,10 @@ second reading.
 # SPDX-License-Identifier: Apache-2.0
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import partial, reduce
 from typing import NamedTuple
 
 import torch
@@ -112,7 +112,7 @@ class Stacks:
         if self._pool is None:
             for m, name in enumerate(names):
                 for parts, place in zip(self._parts(name), (B[m], A[m]), strict=True):
-                    place.copy_(_filled(parts, torch.empty(place.shape, dtype=dtype)))
+                    _put(parts, place, lambda like: torch.empty(like.shape, dtype=like.dtype))
         else:
             free = torch.cuda.Event()  # what this memory was used for before is over
             free.record(torch.cuda.current_stream(self.device))
@@ -140,7 +140,7 @@ class Stacks:
         with torch.no_grad(), torch.cuda.stream(stream):
             stream.wait_event(free)
             for side, parts, place in zip("BA", self._parts(module), (B, A), strict=True):
-                place.copy_(_filled(parts, self._locked(side, place)), non_blocking=True)
+                _put(parts, place, partial(self._locked, side))
         stream.synchronize()  # the memory is used again for the next module
 
     def close(self) -> None:
@@ -166,9 +166,18 @@ class Stacks:
         return kept[:size].view(like.dtype).view(like.shape)
 
 
+def _put(parts: Sequence[Tensor], place: Tensor, room: Callable[[Tensor], Tensor]) -> None:
+    """The parts into their place: from the CPU all at once, by way of what `room` gives; else one by one."""
+    if all(part.device.type == "cpu" for part in parts):
+        place.copy_(_filled(parts, room(place)), non_blocking=True)
+    else:
+        _filled(parts, place)
+
+
 def _filled(parts: Sequence[Tensor], place: Tensor) -> Tensor:
     """The parts one after the other in `place`, with zeros where one is smaller."""
-    if all(part.shape == place.shape[1:] and part.dtype == place.dtype for part in parts):
+    alike = all(part.shape == place.shape[1:] and part.dtype == place.dtype for part in parts)
+    if alike and place.device.type == "cpu":
         return torch.stack(list(parts), out=place)
     place.zero_()
     for k, part in enumerate(parts):

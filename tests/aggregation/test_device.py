@@ -85,6 +85,20 @@ def test_every_tensor_is_where_it_belongs(method: str, started: bool, several: b
         assert here.flagged == ("c9",)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_updates_that_are_there_already_are_stacked_there(method: str) -> None:
+    cohort = cohort_of()
+    with OtherDevice():
+        updates = tuple(replace(u, state=device.moved(u.state, PLACE)) for u in cohort.updates)
+        stacks = Stacks(updates, cohort.modules, PLACE, 2**40)
+        there = combined(method, replace(cohort, updates=updates, stacks=stacks, device=PLACE))
+        state = device.moved(there.state, torch.device("cpu"))
+    here = combined(method, cohort)
+    assert there.flagged == here.flagged
+    for module in MODULES:
+        torch.testing.assert_close(state[module].dense(), here.state[module].dense(), rtol=1e-4, atol=1e-4)
+
+
 def test_the_other_device_refuses_what_cuda_refuses() -> None:
     with OtherDevice():
         there = torch.ones(3, 3).to(PLACE)
