@@ -11,6 +11,15 @@ from typing import Any
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedlora_hf.launch.collecting import not_collecting
+
+
+def _node() -> Any:
+    """The module that does the work. The process is Flower's for this app, so nobody else's objects are about."""
+    with not_collecting(own_process=True):
+        from fedlora_hf.flower import node
+    return node
+
 
 def client_app(mods: Sequence[Any] = ()) -> ClientApp:
     """A ClientApp of ours; `mods` are Flower's, around every message."""
@@ -22,28 +31,20 @@ def client_app(mods: Sequence[Any] = ()) -> ClientApp:
         if "client_id" in context.node_config:
             name = str(context.node_config["client_id"])
         else:
-            from fedlora_hf.flower import node
-
-            name = node.client_id(context.run_config, context.node_config)
+            name = _node().client_id(context.run_config, context.node_config)
         return Message(RecordDict({"config": ConfigRecord({"client_id": name})}), reply_to=message)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        from fedlora_hf.flower import node
-
-        return Message(node.train(message.content, context), reply_to=message)
+        return Message(_node().train(message.content, context), reply_to=message)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        from fedlora_hf.flower import node
-
-        return Message(node.evaluate(message.content, context), reply_to=message)
+        return Message(_node().evaluate(message.content, context), reply_to=message)
 
     @app.evaluate("judge")
     def judge(message: Message, context: Context) -> Message:
-        from fedlora_hf.flower import node
-
-        return Message(node.judge(message.content, context), reply_to=message)
+        return Message(_node().judge(message.content, context), reply_to=message)
 
     return app
 

@@ -89,11 +89,13 @@ def stack(
         if k == 0:
             size = count * rank * (left.shape[0] + right.shape[1])
             dtype = dtype or dtype_of(size)
-            B = torch.zeros(left.shape[0], count, rank, dtype=dtype, device=left.device)
+            B = torch.empty(left.shape[0], count, rank, dtype=dtype, device=left.device)
             B = B.permute(1, 0, 2)  # `flat` then copies nothing
-            A = torch.zeros(count, rank, right.shape[1], dtype=dtype, device=left.device)
-        B[k, :, : left.shape[1]] = left
-        A[k, : right.shape[0]] = right
+            A = torch.empty(count, rank, right.shape[1], dtype=dtype, device=left.device)
+        own = left.shape[1]
+        B[k, :, :own], A[k, :own] = left, right
+        if own < rank:
+            B[k, :, own:], A[k, own:] = 0, 0
     return B, A
 
 
