@@ -18,11 +18,16 @@ COLUMNS, LEAST, SPARE = 32, 4, 16
 # rounding along that one hides the others.
 DEGREE, APART = 40, 1e10
 CYCLES = 60
+# What the rounding of the Gram matrices, and the shift that copies need, may come to, as a share of the largest
+# eigenvalue. Larger directions are turned by less than that over their gap, smaller ones are 1e-5 of the product; what
+# is projected on them is exact either way.
+ROUNDING = 1e-10
 
 
 def means_truncated(B: Tensor, A: Tensor, rank: int) -> list[lowrank.LowRank]:
     """The best approximation of B A of at most `rank` for each of M modules, from B (M, out, n) and A (M, n, in),
-    float64, where they are; the result on the CPU. To 1e-6 of `lowrank.mean_truncated` of the same."""
+    float64, where they are; the result on the CPU. To 1e-6 of `lowrank.mean_truncated` of the same, where many columns
+    are copies to 1e-5."""
     found = _by_grams(B, A, rank)
     return [low if low is not None else _one(B[m], A[m], rank) for m, low in enumerate(found)]
 
@@ -38,12 +43,16 @@ def _by_grams(B: Tensor, A: Tensor, rank: int) -> list[lowrank.LowRank | None]:
     if n > min(B.shape[1], A.shape[2]):
         return _of_products(B @ A, rank)
     left, right = gram.gram_of(B), gram.gram_of(A.mT)
+    # Columns of zeros, as lower ranks are padded with, say nothing and have no Cholesky factor: 1 stands in for them.
+    said = left.diagonal(dim1=1, dim2=2) > 0
+    right = torch.where(said[:, :, None] & said[:, None, :], right, 0.0)
     traces, size = left.diagonal(dim1=1, dim2=2).sum(1), torch.linalg.matrix_norm(right)
+    left = left + torch.diag_embed(torch.where(said, 0.0, traces[:, None] / n))
     L, shift = _cholesky(left, traces)
     total = (left * right).sum((1, 2))
     values, vectors, sound = leading_eigenpairs(L.mT @ (right @ L), min(rank, n))
     rounding = shift.clamp_min(torch.finfo(B.dtype).eps) * traces * size
-    sound = sound & (total > 0) & (rounding < gram.NOTHING * values[:, -1])
+    sound = sound & (total > 0) & (rounding < ROUNDING * values[:, -1])
     kept = values > gram.NOTHING * values[:, -1:]
     back = (right @ (L @ vectors)) * torch.where(kept, values, torch.inf).reciprocal()[:, None, :]
     U, turned = cholesky_qr(B @ back)
@@ -59,7 +68,7 @@ def _of_products(W: Tensor, rank: int) -> list[lowrank.LowRank | None]:
     values, U, sound = leading_eigenpairs(H, min(rank, H.shape[1]))
     rounding = torch.finfo(W.dtype).eps * torch.linalg.matrix_norm(H)
     total = W.square().sum((1, 2))
-    return _written(U, W.mT @ U, total, sound & (total > 0) & (rounding < gram.NOTHING * values[:, -1]), rank)
+    return _written(U, W.mT @ U, total, sound & (total > 0) & (rounding < ROUNDING * values[:, -1]), rank)
 
 
 def _swapped(low: lowrank.LowRank) -> lowrank.LowRank:

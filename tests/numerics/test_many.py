@@ -49,7 +49,30 @@ def tall() -> Pair:
     return factors(120, 400, 90)
 
 
-@pytest.mark.parametrize("cohort", [flat, falling, few_and_many, narrow, wide, tall])
+def padded() -> Pair:
+    """Every sixth client with half the rank of the others."""
+    B, A = factors(420, 360, 380)
+    B, A = B.clone(), A.clone()
+    for first in range(0, 360, 36):
+        B[:, :, first : first + 3], A[:, first : first + 3] = 0, 0
+    return B, A
+
+
+def not_begun() -> Pair:
+    """A client whose B is zero still, with an A that is not."""
+    B, A = factors(420, 360, 380)
+    B[:, :, 30:36] = 0
+    return B, A
+
+
+def copies() -> Pair:
+    """Of one client's columns, many times."""
+    B, A = factors(420, 360, 380)
+    B[:, :, 200:], A[:, 200:] = B[:, :, :160].clone(), A[:, :160].clone()
+    return B, A
+
+
+@pytest.mark.parametrize("cohort", [flat, falling, few_and_many, narrow, wide, tall, padded, not_begun, copies])
 def test_each_is_the_best_approximation(cohort: Callable[[], Pair], monkeypatch: pytest.MonkeyPatch) -> None:
     B, A = cohort()
     monkeypatch.setattr(many, "_one", lambda *_: pytest.fail("left to one at a time"))
@@ -67,7 +90,7 @@ def test_each_is_the_best_approximation(cohort: Callable[[], Pair], monkeypatch:
 
 def test_a_module_that_gram_matrices_cannot_tell_is_worked_on_alone_and_the_others_are_not() -> None:
     B, A = flat()
-    B[1, :, 200:] = B[1, :, :160]  # a Gram matrix without a Cholesky factor
+    B[1, :, 180:], A[1, 180:] = -B[1, :, :180], A[1, :180] * (1 + 1e-9)  # they cancel but for rounding
     B[2] = 0
     assert [low is None for low in many._by_grams(B, A, RANK)] == [False, True, True]
     for m, low in enumerate(many.means_truncated(B, A, RANK)):

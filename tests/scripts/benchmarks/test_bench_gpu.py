@@ -27,7 +27,9 @@ def test_the_whole_path_at_a_tiny_size(tmp_path: Path, capsys: pytest.CaptureFix
     assert list(rows)[:2] == ["bare PEFT loop", "FederatedTrainer.train_client"]
     assert all(float(row["ms"]) > 0 for row in rows.values())
     assert float(rows["bare PEFT loop"]["tokens_s"]) > 0
-    assert {"product_mean, 8 clients x 4 modules of 32 on cpu", "clair, 8 clients x 4 modules of 32 on cpu"} <= set(rows)
+    assert {"product_mean, 8 clients x 4 modules of 32 on cpu", "clair, 8 clients x 4 modules of 32 on cpu"} <= set(
+        rows
+    )
     printed, notes = capsys.readouterr().out, (tmp_path / "notes.md").read_text(encoding="utf-8")
     assert "torch" in notes
     assert notes.strip() in printed
