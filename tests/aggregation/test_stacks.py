@@ -164,16 +164,6 @@ def test_a_method_says_the_same_from_stacks(method: str, options: dict[str, obje
         assert here.flagged == ("c8",)
 
 
-def test_lower_ranks_and_a_start_that_is_mixed_in_are_no_reason_to_go_one_by_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("fedlora_hf.numerics.many._one", lambda *_: pytest.fail("left to one at a time"))
-    own = cohort(AdapterState({m: f * 0.1 for m, f in adapter(0, {"a.v": 2}).items()}))
-    own = replace(own, stacks=stacks_of(own), device=CPU)
-    for method, options in (("clair", {"clip": 0.7}), ("product_mean", {})):
-        assert combined(method, own, **options).weights
-
-
 def test_a_part_of_the_cohort_does_not_see_the_stacks_of_all() -> None:
     own = cohort()
     own = replace(own, stacks=stacks_of(own), device=CPU)
