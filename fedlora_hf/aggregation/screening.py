@@ -58,9 +58,9 @@ def screen(
         raise UpdateError(f"client id {repeated[0][:40]!r} comes twice: ids must differ; rename one of the two")
     quarantined: dict[str, str] = {}
     found: dict[str, Outline] = {}
-    at_once = _all_read([update for update in updates if not update.state.outline], reference)
+    looked_at = iter(_all_read([update for update in updates if not update.state.outline], reference))
     for update in updates:
-        result = _outlined(update) if update.state.outline else at_once[update.client_id]
+        result = _outlined(update) if update.state.outline else next(looked_at)
         if isinstance(result, str):
             quarantined[str(update.client_id)] = result
         else:
@@ -74,7 +74,8 @@ def screen(
             for client_id, outline in found.items()
             if (reason := mismatch(outline.shapes, expected, partial_modules) or _too_high(outline, ranks))
         }
-        results = _all_read([u for u in unread if u.client_id not in misfits], reference)
+        fitting = [update for update in unread if update.client_id not in misfits]
+        results = dict(zip((u.client_id for u in fitting), _all_read(fitting, reference), strict=True))
         unread = [update for update in unread if update.client_id in misfits]
         unsound_ones = {client_id: result for client_id, result in results.items() if isinstance(result, str)}
         if not unsound_ones:
@@ -124,10 +125,9 @@ def _unfit(update: ClientUpdate) -> str | None:
     return None
 
 
-def _all_read(updates: Sequence[ClientUpdate], reference: AdapterState | None) -> dict[str, Outline | str]:
-    """{client id: what `_read` says of it}, several clients at once where there is enough to read."""
-    results = side_by_side(lambda update: _read(update, reference), updates, len(updates) >= MANY, READERS)
-    return {update.client_id: result for update, result in zip(updates, results, strict=True)}
+def _all_read(updates: Sequence[ClientUpdate], reference: AdapterState | None) -> list[Outline | str]:
+    """What `_read` says of each, several clients at once where there are many."""
+    return list(side_by_side(lambda update: _read(update, reference), updates, len(updates) >= MANY, READERS))
 
 
 def _read(update: ClientUpdate, reference: AdapterState | None) -> Outline | str:

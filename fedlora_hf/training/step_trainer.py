@@ -13,6 +13,9 @@ from fedlora_hf.launch.processes import Processes
 from fedlora_hf.training.local import StoppedError
 from fedlora_hf.training.step_log import MAX_HISTORY, StepLog, input_tokens
 
+# Optimizers that are made of parameters alone.
+LISTED = ("adamw_torch", "adamw_torch_fused")
+
 
 class _Listed:
     """A model whose trainable parameters are known: Trainer asks for them twice, and walks over the model each time."""
@@ -43,8 +46,10 @@ class StepTrainer(Trainer):
         trained: these parameters, by their names in the wrapped model.
         """
         self.optimizer = self.lr_scheduler = None
-        known = self.model_wrapped is self.model
-        optimizer = self.create_optimizer(_Listed(self.model, trained) if known else None)
+        # A create_optimizer of somebody's own, and an optimizer that is given the model, see the model itself.
+        plain = type(self).create_optimizer is Trainer.create_optimizer and self.args.optim in LISTED
+        known = plain and self.model_wrapped is self.model
+        optimizer = self.create_optimizer(*([_Listed(self.model, trained)] if known else []))
         scheduler = self.create_scheduler(num_training_steps=steps, optimizer=optimizer)
         if self.accelerator.scaler is not None:
             self.optimizer = optimizer = self.accelerator.prepare_optimizer(optimizer)

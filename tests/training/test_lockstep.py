@@ -372,6 +372,24 @@ def test_a_subclass_that_trains_a_client_itself_is_refused(tmp_path: Path) -> No
         Own(models.tiny_llama(), args, models.token_clients(SIZES))
 
 
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_subclass_makes_an_optimizer_of_its_own_for_the_model_itself(tmp_path: Path, at_once: int) -> None:
+    seen = []
+
+    class Own(FederatedTrainer):
+        def create_optimizer(self) -> torch.optim.Optimizer:  # as most are written, without the model
+            seen.append(self.model)
+            trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+            self.optimizer = torch.optim.SGD(trained, lr=0.1)
+            return self.optimizer
+
+    args = FederatedConfig(**models.options(tmp_path, clients_at_once=at_once))
+    trainer = Own(models.tiny_llama(), args, models.token_clients(SIZES))
+    trainer.train()
+    assert len(seen) >= len(SIZES)
+    assert all(model is trainer.model for model in seen)
+
+
 @pytest.mark.parametrize("changes", [{"pipeline": "fedlora_optimizer"}, {"personal_proximal_mu": 0.5}])
 def test_personal_steps_are_taken_side_by_side(
     tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
