@@ -106,19 +106,25 @@ def aggregate(
 
 
 def _worked(cohort: Cohort, method: Method, settings: Any, choice: str) -> Aggregate:
-    """The method's result on the device that is chosen, brought to where the first client's factors are. Fixed
-    projections are drawn on the CPU and clients are judged there, so flags are the same wherever it is."""
-    home, place = cohort.updates[0].state[cohort.modules[0]].A.device, chosen_device(choice, cohort.updates)
-    if place == home and place.type == "cpu":
-        return rule_of(method)(cohort, settings)
+    """The method's result on the device that is chosen. Fixed projections are drawn on the CPU and clients are judged
+    there, so flags are the same wherever it is."""
+    place = chosen_device(choice, cohort.updates)
     try:
-        with closing(Stacks(cohort.updates, cohort.modules, place, free_memory(place))) as stacks:
-            result = rule_of(method)(replace(cohort, device=place, stacks=stacks), settings)
+        return _worked_on(place, cohort, method, settings)
     except torch.OutOfMemoryError:
         if choice != "auto":
             raise
-        say(f"aggregation: {place} has no room for it, so it is done on the CPU; aggregation_device=cpu begins there")
+    say(f"aggregation: {place} has no room for it, so it is done on the CPU; aggregation_device=cpu begins there")
+    return _worked_on(torch.device("cpu"), cohort, method, settings)
+
+
+def _worked_on(place: torch.device, cohort: Cohort, method: Method, settings: Any) -> Aggregate:
+    """The method's result on a device, brought to where the first client's factors are."""
+    home = cohort.updates[0].state[cohort.modules[0]].A.device
+    if place == home and place.type == "cpu":
         return rule_of(method)(cohort, settings)
+    with closing(Stacks(cohort.updates, cohort.modules, place, free_memory(place))) as stacks:
+        result = rule_of(method)(replace(cohort, device=place, stacks=stacks), settings)
     return replace(result, state=moved(result.state, home))
 
 

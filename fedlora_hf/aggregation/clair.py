@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fedlora_hf.aggregation.cohort import Cohort
 from fedlora_hf.aggregation.counts import limited
@@ -102,12 +103,8 @@ class CohortSource:
 
 def _joined(clients: Tensor, one: Tensor, side: int) -> Tensor:
     """One client more in dimension 1; the rank, in dimension `side`, is the larger of the two, with zeros."""
-    rank, parts = max(clients.shape[side], one.shape[side]), []
-    for part in (clients, one):
-        missing = list(part.shape)
-        missing[side] = rank - part.shape[side]
-        parts.append(torch.cat([part, part.new_zeros(missing)], dim=side))
-    return torch.cat(parts, dim=1)
+    rank, before = max(clients.shape[side], one.shape[side]), [0] * (-2 * side - 1)  # `pad` counts from the last
+    return torch.cat([pad(part, [*before, rank - part.shape[side]]) for part in (clients, one)], dim=1)
 
 
 def clair(cohort: Cohort, options: ClairOptions) -> Aggregate:

@@ -54,11 +54,9 @@ def weighted_products(cohort: Cohort, weights: Mapping[str, float]) -> tuple[Ada
     return state, {module: info for module, (_, info) in found.items()}
 
 
-def _weighted_stacks(
-    cohort: Cohort, stacks: Stacks, weights: Mapping[str, float]
-) -> dict[str, tuple[LoraFactors, dict[str, Any]]]:
+def _weighted_stacks(cohort: Cohort, stacks: Stacks, weights: Mapping[str, float]) -> dict[str, Written]:
     """The same from stacks of several modules, on their device."""
-    found: dict[str, tuple[LoraFactors, dict[str, Any]]] = {}
+    found: dict[str, Written] = {}
     share = torch.tensor([weights[k] for k in cohort.ids], dtype=torch.float64)
     kept = share.nonzero().squeeze(1)
     for group in stacks.groups:

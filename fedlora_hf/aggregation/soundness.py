@@ -40,10 +40,9 @@ def far_within(state: AdapterState, reference: AdapterState | None = None) -> bo
     for (module, own), norm_A, norm_B in zip(state.items(), norms[::2], norms[1::2], strict=True):
         unit = abs(reference[module].scale) if reference is not None and module in reference else 1.0
         scaled = abs(own.scale) * norm_B
-        # Twice the norms, for their rounding in whatever dtype they come.
-        if not (2 * max(norm_A, norm_B) <= LARGEST_ENTRY and 2 * scaled <= LARGEST_ENTRY * unit):
-            return False
-        if not 4 * norm_A * scaled <= LARGEST_NORM:
+        bounds = ((norm_A, LARGEST_ENTRY), (norm_B, LARGEST_ENTRY), (scaled, LARGEST_ENTRY * unit))
+        # Twice the norms, for their rounding in whatever dtype they come; no comparison with NaN is true.
+        if not (all(2 * norm <= bound for norm, bound in bounds) and 4 * norm_A * scaled <= LARGEST_NORM):
             return False
     return True
 

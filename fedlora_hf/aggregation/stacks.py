@@ -171,15 +171,19 @@ def _put(parts: Sequence[Tensor], place: Tensor, room: Callable[[Tensor], Tensor
     if all(part.device.type == "cpu" for part in parts):
         place.copy_(_filled(parts, room(place)), non_blocking=True)
     else:
-        _filled(parts, place)
+        _fill(parts, place)
 
 
-def _filled(parts: Sequence[Tensor], place: Tensor) -> Tensor:
-    """The parts one after the other in `place`, with zeros where one is smaller."""
-    alike = all(part.shape == place.shape[1:] and part.dtype == place.dtype for part in parts)
-    if alike and place.device.type == "cpu":
-        return torch.stack(list(parts), out=place)
+def _filled(parts: Sequence[Tensor], room: Tensor) -> Tensor:
+    """`room`, on the CPU as the parts are, with these one after the other."""
+    if all(part.shape == room.shape[1:] and part.dtype == room.dtype for part in parts):
+        return torch.stack(list(parts), out=room)
+    _fill(parts, room)
+    return room
+
+
+def _fill(parts: Sequence[Tensor], place: Tensor) -> None:
+    """Copy them one by one, with zeros where one is smaller."""
     place.zero_()
     for k, part in enumerate(parts):
         place[k, : part.shape[0], : part.shape[1]] = part
-    return place

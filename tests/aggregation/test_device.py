@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedlora_hf.aggregation import aggregate, device, rule_of
+from fedlora_hf.aggregation import _worked, aggregate, device, rule_of
 from fedlora_hf.aggregation.cohort import Cohort
 from fedlora_hf.aggregation.stacks import Stacks
 from fedlora_hf.config import FederatedConfig
@@ -156,6 +156,25 @@ def test_a_device_without_room_is_left_for_the_cpu_unless_it_was_asked_for(
     assert "meta has no room for it, so it is done on the CPU" in caplog.text
     here = combined("clair", cohort_of())
     assert all(torch.equal(found.state[module].A, here.state[module].A) for module in MODULES)
+
+
+def test_a_device_without_room_is_left_for_the_cpu_by_updates_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.device | None] = []
+
+    def crowded(cohort: Cohort, options: object) -> Aggregate:
+        asked.append(cohort.device)
+        if cohort.device == PLACE:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        assert type(cohort.factors("up")[0].A) is torch.Tensor
+        return Aggregate(AdapterState({}))
+
+    monkeypatch.setattr("fedlora_hf.aggregation.chosen_device", lambda *_: PLACE)
+    monkeypatch.setattr("fedlora_hf.aggregation.rule_of", lambda _: crowded)
+    with OtherDevice():
+        updates = tuple(replace(u, state=device.moved(u.state, PLACE)) for u in cohort_of().updates)
+        # Past screening, which takes the simulated device for what its name says: no values.
+        _worked(replace(cohort_of(), updates=updates), method_named("product_mean"), None, "auto")
+    assert asked == [PLACE, torch.device("cpu")]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

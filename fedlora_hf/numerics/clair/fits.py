@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fedlora_hf.methods.clair import ClairOptions
 from fedlora_hf.numerics.clair import refine
@@ -131,7 +132,7 @@ def _fit_modules(
     B, A = turned(source.change(key), options.side)
     rank, unit = max(plan.rank for plan in plans), torch.stack([plan.unit for plan in plans])
     starts = [_start(own, plan).to(B) for own, plan in zip(blocks, plans, strict=True)]
-    start = torch.stack([torch.cat([own, own.new_zeros(len(own), rank - own.shape[1])], dim=1) for own in starts])
+    start = torch.stack([pad(own, (0, rank - own.shape[1])) for own in starts])
     if all(own.grams is not None for own in blocks):
         kept = [own.grams for own in blocks if own.grams is not None]
         grams = Grams(*(torch.stack(parts) for parts in zip(*kept, strict=True)))
