@@ -75,7 +75,8 @@ def draw_attacks(rows: Sequence[Row], path: Path) -> None:
         names = attacks if number == 0 else [""] * len(attacks)
         image = heat(axes, values, names, list(columns), (0.0, 0.5), turned=True)
         seeds = len({row["seed"] for row in own})
-        axes.set_title(f"{base}: {split} clients, {seeds} seed{'s' if seeds > 1 else ''}", fontsize=10)
+        clients = DATA.get(split, f"{split} clients")
+        axes.set_title(f"{base}: {clients}, {seeds} seed{'s' if seeds > 1 else ''}", fontsize=10)
     bar(canvas, image, list(panels), "nats a token above the row's best", [0.0, 0.5])
     save(canvas, path)
 
