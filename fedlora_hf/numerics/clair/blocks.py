@@ -65,9 +65,8 @@ class Blocks:
         for m in range(count):
             one = Blocks(None if self.basis is None else self.basis[m], self.coords[m], self.energy[m], self.out)
             if self.inward is not None and self.grams is not None:
-                used = self.coords[m].abs().amax((0, 2)) > 0
-                kept = slice(None) if bool(used.all()) else used.nonzero().squeeze(1)
-                inward = self.inward[m][:, kept if isinstance(kept, slice) else kept.to(self.inward.device)]
+                kept = self.coords[m].abs().amax((0, 2)).nonzero().squeeze(1)
+                inward = self.inward[m][:, kept.to(self.inward.device)]
                 grams = Grams(self.grams.B[m], self.grams.A[m])
                 one = replace(one, coords=one.coords[:, kept], inward=inward, grams=grams)
             found.append(one)
